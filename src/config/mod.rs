@@ -1,0 +1,3 @@
+//! Configuration: fragment (one file) → input (merged, with the origin of each value) → settings (typed, valid).
+
+pub mod settings;

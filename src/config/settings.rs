@@ -1,0 +1,135 @@
+//! Settings: typed and valid. Nothing downstream checks them again.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::secret::{ClientSecret, on_wire};
+
+/// Everything that is configured.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `[daemon]`
+    pub daemon: Daemon,
+    /// `[provider.*]`, in the order of their names.
+    pub providers: Vec<Provider>,
+}
+
+/// `[daemon]`
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    /// `credential_directory`; default `SEC_CREDENTIAL_DIRECTORY_OAUTH`.
+    pub credential_directory: PathBuf,
+    /// `courier_user`, who the network process becomes when started as root; default `evercred`.
+    pub courier_user: String,
+    /// `metrics_listen`; kept for the endpoint.
+    pub metrics_listen: Option<SocketAddr>,
+    /// `status_socket`; kept for the endpoint.
+    pub status_socket: Option<PathBuf>,
+    /// `full_scan`: how often everything is looked at, whatever the watch says; default 10 min.
+    pub full_scan: Duration,
+    /// `SEC_CREDENTIAL_REFRESH`: how often a starter asks for fresh credentials; default 300 s.
+    pub refresh: Duration,
+    /// `log`: a path, `syslog` or `stderr`; default: `CREDMON_OAUTH_LOG` / the knob of our daemon's name.
+    pub log: Option<String>,
+}
+
+/// `[provider.NAME]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Provider {
+    /// NAME.
+    pub name: String,
+    /// `services`; default: the service called NAME.
+    pub services: Vec<String>,
+    /// `kind` and what belongs to it.
+    pub kind: ProviderKind,
+    /// `issuer`: the OAuth2/OIDC issuer; for mytoken the provider behind the server.
+    pub issuer: Option<String>,
+    /// `scopes` to ask for, unless the `.top` says otherwise.
+    pub scopes: Vec<String>,
+    /// `audience` to ask for, unless the `.top` says otherwise.
+    pub audience: Vec<String>,
+    /// `shortfall = "refuse" | "flag"`: what happens if scope or audience fall short; default refuse.
+    pub shortfall: Shortfall,
+    /// `default_lifetime` of access tokens without any expiry; default 1 h.
+    pub default_lifetime: Duration,
+    /// `use_format = "json" | "bare"`; default json.
+    pub use_format: UseFormat,
+    /// `max_in_flight`; default 64.
+    pub max_in_flight: u32,
+    /// `max_per_second`; default 50.
+    pub max_per_second: u32,
+    /// `timeout` of one exchange; default 20 s.
+    pub timeout: Duration,
+    /// `ca_file`: PEM, in addition to the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// `fernet_key_file`: opens `.top` files that are Fernet text. Not sent to the courier.
+    #[serde(skip)]
+    pub fernet_key_file: Option<PathBuf>,
+}
+
+/// Where tokens come from and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ProviderKind {
+    /// `oauth2`: RFC 6749 refresh grant.
+    OAuth2(OAuth2),
+    /// `mytoken`: a mytoken server.
+    Mytoken {
+        /// `server`: the instance's URL.
+        server: String,
+    },
+}
+
+/// `kind = "oauth2"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OAuth2 {
+    /// `token_endpoint`; absent: discovery at `issuer`.
+    pub token_endpoint: Option<String>,
+    /// `client_id`
+    pub client_id: String,
+    /// Contents of `client_secret_file`, without the newline; absent: a public client.
+    #[serde(with = "on_wire::option")]
+    pub client_secret: Option<ClientSecret>,
+    /// `client_auth = "header" | "body"`; default header.
+    pub client_auth: ClientAuth,
+    /// `audience_style = "audience" | "repeated" | "resource"`; default audience (blank-separated).
+    pub audience_style: AudienceStyle,
+}
+
+/// How the client shows its secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientAuth {
+    /// HTTP Basic.
+    Header,
+    /// `client_id` and `client_secret` in the form.
+    Body,
+}
+
+/// How an audience is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AudienceStyle {
+    /// `audience=a b`
+    Audience,
+    /// `audience=a&audience=b`
+    Repeated,
+    /// RFC 8707: `resource=a&resource=b`
+    Resource,
+}
+
+/// What to do when less is granted than was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shortfall {
+    /// Refuse the token.
+    Refuse,
+    /// Publish it, and say so.
+    Flag,
+}
+
+/// What a `.use` looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UseFormat {
+    /// One line of JSON.
+    Json,
+    /// The access token alone.
+    Bare,
+}

@@ -1,0 +1,9 @@
+//! Everything that is decided, and nothing that is done: no IO, clock, randomness, async or logging in here.
+//! `clippy.toml` and `tests/layering.rs` hold that.
+
+pub mod answer;
+pub mod id;
+pub mod secret;
+pub mod time;
+pub mod top;
+pub mod use_file;

@@ -1,0 +1,124 @@
+//! Error kinds with stable labels, their classes, and exit codes. Logs, metrics, status and tests share the labels.
+
+use serde::{Deserialize, Serialize};
+
+/// What to do about an error (DESIGN: rule 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Retry soon, with backoff: the world is at fault.
+    Transient,
+    /// Retry slowly: only time or somebody else can change it, and the credential may recover.
+    Slow,
+    /// The issuer refuses this refresh token: confirm once, then park until the `.top` changes.
+    Refused,
+    /// Our own fault: the provider is parked and probed rarely.
+    Ours,
+    /// The `.top` itself is unusable: wait until it changes.
+    Input,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $label:literal, $class:ident;)*) => {
+        /// Every way in which a renewal fails.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Kind { $($(#[$doc])* $name,)* }
+
+        impl Kind {
+            /// All kinds.
+            pub const ALL: &'static [Kind] = &[$(Kind::$name,)*];
+            /// The stable label.
+            #[must_use]
+            pub fn label(self) -> &'static str { match self { $(Kind::$name => $label,)* } }
+            /// What to do about it.
+            #[must_use]
+            pub fn class(self) -> Class { match self { $(Kind::$name => Class::$class,)* } }
+        }
+    };
+}
+
+kinds! {
+    /// DNS, TCP or a broken connection.
+    Network = "network", Transient;
+    /// TLS failed: certificate, name or protocol.
+    Tls = "tls", Transient;
+    /// No answer in time.
+    Timeout = "timeout", Transient;
+    /// HTTP 5xx.
+    ServerError = "server-error", Transient;
+    /// HTTP 429.
+    RateLimited = "rate-limited", Transient;
+    /// A redirect, which a token request never follows.
+    Redirect = "redirect", Transient;
+    /// The answer is larger than we read.
+    AnswerTooLarge = "answer-too-large", Transient;
+    /// Not JSON, half a JSON, HTML, or a required member is missing.
+    BadAnswer = "bad-answer", Transient;
+    /// The access token's expiry is in the past or absurd.
+    BadExpiry = "bad-expiry", Transient;
+    /// The answer comes from another issuer than configured.
+    WrongIssuer = "wrong-issuer", Slow;
+    /// Granted scope does not cover the requested.
+    ScopeShortfall = "scope-shortfall", Slow;
+    /// Granted audience does not cover the requested.
+    AudienceShortfall = "audience-shortfall", Slow;
+    /// Discovery failed, or names another issuer.
+    Discovery = "discovery", Transient;
+    /// mytoken: not valid yet, or clocks disagree.
+    NotYetValid = "not-yet-valid", Slow;
+    /// mytoken: restrictions or capabilities do not allow it.
+    Restricted = "restricted", Slow;
+    /// mytoken: the provider behind it refuses; the user must approve again.
+    ReauthNeeded = "reauth-needed", Slow;
+    /// `invalid_grant`, or a mytoken that was revoked or superseded.
+    Revoked = "revoked", Refused;
+    /// The refresh token has expired.
+    Expired = "expired", Refused;
+    /// The issuer calls the refresh token malformed.
+    Invalid = "invalid", Refused;
+    /// `invalid_client`, `unauthorized_client`: our client's credentials.
+    ClientRefused = "client-refused", Ours;
+    /// `invalid_scope`, `invalid_request`, `invalid_target`, `unsupported_grant_type`: our configuration.
+    RequestRefused = "request-refused", Slow;
+    /// The courier died with the exchange under way.
+    CourierLost = "courier-lost", Transient;
+    /// No space or inodes for the answer: nothing was spent.
+    NoSpace = "no-space", Transient;
+    /// The credential directory did not take the file.
+    PublishFailed = "publish-failed", Transient;
+    /// The `.top` cannot be read.
+    TopUnreadable = "top-unreadable", Input;
+    /// Larger than 256 KiB.
+    TopTooLarge = "top-too-large", Input;
+    /// Not UTF-8.
+    TopNotUtf8 = "top-not-utf8", Input;
+    /// Nothing in it.
+    TopEmpty = "top-empty", Input;
+    /// A symbolic link, a hard link, or not a regular file.
+    TopNotRegular = "top-not-regular", Input;
+    /// Owned by somebody who may not write there, or open to others.
+    TopWrongOwner = "top-wrong-owner", Input;
+    /// Readable, but no refresh token in any known shape.
+    TopNoToken = "top-no-token", Input;
+    /// Fernet text without a key that opens it.
+    TopSealed = "top-sealed", Input;
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// Exit codes that others script against.
+pub mod exit {
+    /// Stopped as asked.
+    pub const OK: u8 = 0;
+    /// Failed.
+    pub const FAILED: u8 = 1;
+    /// The log cannot be written.
+    pub const LOG: u8 = 44;
+    /// Bad configuration.
+    pub const CONFIG: u8 = 78;
+    /// Bad configuration, under `condor_master`: do not restart in a loop.
+    pub const NO_RESTART: u8 = 99;
+}
