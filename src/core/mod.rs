@@ -2,7 +2,10 @@
 //! `clippy.toml` and `tests/layering.rs` hold that.
 
 pub mod answer;
+pub mod budget;
 pub mod id;
+pub mod planner;
+pub mod schedule;
 pub mod secret;
 pub mod time;
 pub mod top;

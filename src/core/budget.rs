@@ -1,0 +1,143 @@
+//! What one issuer may be asked: so many at once, so many a second, and nothing much while it is down.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{
+    schedule::{RETRY_FIRST, RETRY_MOST},
+    time::Tick,
+};
+
+/// Limits of one issuer, from the provider's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Exchanges under way at once.
+    pub in_flight: u32,
+    /// Exchanges started a second, with a burst of one second's worth.
+    pub per_second: u32,
+}
+
+/// So many different credentials must fail in a row before the issuer counts as down: one bad one is not enough.
+const FAILURES_TO_OPEN: usize = 5;
+/// A provider whose client is refused is asked again this rarely.
+const PARKED_PROBE: Duration = Duration::from_secs(300);
+
+/// The state of one issuer's budget and circuit.
+#[derive(Debug)]
+pub struct Budget {
+    limits: Limits,
+    in_flight: u32,
+    /// Thousandths of an exchange.
+    saved: u64,
+    counted_at: Tick,
+    not_before: Tick,
+    failing: BTreeSet<usize>,
+    open_for: Option<Duration>,
+    parked: bool,
+}
+
+impl Budget {
+    /// Full budget, closed circuit.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            in_flight: 0,
+            saved: u64::from(limits.per_second) * 1000,
+            counted_at: Tick(0),
+            not_before: Tick(0),
+            failing: BTreeSet::new(),
+            open_for: None,
+            parked: false,
+        }
+    }
+
+    /// Whether an exchange may start now; otherwise when to ask again (`None`: when one of those in flight ends).
+    ///
+    /// # Errors
+    /// Not now.
+    pub fn may_start(&mut self, now: Tick) -> Result<(), Option<Tick>> {
+        self.count(now);
+        let probing = self.parked || self.open_for.is_some();
+        if self.in_flight >= if probing { 1 } else { self.limits.in_flight } {
+            return Err(None);
+        }
+        if now < self.not_before {
+            return Err(Some(self.not_before));
+        }
+        if self.saved < 1000 {
+            let wait = (1000 - self.saved).div_ceil(u64::from(self.limits.per_second.max(1)));
+            return Err(Some(now.plus(Duration::from_millis(wait.max(1)))));
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, now: Tick) {
+        let passed = u64::try_from(now.since(self.counted_at).as_millis()).unwrap_or(u64::MAX);
+        let most = u64::from(self.limits.per_second) * 1000;
+        self.saved = self.saved.saturating_add(passed.saturating_mul(u64::from(self.limits.per_second))).min(most);
+        self.counted_at = now;
+    }
+
+    /// An exchange starts.
+    pub fn started(&mut self) {
+        self.in_flight += 1;
+        self.saved = self.saved.saturating_sub(1000);
+    }
+
+    /// An exchange ended without telling anything about the issuer.
+    pub fn ended(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// The issuer answered properly (a refusal of one credential is a proper answer): true if it had been down.
+    pub fn answered(&mut self) -> bool {
+        self.failing.clear();
+        let was_down = self.parked || self.open_for.is_some();
+        if was_down {
+            self.not_before = Tick(0);
+        }
+        self.parked = false;
+        self.open_for = None;
+        was_down
+    }
+
+    /// The issuer failed for credential `slot`: true if the circuit opens with this one.
+    pub fn failed(&mut self, now: Tick, slot: usize) -> bool {
+        if let Some(before) = self.open_for {
+            let wait = before.saturating_mul(2).min(RETRY_MOST);
+            self.open_for = Some(wait);
+            self.not_before = self.not_before.max(now.plus(wait));
+            return false;
+        }
+        self.failing.insert(slot);
+        if self.failing.len() < FAILURES_TO_OPEN {
+            return false;
+        }
+        self.open_for = Some(RETRY_FIRST);
+        self.not_before = self.not_before.max(now.plus(RETRY_FIRST));
+        true
+    }
+
+    /// The issuer asked us to wait.
+    pub fn pause(&mut self, now: Tick, wait: Duration) {
+        self.not_before = self.not_before.max(now.plus(wait.min(Duration::from_secs(3600))));
+    }
+
+    /// Our client was refused: true the first time.
+    pub fn park(&mut self, now: Tick) -> bool {
+        self.not_before = self.not_before.max(now.plus(PARKED_PROBE));
+        !std::mem::replace(&mut self.parked, true)
+    }
+
+    /// Exchanges under way.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Down: only single probes go out.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.parked || self.open_for.is_some()
+    }
+}

@@ -1,0 +1,185 @@
+//! File work on a few threads, so that one slow flush delays no other credential. Every job ends in one [`Input`].
+
+use std::sync::{
+    Arc, Mutex,
+    mpsc::{Receiver, Sender, channel},
+};
+
+use super::driver::{Held, Input, Owner};
+use crate::{
+    config::settings::Provider,
+    core::{
+        answer::Grant,
+        id::CredentialId,
+        planner::Event,
+        time::Timestamp,
+        top::Identity,
+        use_file,
+    },
+    error::Kind,
+    spool::{PublishError, Spool, seal::Seal},
+};
+
+/// Threads for file work: flushes overlap in the file system's journal.
+const THREADS: usize = 16;
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Job {
+    /// Read the `.top`, reserve space, and hand the request back for the courier.
+    Prepare {
+        /// Exchange.
+        number: u64,
+        /// Credential.
+        id: CredentialId,
+        /// The `.top` the planner knows.
+        identity: Identity,
+        /// Its provider.
+        owner: Arc<Owner>,
+    },
+    /// Make the rotated refresh token durable.
+    Keep {
+        /// Exchange.
+        number: u64,
+        /// The `.top` to replace.
+        identity: Identity,
+        /// What is held for the exchange.
+        held: Box<Held>,
+    },
+    /// Publish the access token.
+    Publish {
+        /// Exchange.
+        number: u64,
+        /// The `.top` it belongs to.
+        identity: Identity,
+        /// What is held for the exchange.
+        held: Box<Held>,
+        /// Wall time, for `issued_at` and `expires_at`.
+        now: Timestamp,
+    },
+}
+
+/// The pool.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    jobs: Sender<Job>,
+}
+
+impl Disk {
+    /// Start the threads.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn start(spool: &Arc<Spool>, inputs: &Sender<Input>) -> std::io::Result<Self> {
+        let (jobs, queue) = channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for n in 0..THREADS {
+            let (queue, spool, inputs) = (Arc::clone(&queue), Arc::clone(spool), inputs.clone());
+            std::thread::Builder::new()
+                .name(format!("disk-{n}"))
+                .stack_size(256 * 1024)
+                .spawn(move || work(&queue, &spool, &inputs))?;
+        }
+        Ok(Self { jobs })
+    }
+
+    /// Hand over a job.
+    pub fn submit(&self, job: Job) {
+        // The threads end only with the process.
+        drop(self.jobs.send(job));
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>, spool: &Spool, inputs: &Sender<Input>) {
+    loop {
+        let job = match queue.lock() {
+            Ok(queue) => queue.recv(),
+            Err(_) => return,
+        };
+        let Ok(job) = job else { return };
+        if inputs.send(run(spool, job)).is_err() {
+            return;
+        }
+    }
+}
+
+fn run(spool: &Spool, job: Job) -> Input {
+    match job {
+        Job::Prepare { number, id, identity, owner } => prepare(spool, number, id, identity, owner),
+        Job::Keep { number, identity, mut held } => {
+            let Some(new) = held.rotated.clone() else {
+                return Input::Event(Event::PublishFailed { number, kind: Kind::BadAnswer });
+            };
+            let seal = held.owner.seal.as_ref();
+            let event = match spool.keep_refresh_token(&held.id, &mut held.reservation, identity, &new, seal) {
+                Ok(identity) => {
+                    held.rotated = None;
+                    Event::Kept { number, identity }
+                }
+                Err(error) => failed(number, &error).unwrap_or(Event::KeepFailed { number, kind: kind(&error) }),
+            };
+            Input::Back { held, number, event }
+        }
+        Job::Publish { number, identity, held, now } => {
+            let Held { id, owner, reservation, answer, .. } = *held;
+            let Some(answer) = answer else {
+                return Input::Event(Event::PublishFailed { number, kind: Kind::BadAnswer });
+            };
+            let bytes = use_file::render(&answer, owner.provider.use_format, now);
+            Input::Event(match spool.publish_use(&id, reservation, identity, &bytes) {
+                Ok(()) => Event::Published { number },
+                Err(error) => {
+                    failed(number, &error).unwrap_or(Event::PublishFailed { number, kind: kind(&error) })
+                }
+            })
+        }
+    }
+}
+
+fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, owner: Arc<Owner>) -> Input {
+    let fail = |kind| Input::Event(Event::Answered { number, result: Err(crate::core::planner::Failure {
+        kind, retry_after: None, rotated: false }) });
+    let (found, top) = match spool.read_top(&id, owner.seal.as_ref()) {
+        Ok(read) => read,
+        Err(kind) => return fail(kind),
+    };
+    if found != identity {
+        return Input::Event(Event::Superseded { number });
+    }
+    let room = usize::try_from(identity.size).unwrap_or(0).saturating_add(8192);
+    let reservation = match spool.reserve(&id, room, 16 * 1024) {
+        Ok(reservation) => reservation,
+        Err(error) => return fail(kind(&error)),
+    };
+    let grant = grant(&owner.provider, &top);
+    Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, answer: None, rotated: None }) }
+}
+
+/// The `.top`'s own wishes come before the provider's.
+fn grant(provider: &Provider, top: &crate::core::top::Top) -> Grant {
+    Grant {
+        refresh_token: top.refresh_token().clone(),
+        scopes: top.scopes.clone().unwrap_or_else(|| provider.scopes.clone()),
+        audience: top.audience.clone().unwrap_or_else(|| provider.audience.clone()),
+    }
+}
+
+fn failed(number: u64, error: &PublishError) -> Option<Event> {
+    matches!(error, PublishError::Superseded | PublishError::Gone).then_some(Event::Superseded { number })
+}
+
+fn kind(error: &PublishError) -> Kind {
+    if matches!(error, PublishError::NoSpace { .. }) { Kind::NoSpace } else { Kind::PublishFailed }
+}
+
+/// Opens `.top` files that are Fernet text.
+///
+/// # Errors
+/// The key file is missing, open to others, or holds no key.
+pub fn seal(provider: &Provider) -> Result<Option<Seal>, String> {
+    provider
+        .fernet_key_file
+        .as_deref()
+        .map(|path| Seal::from_key_file(path).map_err(|e| format!("{}: {e}", path.display())))
+        .transpose()
+}

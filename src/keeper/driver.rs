@@ -1,0 +1,401 @@
+//! The loop around the planner: inputs in, actions performed, sleep until the planner wants to be asked again.
+//!
+//! What an exchange holds (reserved space, the answer, a rotated refresh token) lives in [`Held`] under its number and
+//! is dropped only when the planner says so.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    announce::Announcer,
+    disk::{Disk, Job},
+    link::Link,
+    scanner::Look,
+};
+use crate::{
+    config::settings::{Provider, Settings},
+    core::{
+        answer::{Answer, Grant, Outcome},
+        id::{CredentialId, UserName},
+        planner::{Action, Brought, Event, Failure, Planner},
+        secret::RefreshToken,
+        time::{Now, Tick, Timestamp},
+    },
+    courier::frame::ToCourier,
+    error::Kind,
+    spool::{Reservation, Spool, seal::Seal},
+};
+
+/// A provider and what only the keeper holds for it.
+#[derive(Debug)]
+pub struct Owner {
+    /// Its settings.
+    pub provider: Provider,
+    /// Opens and closes `.top` files that are Fernet text.
+    pub seal: Option<Seal>,
+}
+
+/// What is held for an exchange under way.
+#[derive(Debug)]
+pub struct Held {
+    /// Whose.
+    pub id: CredentialId,
+    /// Its provider.
+    pub owner: Arc<Owner>,
+    /// Space for both files.
+    pub reservation: Reservation,
+    /// The answer, once it is there.
+    pub answer: Option<Answer>,
+    /// The refresh token that must be made durable first.
+    pub rotated: Option<RefreshToken>,
+}
+
+/// Everything that reaches the loop.
+#[derive(Debug)]
+pub enum Input {
+    /// For the planner as it is.
+    Event(Event),
+    /// All directories have been looked at.
+    FullScan(BTreeSet<UserName>),
+    /// A request is ready for the courier.
+    Ask {
+        /// Exchange.
+        number: u64,
+        /// What to ask.
+        grant: Grant,
+        /// What is held meanwhile.
+        held: Box<Held>,
+    },
+    /// A job gives back what it was handed.
+    Back {
+        /// Exchange.
+        number: u64,
+        /// What is held.
+        held: Box<Held>,
+        /// What happened.
+        event: Event,
+    },
+    /// The courier is ready.
+    CourierUp {
+        /// Of which link.
+        generation: u64,
+        /// Its process.
+        pid: u32,
+        /// What confines it.
+        sandbox: String,
+    },
+    /// The courier is gone.
+    CourierDown {
+        /// Of which link.
+        generation: u64,
+        /// Why.
+        why: String,
+    },
+    /// An exchange ended.
+    Answer {
+        /// Of which link.
+        generation: u64,
+        /// Exchange.
+        number: u64,
+        /// How.
+        outcome: Outcome,
+    },
+    /// SIGHUP.
+    Hangup,
+    /// The configuration was read again, is valid and differs.
+    Reload(Box<Settings>),
+    /// SIGTERM, SIGINT or SIGQUIT.
+    Stop,
+}
+
+/// Both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Ticks count from now.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "a clock starts when it is made, not by default")]
+    pub fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// Read both.
+    #[must_use]
+    pub fn now(self) -> Now {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Now {
+            wall: Timestamp(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX)),
+            // From 1 on: zero is "never" in some sums.
+            tick: Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)),
+        }
+    }
+}
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Asked to stop.
+    Stopped,
+    /// `--once`: everything due was tried.
+    Done {
+        /// Whether anything failed.
+        failed: bool,
+    },
+    /// The configuration may have changed: ask again, with everything in flight brought home.
+    Reload,
+}
+
+/// The parts that the loop drives.
+#[derive(Debug)]
+pub struct Driver {
+    /// The decisions.
+    pub planner: Planner,
+    /// The clocks.
+    pub clock: Clock,
+    /// The credential directory.
+    pub spool: Arc<Spool>,
+    /// The file work.
+    pub disk: Disk,
+    /// The courier.
+    pub link: Link,
+    /// The providers, by index.
+    pub owners: Vec<Arc<Owner>>,
+    /// To the scanner.
+    pub looks: Sender<Look>,
+    /// `--once`.
+    pub once: bool,
+    /// To the thread that reads the configuration again.
+    pub hangups: Sender<()>,
+    /// The settings that a reload brought.
+    pub reloaded: Option<Box<Settings>>,
+    held: HashMap<u64, Box<Held>>,
+    asked: BTreeSet<u64>,
+    unsent: Vec<(u64, usize, Grant)>,
+    courier_up: bool,
+    announcer: Announcer,
+    stop_by: Option<(Instant, End)>,
+    scanned: bool,
+    failed: bool,
+}
+
+/// How long a stop waits for what is in flight.
+const STOP_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a reload waits for it: longer than any exchange takes.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
+
+impl Driver {
+    /// Put the parts together.
+    #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "one constructor of the one struct that holds every part")]
+    pub fn new(
+        planner: Planner,
+        clock: Clock,
+        spool: Arc<Spool>,
+        disk: Disk,
+        link: Link,
+        owners: Vec<Arc<Owner>>,
+        looks: Sender<Look>,
+        hangups: Sender<()>,
+        once: bool,
+    ) -> Self {
+        Self {
+            planner,
+            clock,
+            spool,
+            disk,
+            link,
+            owners,
+            looks,
+            once,
+            hangups,
+            reloaded: None,
+            held: HashMap::new(),
+            asked: BTreeSet::new(),
+            unsent: Vec::new(),
+            courier_up: false,
+            announcer: Announcer::default(),
+            stop_by: None,
+            scanned: false,
+            failed: false,
+        }
+    }
+
+    /// Run until something ends it.
+    pub fn run(&mut self, inputs: &Receiver<Input>) -> End {
+        loop {
+            let now = self.clock.now();
+            while let Some(action) = self.planner.next_action(now) {
+                self.perform(now, action);
+            }
+            if let Some((by, end)) = self.stop_by
+                && (self.planner.is_idle() || Instant::now() >= by)
+            {
+                return end;
+            }
+            if self.once && self.scanned && self.settled() {
+                return End::Done { failed: self.failed };
+            }
+            let mut wait = self.planner.next_deadline(now);
+            if let Some((by, _)) = self.stop_by {
+                wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
+            }
+            let mut input = match inputs.recv_timeout(wait) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return End::Stopped,
+            };
+            let mut handled = 0;
+            while let Some(one) = input {
+                self.take(one);
+                handled += 1;
+                input = if handled < 256 { inputs.try_recv().ok() } else { None };
+            }
+        }
+    }
+
+    fn settled(&self) -> bool {
+        let s = self.planner.snapshot();
+        s.queued == 0 && s.in_flight == 0 && self.planner.is_idle()
+    }
+
+    fn take(&mut self, input: Input) {
+        let now = self.clock.now();
+        match input {
+            Input::Event(event) => self.planner.handle(now, event),
+            Input::FullScan(users) => {
+                self.planner.handle(now, Event::FullScan { users });
+                if let Err(error) = self.spool.touch_complete() {
+                    tracing::warn!(%error, "cannot touch CREDMON_COMPLETE");
+                }
+                self.scanned = true;
+            }
+            Input::Ask { number, grant, held } => {
+                let provider = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)).unwrap_or(usize::MAX);
+                self.held.insert(number, held);
+                if self.courier_up {
+                    self.ask(number, provider, grant);
+                } else {
+                    self.unsent.push((number, provider, grant));
+                }
+            }
+            Input::Back { number, held, event } => {
+                self.held.insert(number, held);
+                self.planner.handle(now, event);
+            }
+            Input::CourierUp { generation, pid, sandbox } if generation == self.link.generation() => {
+                tracing::info!(pid, sandbox, "courier is ready");
+                self.courier_up = true;
+                for (number, provider, grant) in std::mem::take(&mut self.unsent) {
+                    self.ask(number, provider, grant);
+                }
+            }
+            Input::CourierDown { generation, why } if generation == self.link.generation() => {
+                tracing::error!(why, lost = self.asked.len(), "courier is down; starting another");
+                self.courier_up = false;
+                for number in std::mem::take(&mut self.asked) {
+                    self.lost(now, number);
+                }
+            }
+            Input::Answer { generation, number, outcome } if generation == self.link.generation() => {
+                self.answered(now, number, outcome);
+            }
+            Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } => {}
+            Input::Hangup => {
+                drop(self.looks.send(Look::All));
+                drop(self.hangups.send(()));
+            }
+            Input::Reload(settings) => {
+                self.reloaded = Some(settings);
+                if self.stop_by.is_none() {
+                    tracing::info!("configuration changed: bringing home what is in flight");
+                    self.planner.stop();
+                    self.stop_by = Some((Instant::now() + RELOAD_PATIENCE, End::Reload));
+                }
+            }
+            Input::Stop => {
+                tracing::info!("stopping");
+                self.planner.stop();
+                self.stop_by = Some((Instant::now() + STOP_PATIENCE, End::Stopped));
+            }
+        }
+    }
+
+    fn ask(&mut self, number: u64, provider: usize, grant: Grant) {
+        match self.link.send(&ToCourier::Exchange { number, provider, grant }) {
+            Ok(()) => {
+                self.asked.insert(number);
+            }
+            Err(error) => {
+                tracing::debug!(%error, number, "the courier does not take a request");
+                let now = self.clock.now();
+                self.lost(now, number);
+            }
+        }
+    }
+
+    fn lost(&mut self, now: Now, number: u64) {
+        let failure = Failure { kind: Kind::CourierLost, retry_after: None, rotated: false };
+        self.planner.handle(now, Event::Answered { number, result: Err(failure) });
+    }
+
+    fn answered(&mut self, now: Now, number: u64, outcome: Outcome) {
+        self.asked.remove(&number);
+        let Some(held) = self.held.get_mut(&number) else { return };
+        let result = match outcome {
+            Ok(mut answer) => {
+                held.rotated = answer.rotated.take();
+                let brought = Brought {
+                    lifetime: answer.lifetime,
+                    rotated: held.rotated.is_some(),
+                    flagged: answer.flagged,
+                };
+                held.answer = Some(answer);
+                Ok(brought)
+            }
+            Err(error) => {
+                self.announcer.note(&held.id, error.detail);
+                held.rotated = error.rotated;
+                Err(Failure { kind: error.kind, retry_after: error.retry_after, rotated: held.rotated.is_some() })
+            }
+        };
+        self.planner.handle(now, Event::Answered { number, result });
+    }
+
+    fn perform(&mut self, now: Now, action: Action) {
+        match action {
+            Action::Exchange { number, id, provider, identity } => {
+                if let Some(owner) = self.owners.get(provider) {
+                    self.disk.submit(Job::Prepare { number, id, identity, owner: Arc::clone(owner) });
+                }
+            }
+            Action::Keep { number, identity } => {
+                if let Some(held) = self.held.remove(&number) {
+                    self.disk.submit(Job::Keep { number, identity, held });
+                }
+            }
+            Action::Publish { number, identity } => {
+                if let Some(held) = self.held.remove(&number) {
+                    self.disk.submit(Job::Publish { number, identity, held, now: now.wall });
+                }
+            }
+            Action::Discard { number } => {
+                self.held.remove(&number);
+            }
+            Action::Look { user } => drop(self.looks.send(Look::User(user))),
+            Action::Announce(announcement) => {
+                use crate::core::planner::Announcement as A;
+                self.failed |= matches!(announcement, A::Failed { .. } | A::Parked { .. } | A::Unusable { .. });
+                self.announcer.tell(&self.owners, &announcement);
+            }
+        }
+    }
+}

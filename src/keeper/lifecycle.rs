@@ -1,0 +1,267 @@
+//! From the command line to a running credmon, and to its end: settings, log, privileges, spool, threads, signals,
+//! reloads. Exit codes as in DESIGN §5.
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use nix::unistd::{User, geteuid};
+
+use super::{
+    disk::{self, Disk},
+    driver::{Clock, Driver, End, Input, Owner},
+    link::{Link, Recipe},
+    log, scanner,
+};
+use crate::{
+    cli,
+    config::{
+        self, Sources,
+        settings::{Provider, Settings},
+    },
+    core::{budget::Limits, planner::Planner},
+    error::exit,
+    spool::{Owners, Spool, watch::Watch},
+};
+
+/// At most one reload in this time.
+const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
+/// Full scans come this often if the system refuses more watches.
+const BLIND_SCAN: Duration = Duration::from_secs(60);
+
+/// `condor_credmon_evercred`.
+#[must_use]
+pub fn main() -> ExitCode {
+    run(cli::Credmon::parse(), &["--courier"])
+}
+
+/// Run the credmon; `courier_args` make this same binary a courier.
+#[must_use]
+pub fn run(args: cli::Credmon, courier_args: &[&str]) -> ExitCode {
+    if args.courier {
+        return crate::courier::main();
+    }
+    match start(&args, courier_args) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err((code, text)) => {
+            tracing::error!("{text}");
+            crate::error::print(&text);
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Failed = (u8, String);
+
+fn config_exit() -> u8 {
+    if std::env::var_os("CONDOR_INHERIT").is_some() { exit::NO_RESTART } else { exit::CONFIG }
+}
+
+fn failed(text: impl ToString) -> Failed {
+    (exit::FAILED, text.to_string())
+}
+
+fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Failed> {
+    let sources = Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone() };
+    let mut settings = config::load(&sources)
+        .map_err(|problems| (config_exit(), problems.iter().map(|p| format!("{p}\n")).collect::<String>()))?;
+    let log = log::start(&log::Target::choose(args.log.as_deref(), args.foreground, &settings.daemon), "evercred")
+        .map_err(|e| (exit::LOG, e.to_string()))?;
+    harden().map_err(failed)?;
+    let condor = User::from_name("condor").ok().flatten();
+    let mut accepted = vec![0, geteuid().as_raw()];
+    accepted.extend(condor.map(|user| user.uid.as_raw()));
+    let directory = settings.daemon.credential_directory.clone();
+    let spool = Arc::new(Spool::open(&directory, Owners { accepted }).map_err(failed)?);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        directory = %directory.display(),
+        providers = settings.providers.len(),
+        "started"
+    );
+    let clock = Clock::new();
+    let (inputs, queue) = channel();
+    signals(inputs.clone()).map_err(failed)?;
+    let (hangups, hung_up) = channel();
+    let (looks, look_queue) = channel();
+    let disk = Disk::start(&spool, &inputs).map_err(failed)?;
+    let mut owners = owners(&settings)?;
+    let mut link = courier(&settings, courier_args, 1, &inputs)?;
+    start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, clock)?;
+    reloader(sources, log, fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
+    for generation in 2.. {
+        let planner = Planner::new(&limits(&settings.providers), settings.daemon.refresh);
+        let mut driver = Driver::new(
+            planner,
+            clock,
+            Arc::clone(&spool),
+            disk.clone(),
+            link,
+            owners,
+            looks.clone(),
+            hangups.clone(),
+            args.once,
+        );
+        match driver.run(&queue) {
+            End::Stopped => break,
+            End::Done { failed: false } => break,
+            End::Done { failed: true } => return Err((exit::FAILED, "not everything could be renewed; see the log".into())),
+            End::Reload => {}
+        }
+        if let Some(new) = driver.reloaded.take() {
+            settings = *new;
+        }
+        drop(driver);
+        owners = self::owners(&settings)?;
+        link = courier(&settings, courier_args, generation, &inputs)?;
+        // The scanner keeps its watches and tells the new planner everything.
+        drop(looks.send(scanner::Look::Owners(owners.clone())));
+        tracing::info!(providers = settings.providers.len(), "configuration reloaded");
+    }
+    spool.release();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn harden() -> nix::Result<()> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+    nix::sys::prctl::set_dumpable(false)
+}
+
+fn limits(providers: &[Provider]) -> Vec<Limits> {
+    providers.iter().map(|p| Limits { in_flight: p.max_in_flight, per_second: p.max_per_second }).collect()
+}
+
+fn owners(settings: &Settings) -> Result<Vec<Arc<Owner>>, Failed> {
+    settings
+        .providers
+        .iter()
+        .map(|provider| {
+            let seal = disk::seal(provider).map_err(|text| (config_exit(), text))?;
+            Ok(Arc::new(Owner { provider: provider.clone(), seal }))
+        })
+        .collect()
+}
+
+fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sender<Input>) -> Result<Link, Failed> {
+    let become_ids = if geteuid().is_root() {
+        let name = &settings.daemon.courier_user;
+        let user = User::from_name(name).ok().flatten().ok_or_else(|| {
+            let text = format!(
+                "courier_user: there is no user {name:?}; create it (useradd --system {name}) or name another in [daemon]"
+            );
+            (config_exit(), text)
+        })?;
+        if user.uid.is_root() {
+            return Err((config_exit(), "courier_user: the network process must not be root; name another user".into()));
+        }
+        Some((user.uid.as_raw(), user.gid.as_raw()))
+    } else {
+        None
+    };
+    let recipe = Recipe {
+        args: args.iter().map(ToString::to_string).collect(),
+        become_ids,
+        providers: settings.providers.clone(),
+    };
+    Link::start(recipe, generation, inputs.clone()).map_err(failed)
+}
+
+fn start_scanner(
+    settings: &Settings,
+    spool: &Arc<Spool>,
+    owners: &[Arc<Owner>],
+    looks: &Sender<scanner::Look>,
+    queue: Receiver<scanner::Look>,
+    inputs: &Sender<Input>,
+    clock: Clock,
+) -> Result<(), Failed> {
+    let hints = looks.clone();
+    let directory: &Path = &settings.daemon.credential_directory;
+    let watch = Watch::start(directory, move |hint| drop(hints.send(hint.into())));
+    let (watch, every) = match watch {
+        Ok(watch) => (Some(watch), settings.daemon.full_scan),
+        Err(error) => {
+            tracing::warn!(%error, "cannot watch the credential directory; scanning it every minute instead");
+            (None, settings.daemon.full_scan.min(BLIND_SCAN))
+        }
+    };
+    let (spool, owners, inputs) = (Arc::clone(spool), owners.to_vec(), inputs.clone());
+    std::thread::Builder::new()
+        .name("scanner".into())
+        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, every, watch))
+        .map(|_| ())
+        .map_err(failed)
+}
+
+fn signals(inputs: Sender<Input>) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut stopping = false;
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                drop(inputs.send(Input::Hangup));
+            } else if std::mem::replace(&mut stopping, true) {
+                std::process::exit(i32::from(exit::OK));
+            } else {
+                drop(inputs.send(Input::Stop));
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Reads the configuration again after hang-ups, at most once a second, and tells the driver only of a valid change.
+fn reloader(
+    sources: Sources,
+    log: log::LogHandle,
+    mut before: Vec<u8>,
+    hung_up: Receiver<()>,
+    inputs: Sender<Input>,
+) -> std::io::Result<()> {
+    std::thread::Builder::new().name("reloader".into()).spawn(move || {
+        while hung_up.recv().is_ok() {
+            while hung_up.try_recv().is_ok() {}
+            let started = Instant::now();
+            log.reopen();
+            match config::load(&sources) {
+                Ok(settings) => {
+                    let now = fingerprint(&settings);
+                    if now != before {
+                        before = now;
+                        drop(inputs.send(Input::Reload(Box::new(settings))));
+                    }
+                }
+                Err(problems) => {
+                    for problem in problems {
+                        tracing::error!(%problem, "the configuration is broken; keeping the old settings");
+                    }
+                }
+            }
+            std::thread::sleep(BETWEEN_RELOADS.saturating_sub(started.elapsed()));
+        }
+    })?;
+    Ok(())
+}
+
+/// A digest of everything configured, secrets included: equal digests, nothing to do.
+fn fingerprint(settings: &Settings) -> Vec<u8> {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    if let Ok(bytes) = postcard::to_stdvec(&settings.providers).map(zeroize::Zeroizing::new) {
+        hash.update(&*bytes);
+    }
+    for provider in &settings.providers {
+        hash.update(format!("{:?}", provider.fernet_key_file));
+    }
+    hash.update(format!("{:?}", settings.daemon));
+    hash.finalize().to_vec()
+}
