@@ -1,1 +1,268 @@
-//! top
+//! `.top`: what a user stored, and how a rotated refresh token is put back into it.
+//!
+//! Shapes (contract `HTCondor`, 2.5): a JSON object in any formatting with `mytoken` or `refresh_token`, or the bare
+//! token on one line. Keys are case-insensitive and the last duplicate wins, as for credd's `ClassAd`s. A rotation
+//! replaces the token's value in the original text and nothing else: unknown keys, numbers and formatting survive.
+
+use std::{fmt, ops::Range};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use zeroize::Zeroizing;
+
+use super::secret::RefreshToken;
+use crate::error::Kind;
+
+/// The largest `.top` that we read.
+pub const MAX_TOP: usize = 256 * 1024;
+
+/// Which `.top` it was: the file and its content. Never a time alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Time of the last change of content, ns since 1970.
+    pub mtime_ns: i64,
+    /// The first 16 bytes of the SHA-256 of the bytes on disk.
+    pub hash: [u8; 16],
+}
+
+/// A `.top` that holds a refresh token.
+pub struct Top {
+    /// Scopes to ask for, if the `.top` says so.
+    pub scopes: Option<Vec<String>>,
+    /// Audiences to ask for, if the `.top` says so.
+    pub audience: Option<Vec<String>>,
+    refresh_token: RefreshToken,
+    text: Zeroizing<String>,
+    /// Where the token stands in `text`; with its quotes if `json`.
+    place: Range<usize>,
+    json: bool,
+}
+
+impl fmt::Debug for Top {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Top")
+            .field("scopes", &self.scopes)
+            .field("audience", &self.audience)
+            .field("json", &self.json)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Top {
+    /// Read any of the shapes.
+    ///
+    /// # Errors
+    /// `TopTooLarge`, `TopNotUtf8`, `TopEmpty` or `TopNoToken`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Kind> {
+        if bytes.len() > MAX_TOP {
+            return Err(Kind::TopTooLarge);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| Kind::TopNotUtf8)?;
+        let body = text.trim_start_matches('\u{feff}').trim();
+        match body.chars().next() {
+            None => Err(Kind::TopEmpty),
+            Some('{') => Self::parse_object(text, body),
+            Some('[' | '"') => Err(Kind::TopNoToken),
+            Some(_) => Self::parse_bare(text, body),
+        }
+    }
+
+    fn parse_bare(text: &str, body: &str) -> Result<Self, Kind> {
+        if body.contains(char::is_whitespace) {
+            return Err(Kind::TopNoToken);
+        }
+        Ok(Self {
+            scopes: None,
+            audience: None,
+            refresh_token: RefreshToken::parse(body).map_err(|_| Kind::TopNoToken)?,
+            text: Zeroizing::new(text.to_owned()),
+            place: place_of(text, body).ok_or(Kind::TopNoToken)?,
+            json: false,
+        })
+    }
+
+    fn parse_object(text: &str, body: &str) -> Result<Self, Kind> {
+        let Members(members) = serde_json::from_str(body).map_err(|_| Kind::TopNoToken)?;
+        let value = |key: &str| {
+            members.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value.get())
+        };
+        let token = |key: &str| {
+            let raw = value(key)?;
+            let token: Zeroizing<String> = Zeroizing::new(serde_json::from_str(raw).ok()?);
+            Some((RefreshToken::parse(&token).ok()?, place_of(text, raw)?))
+        };
+        let (refresh_token, place) = token("mytoken").or_else(|| token("refresh_token")).ok_or(Kind::TopNoToken)?;
+        Ok(Self {
+            scopes: value("scopes").and_then(words),
+            audience: value("audience").and_then(words),
+            refresh_token,
+            text: Zeroizing::new(text.to_owned()),
+            place,
+            json: true,
+        })
+    }
+
+    /// The secret that the next exchange spends.
+    #[must_use]
+    pub fn refresh_token(&self) -> &RefreshToken {
+        &self.refresh_token
+    }
+
+    /// The same text with another refresh token in the place of the old one.
+    #[must_use]
+    pub fn with_refresh_token(&self, new: &RefreshToken) -> Zeroizing<Vec<u8>> {
+        let before = self.text.get(..self.place.start).unwrap_or_default();
+        let after = self.text.get(self.place.end..).unwrap_or_default();
+        // A token is printable ASCII: only these two need an escape, and credd never sees a `\u`.
+        let escapes = if self.json { new.expose().matches(['"', '\\']).count() + 2 } else { 0 };
+        let mut bytes = Vec::with_capacity(before.len() + new.expose().len() + escapes + after.len());
+        bytes.extend_from_slice(before.as_bytes());
+        if self.json {
+            bytes.push(b'"');
+            for byte in new.expose().bytes() {
+                if matches!(byte, b'"' | b'\\') {
+                    bytes.push(b'\\');
+                }
+                bytes.push(byte);
+            }
+            bytes.push(b'"');
+        } else {
+            bytes.extend_from_slice(new.expose().as_bytes());
+        }
+        bytes.extend_from_slice(after.as_bytes());
+        Zeroizing::new(bytes)
+    }
+}
+
+/// Where `part`, a slice of `whole`, stands in it.
+fn place_of(whole: &str, part: &str) -> Option<Range<usize>> {
+    let start = part.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
+    let place = start..start.checked_add(part.len())?;
+    (whole.get(place.clone()) == Some(part)).then_some(place)
+}
+
+/// A list as text (separated by blanks or commas) or as an array of strings; none if there is nothing in it.
+fn words(raw: &str) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum List {
+        Text(String),
+        Array(Vec<String>),
+    }
+    let words: Vec<String> = match serde_json::from_str(raw).ok()? {
+        List::Text(text) => {
+            text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty()).map(Into::into).collect()
+        }
+        List::Array(words) => words,
+    };
+    (!words.is_empty()).then_some(words)
+}
+
+/// The members of an object in their order, duplicates and all, each value as it is written.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        from.deserialize_map(Collect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(text: &str) -> RefreshToken {
+        RefreshToken::parse(text).unwrap()
+    }
+
+    #[test]
+    fn rotation_changes_the_token_and_no_other_byte_of_what_credd_wrote() {
+        let text = "{\n  \"Scopes\": \"openid  a,b\",\n  \"big\": 12345678901234567890123,\n  \"refresh_token\": \
+                    \"ol\\/d\\\"\",\n  \"x\": { \"refresh_token\": \"inner\", \"é\": 1.50e3 },\n  \"audience\": \"u1 u2\"\n}\n";
+        let top = Top::parse(text.as_bytes()).unwrap();
+        assert_eq!(top.refresh_token().expose(), "ol/d\"");
+        assert_eq!(top.scopes.as_deref().unwrap(), ["openid", "a", "b"]);
+        assert_eq!(top.audience.as_deref().unwrap(), ["u1", "u2"]);
+        let new = top.with_refresh_token(&token("n\\e\"w"));
+        assert_eq!(std::str::from_utf8(&new).unwrap(), text.replace(r#""ol\/d\"""#, r#""n\\e\"w""#));
+        assert_eq!(Top::parse(&new).unwrap().refresh_token().expose(), "n\\e\"w");
+    }
+
+    #[test]
+    fn keys_ignore_case_and_the_last_duplicate_wins() {
+        let text = r#"{"refresh_token":"a","Refresh_Token":"b"}"#;
+        let top = Top::parse(text.as_bytes()).unwrap();
+        assert_eq!(top.refresh_token().expose(), "b");
+        assert_eq!(&*top.with_refresh_token(&token("c")), br#"{"refresh_token":"a","Refresh_Token":"c"}"#);
+        assert_eq!(Top::parse(br#"{"MyToken":"m"}"#).unwrap().refresh_token().expose(), "m");
+    }
+
+    #[test]
+    fn bare_stays_bare() {
+        let top = Top::parse(b"  old\n").unwrap();
+        assert_eq!(top.refresh_token().expose(), "old");
+        assert_eq!(&*top.with_refresh_token(&token("new")), b"  new\n");
+    }
+
+    #[test]
+    fn every_bad_content_has_its_kind() {
+        assert_eq!(Top::parse(b"").unwrap_err(), Kind::TopEmpty);
+        assert_eq!(Top::parse(b" \n").unwrap_err(), Kind::TopEmpty);
+        assert_eq!(Top::parse(b"\xff\xfe").unwrap_err(), Kind::TopNotUtf8);
+        assert_eq!(Top::parse(&vec![b'a'; MAX_TOP + 1]).unwrap_err(), Kind::TopTooLarge);
+        let deep = "{\"a\":".repeat(10_000);
+        for bad in ["{}", "[]", "\"t\"", "{\"refresh_token\":1}", "{\"refresh_token\":\"\"}", "{", "a b", "a\nb", &deep]
+        {
+            assert_eq!(Top::parse(bad.as_bytes()).unwrap_err(), Kind::TopNoToken, "{bad:.40}");
+        }
+    }
+
+    #[test]
+    fn debug_never_shows_the_token() {
+        let top = Top::parse(br#"{"refresh_token":"canary"}"#).unwrap();
+        assert!(!format!("{top:?}").contains("canary"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let _read = Top::parse(&bytes);
+        }
+
+        #[test]
+        fn what_was_put_in_is_read_back(old in "[!-~]{1,40}", new in "[!-~]{1,40}", pad in "[ \n\t]{0,3}") {
+            let quoted = serde_json::to_string(&old).unwrap();
+            let text = format!("{pad}{{{pad}\"refresh_token\"{pad}:{pad}{quoted}{pad},\"z\":[1]}}{pad}");
+            let top = Top::parse(text.as_bytes()).unwrap();
+            proptest::prop_assert_eq!(top.refresh_token().expose(), &old);
+            let text = top.with_refresh_token(&token(&new));
+            let again = Top::parse(&text).unwrap();
+            proptest::prop_assert_eq!(again.refresh_token().expose(), &new);
+        }
+    }
+}
