@@ -17,7 +17,7 @@ pub mod ctl;
 pub mod demo;
 pub mod error;
 pub mod issuer;
-pub mod keeper;
+//pub mod keeper;
 pub mod spool;
 
 use std::process::ExitCode;

@@ -472,9 +472,10 @@ impl Planner {
         let before = self.users.remove(&user).unwrap_or_default();
         let mut after = Vec::with_capacity(found.len());
         for found in found {
-            let known = before.iter().copied().find(|&slot| {
-                self.slots.get(slot).and_then(Option::as_ref).is_some_and(|entry| entry.id == found.id)
-            });
+            let known = before
+                .iter()
+                .copied()
+                .find(|&slot| self.slots.get(slot).and_then(Option::as_ref).is_some_and(|entry| entry.id == found.id));
             after.push(match known {
                 Some(slot) => {
                     self.seen_again(as_of, slot, &found);
@@ -623,11 +624,8 @@ impl Planner {
 
     fn enqueue(&mut self, slot: usize) {
         let Some(Some(entry)) = self.slots.get(slot) else { return };
-        let place = Place {
-            renewal: !entry.fresh_top || entry.failures > 0,
-            expiry: entry.expiry.unwrap_or_default(),
-            slot,
-        };
+        let place =
+            Place { renewal: !entry.fresh_top || entry.failures > 0, expiry: entry.expiry.unwrap_or_default(), slot };
         self.wait(slot, Wait::Queued(place));
     }
 
@@ -660,7 +658,14 @@ impl Planner {
         entry.wait = Wait::Flying(number);
         self.flights.insert(
             number,
-            Flight { slot: Some(place.slot), provider: index, identity, end: End::Asked, keeping: false, keep_failures: 0 },
+            Flight {
+                slot: Some(place.slot),
+                provider: index,
+                identity,
+                end: End::Asked,
+                keeping: false,
+                keep_failures: 0,
+            },
         );
         Some(Action::Exchange { number, id: entry.id.clone(), provider: index, identity })
     }
