@@ -25,11 +25,11 @@ use std::process::ExitCode;
 /// `evercred`: the tool of users and admins.
 #[must_use]
 pub fn evercred_main() -> ExitCode {
-    ExitCode::SUCCESS
+    ctl::main()
 }
 
 /// `condor_credmon_evercred`: the credential monitor (keeper, and courier by a hidden flag).
 #[must_use]
 pub fn credmon_main() -> ExitCode {
-    ExitCode::SUCCESS
+    ctl::credmon_main()
 }
