@@ -1,4 +1,7 @@
 //! Error kinds with stable labels, their classes, and exit codes. Logs, metrics, status and tests share the labels.
+//! A [`Report`] is how a program tells its error: once, at the edge.
+
+use std::{fmt, io::Write, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 
@@ -109,12 +112,94 @@ impl std::fmt::Display for Kind {
     }
 }
 
+/// What is wrong, what to do about it, and the exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    what: String,
+    details: Vec<String>,
+    advice: Option<String>,
+    code: u8,
+}
+
+impl Report {
+    /// What is wrong, and the exit code of [`exit`].
+    pub fn new(what: impl Into<String>, code: u8) -> Self {
+        Self { what: what.into(), details: Vec::new(), advice: None, code }
+    }
+
+    /// An error with the chain of its causes.
+    #[must_use]
+    pub fn of(error: &dyn std::error::Error, code: u8) -> Self {
+        let mut what = error.to_string();
+        let mut cause = error.source();
+        while let Some(e) = cause {
+            let text = e.to_string();
+            // Many errors quote their cause already.
+            if !what.contains(&text) {
+                what = format!("{what}: {text}");
+            }
+            cause = e.source();
+        }
+        Self::new(what, code)
+    }
+
+    /// One line for each thing that is wrong.
+    #[must_use]
+    pub fn with_details(mut self, details: impl IntoIterator<Item = String>) -> Self {
+        self.details.extend(details);
+        self
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// The exit code.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// Another exit code (99 under `condor_master`).
+    #[must_use]
+    pub fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Print to standard error, `program: what`, and turn into the exit code.
+    #[must_use]
+    pub fn print(&self, program: &str) -> ExitCode {
+        // Nobody is left to tell if standard error is closed.
+        write!(std::io::stderr().lock(), "{program}: {self}").ok();
+        ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.what)?;
+        for detail in &self.details {
+            writeln!(f, "  {detail}")?;
+        }
+        match &self.advice {
+            Some(advice) => writeln!(f, "What to do: {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Exit codes that others script against.
 pub mod exit {
     /// Stopped as asked.
     pub const OK: u8 = 0;
     /// Failed.
     pub const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
     /// The log cannot be written.
     pub const LOG: u8 = 44;
     /// Bad configuration.

@@ -17,7 +17,7 @@ pub mod ctl;
 pub mod demo;
 pub mod error;
 pub mod issuer;
-//pub mod keeper;
+pub mod keeper;
 pub mod spool;
 
 use std::process::ExitCode;
@@ -25,11 +25,11 @@ use std::process::ExitCode;
 /// `evercred`: the tool of users and admins.
 #[must_use]
 pub fn evercred_main() -> ExitCode {
-    ExitCode::SUCCESS
+    ctl::main()
 }
 
 /// `condor_credmon_evercred`: the credential monitor (keeper, and courier by a hidden flag).
 #[must_use]
 pub fn credmon_main() -> ExitCode {
-    ExitCode::SUCCESS
+    ctl::credmon_main()
 }

@@ -1,1 +1,119 @@
-//! cli
+//! Command lines, and nothing else: help comes from here.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::input::parse_duration;
+
+/// HTCondor's credential monitor: renews the tokens of all jobs on this access point.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "condor_credmon_evercred", version)]
+pub struct Credmon {
+    /// Read this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The credential directory, instead of the configured one
+    #[arg(long, value_name = "DIR")]
+    pub cred_dir: Option<PathBuf>,
+    /// Renew what is due, then exit
+    #[arg(long)]
+    pub once: bool,
+    /// Stay in the foreground and log to standard error, unless --log says otherwise
+    #[arg(long)]
+    pub foreground: bool,
+    /// Where to log: a file, syslog, journal or stderr
+    #[arg(long, value_name = "FILE|syslog|journal|stderr")]
+    pub log: Option<String>,
+    /// Be the network process; the keeper starts it so.
+    #[arg(long, hide = true)]
+    pub courier: bool,
+}
+
+/// Keeps every HTCondor job's tokens alive.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "evercred", version, arg_required_else_help = true)]
+pub struct Evercred {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands of `evercred`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Check the configuration and tell every problem in it
+    Check(Check),
+    /// Watch tokens being renewed: needs no root, no HTCondor and no network
+    Demo(Demo),
+    /// The credential monitor, as `condor_credmon_evercred`.
+    #[command(hide = true)]
+    Credmon(Credmon),
+    /// The embedded issuer of demo and tests.
+    #[command(hide = true)]
+    Issuer(Issuer),
+}
+
+/// `evercred check`
+#[derive(Debug, Clone, Args)]
+pub struct Check {
+    /// Check this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `evercred demo`
+#[derive(Debug, Clone, Args)]
+pub struct Demo {
+    /// How long it runs: seconds, or like 30s or 2m
+    #[arg(long = "for", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub length: Duration,
+    /// Plain lines, as in a pipe
+    #[arg(long)]
+    pub plain: bool,
+}
+
+/// `evercred issuer`
+#[derive(Debug, Clone, Args)]
+pub struct Issuer {
+    /// Passed on as they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<String>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .map(Duration::from_secs)
+        .ok()
+        .or_else(|| parse_duration(text))
+        .filter(|length| !length.is_zero())
+        .ok_or_else(|| "write it as seconds, or like 30s or 2m".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Credmon::command().debug_assert();
+        Evercred::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_only_what_users_run() {
+        let help = Evercred::command().render_long_help().to_string();
+        assert!(help.contains("check") && help.contains("demo"), "{help}");
+        assert!(!help.contains("issuer") && !help.contains("credmon"), "{help}");
+        assert!(!Credmon::command().render_long_help().to_string().contains("courier"));
+    }
+
+    #[test]
+    fn the_issuer_takes_its_arguments_as_they_are() {
+        let parsed = Evercred::try_parse_from(["evercred", "issuer", "--listen", "127.0.0.1:0", "--scenario", "f"]);
+        let Command::Issuer(issuer) = parsed.unwrap().command else { panic!("issuer") };
+        assert_eq!(issuer.arguments, ["--listen", "127.0.0.1:0", "--scenario", "f"]);
+    }
+}

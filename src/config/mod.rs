@@ -1,3 +1,268 @@
 //! Configuration: fragment (one file) → input (merged, with the origin of each value) → settings (typed, valid).
+//!
+//! `/etc/evercred/evercred.toml`, then `/etc/evercred/conf.d/*.toml` in the order of their names; a key given twice
+//! keeps the later value. `--config FILE` is read instead of both. All problems are reported at once.
 
+pub mod condor;
+pub mod fragment;
+pub mod input;
+mod provider;
+mod secret_file;
 pub mod settings;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use self::{
+    condor::Knobs,
+    fragment::{Data, Origin, Table, Value},
+    input::Section,
+    settings::{Daemon, Provider, Settings},
+};
+use crate::error::{Report, exit};
+
+/// The main file.
+const MAIN: &str = "/etc/evercred/evercred.toml";
+/// Further files.
+const FURTHER: &str = "/etc/evercred/conf.d";
+/// HTCondor's own default of a daemon's log.
+const LOG_LIMIT: u64 = 10 << 20;
+
+/// Where configuration comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// `--config`: this file alone.
+    pub config: Option<PathBuf>,
+    /// `--cred-dir`: wins over the files and over HTCondor.
+    pub credential_directory: Option<PathBuf>,
+}
+
+impl Sources {
+    /// For programs that a user runs: without `--config`, `EVERCRED_CONFIG` of the environment, else of HTCondor.
+    #[must_use]
+    pub fn of_user(config: Option<PathBuf>) -> Self {
+        let config = config
+            .or_else(|| std::env::var_os("EVERCRED_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
+            .or_else(|| condor::ask().and_then(|knobs| knobs.config));
+        Self { config, credential_directory: None }
+    }
+}
+
+/// One thing that is wrong with the configuration: `file:line: key: what; what to do`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where; `None`: in no file.
+    pub origin: Option<Origin>,
+    /// Full name of the key, `provider.wlcg.issuer`; may be empty.
+    pub key: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+impl Problem {
+    /// A problem.
+    pub fn new(
+        origin: Option<Origin>,
+        key: impl Into<String>,
+        what: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { origin, key: key.into(), what: what.into(), advice: advice.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(origin) = &self.origin {
+            write!(f, "{origin}: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        write!(f, "{}; {}", self.what, self.advice)
+    }
+}
+
+/// All problems as one report with exit code 78.
+#[must_use]
+pub fn report(problems: &[Problem]) -> Report {
+    let count = match problems.len() {
+        1 => "1 problem in the configuration".to_owned(),
+        n => format!("{n} problems in the configuration"),
+    };
+    Report::new(count, exit::CONFIG)
+        .with_details(problems.iter().map(Problem::to_string))
+        .advise("correct the lines above, then run `evercred check`")
+}
+
+/// Read the configuration, with HTCondor's knobs as defaults.
+///
+/// # Errors
+/// All problems, in the order of files and lines.
+pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
+    load_with(sources, &condor::ask().unwrap_or_default())
+}
+
+/// As [`load`], with HTCondor's knobs as given.
+///
+/// # Errors
+/// All problems, in the order of files and lines.
+pub fn load_with(sources: &Sources, knobs: &Knobs) -> Result<Settings, Vec<Problem>> {
+    let files = match &sources.config {
+        Some(file) => vec![file.clone()],
+        None => files(Path::new(MAIN), Path::new(FURTHER))?,
+    };
+    load_files(&files, sources, knobs)
+}
+
+/// The main file and the further ones that are there; the main file's name if there are none.
+fn files(main: &Path, further: &Path) -> Result<Vec<PathBuf>, Vec<Problem>> {
+    let unreadable = |e: &std::io::Error| {
+        let origin = Origin { file: further.into(), rank: 0, line: 0 };
+        let what = format!("cannot be listed: {}", fragment::reason(e));
+        vec![Problem::new(Some(origin), "", what, "make the directory readable, or remove it")]
+    };
+    let mut files = Vec::new();
+    match std::fs::read_dir(further) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry.map_err(|e| unreadable(&e))?.path();
+                let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+                if path.extension().is_some_and(|e| e == "toml") && !hidden {
+                    files.push(path);
+                }
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(unreadable(&e)),
+    }
+    files.sort();
+    if files.is_empty() || main.exists() {
+        files.insert(0, main.to_owned());
+    }
+    Ok(files)
+}
+
+fn load_files(files: &[PathBuf], sources: &Sources, knobs: &Knobs) -> Result<Settings, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut merged = Table::new();
+    for (rank, file) in files.iter().enumerate() {
+        match fragment::read(file, rank) {
+            Ok(table) => input::merge(&mut merged, table),
+            Err(found) => problems.extend(found),
+        }
+    }
+    // What is missing from a file that did not parse would only be reported falsely.
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let main = files.first().map_or_else(|| PathBuf::from(MAIN), Clone::clone);
+    let origin = Origin { file: main.into(), rank: 0, line: 0 };
+    let settings = settings(merged, origin, sources, knobs, &mut problems);
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(settings),
+        _ => {
+            problems.sort_by_key(|p| p.origin.as_ref().map(|o| (o.rank, o.line)));
+            Err(problems)
+        }
+    }
+}
+
+fn settings(
+    merged: Table,
+    origin: Origin,
+    sources: &Sources,
+    knobs: &Knobs,
+    problems: &mut Vec<Problem>,
+) -> Option<Settings> {
+    let mut top = Section::new("", origin.clone(), merged, problems);
+    let daemon = top.take_raw("daemon").unwrap_or(Value { origin, data: Data::Table(Table::new()) });
+    let providers = top.take_raw("provider");
+    top.refuse("site", "replication to sites is not part of this version", "remove the [site.…] tables");
+    if providers.is_none() {
+        top.complain("provider", "no provider is configured", "add a table [provider.NAME] for each service");
+    }
+    top.finish();
+    let daemon = Section::open("daemon", daemon, problems).and_then(|s| read_daemon(s, sources, knobs));
+    let providers = read_providers(providers?, problems);
+    Some(Settings { daemon: daemon?, providers })
+}
+
+fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs) -> Option<Daemon> {
+    let configured = section.has("credential_directory");
+    let directory = section.take("credential_directory", input::path);
+    let directory = sources.credential_directory.clone().or(directory);
+    let directory = if configured { directory } else { directory.or_else(|| knobs.credential_directory.clone()) };
+    if directory.is_none() && !configured {
+        section.complain(
+            "credential_directory",
+            "is given nowhere, and HTCondor does not name one either",
+            "set it here, or SEC_CREDENTIAL_DIRECTORY_OAUTH in HTCondor (`use feature: OAUTH`), or pass --cred-dir",
+        );
+    }
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    let daemon = Daemon {
+        credential_directory: directory.clone().unwrap_or_default(),
+        courier_user: section.take("courier_user", input::text).unwrap_or_else(|| "evercred".to_owned()),
+        metrics_listen: section.take("metrics_listen", input::listen),
+        status_socket: section.take("status_socket", input::path),
+        full_scan: section
+            .take("full_scan", input::duration(Duration::from_secs(1), minutes(24 * 60)))
+            .unwrap_or(minutes(10)),
+        refresh: knobs.refresh.unwrap_or(minutes(5)),
+        log: section.take("log", log_target).or_else(|| knobs.log.as_ref().map(|p| p.display().to_string())),
+        log_limit: knobs.log_limit.unwrap_or(LOG_LIMIT),
+    };
+    section.finish();
+    directory.map(|_| daemon)
+}
+
+fn log_target(value: &Value) -> Result<String, input::Wrong> {
+    let target = input::text(value)?;
+    if target.starts_with('/') || ["syslog", "journal", "stderr"].contains(&target.as_str()) {
+        return Ok(target);
+    }
+    Err(input::wrong("is no place for a log", r#"use a path that begins with /, "syslog", "journal" or "stderr""#))
+}
+
+fn read_providers(value: Value, problems: &mut Vec<Problem>) -> Vec<Provider> {
+    let table = match value.data {
+        Data::Table(table) if !table.is_empty() => table,
+        Data::Table(_) => {
+            let advice = "add a table [provider.NAME] for each service";
+            problems.push(Problem::new(Some(value.origin), "provider", "no provider is configured", advice));
+            return Vec::new();
+        }
+        data => {
+            let what = format!("is {}, not a table", data.what());
+            problems.push(Problem::new(Some(value.origin), "provider", what, "write it as [provider.NAME]"));
+            return Vec::new();
+        }
+    };
+    let mut owners: BTreeMap<String, String> = BTreeMap::new();
+    let mut providers = Vec::new();
+    for (name, value) in table {
+        let origin = value.origin.clone();
+        let path = format!("provider.{name}");
+        let Some(section) = Section::open(path.clone(), value, problems) else { continue };
+        let Some(provider) = provider::read(&name, section) else { continue };
+        for service in &provider.services {
+            if let Some(owner) = owners.insert(service.clone(), name.clone()) {
+                let what = format!("the service {service} belongs to provider.{owner} already");
+                let advice = "let exactly one provider own each service, by `services`";
+                problems.push(Problem::new(Some(origin.clone()), path.clone(), what, advice));
+            }
+        }
+        providers.push(provider);
+    }
+    providers
+}
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,10 @@ pub struct Daemon {
     pub full_scan: Duration,
     /// `SEC_CREDENTIAL_REFRESH`: how often a starter asks for fresh credentials; default 300 s.
     pub refresh: Duration,
-    /// `log`: a path, `syslog` or `stderr`; default: `CREDMON_OAUTH_LOG` / the knob of our daemon's name.
+    /// `log`: a path, `syslog`, `journal` or `stderr`; default: `CREDMON_OAUTH_LOG` / the knob of our daemon's name.
     pub log: Option<String>,
+    /// `MAX_CREDMON_OAUTH_LOG`, bytes: a log file above it becomes `.old`; default 10 MiB.
+    pub log_limit: u64,
 }
 
 /// `[provider.NAME]`

@@ -1,1 +1,53 @@
-//! ctl
+//! `evercred`: parse the command line and hand over to the subcommand.
+
+pub mod check;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{self, Command},
+    courier, demo,
+    error::exit,
+    keeper,
+};
+
+/// `evercred`
+#[must_use]
+pub fn main() -> ExitCode {
+    match cli::Evercred::try_parse() {
+        Ok(args) => run(args.command),
+        Err(e) => usage(&e),
+    }
+}
+
+/// `condor_credmon_evercred`
+#[must_use]
+pub fn credmon_main() -> ExitCode {
+    match cli::Credmon::try_parse() {
+        Ok(args) => credmon(&args, &["--courier"]),
+        Err(e) => usage(&e),
+    }
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Check(args) => check::run(args),
+        Command::Demo(args) => demo::main(args),
+        Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
+        Command::Issuer(args) => demo::issuer_main(args),
+    }
+}
+
+/// `courier_args` make this same program a courier.
+fn credmon(args: &cli::Credmon, courier_args: &[&str]) -> ExitCode {
+    if args.courier { courier::main() } else { keeper::run(args, courier_args) }
+}
+
+/// Help and version go to standard output and are no error; anything else is 2.
+fn usage(e: &clap::Error) -> ExitCode {
+    // A closed pipe (`evercred --help | head -1`) is no error either.
+    e.print().ok();
+    if e.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS }
+}

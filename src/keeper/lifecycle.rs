@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
 use nix::unistd::{User, geteuid};
 
 use super::{
@@ -27,7 +26,7 @@ use crate::{
         settings::{Provider, Settings},
     },
     core::{budget::Limits, planner::Planner},
-    error::exit,
+    error::{Report, exit},
     spool::{Owners, Spool, watch::Watch},
 };
 
@@ -36,42 +35,31 @@ const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
 /// Full scans come this often if the system refuses more watches.
 const BLIND_SCAN: Duration = Duration::from_secs(60);
 
-/// `condor_credmon_evercred`.
-#[must_use]
-pub fn main() -> ExitCode {
-    run(cli::Credmon::parse(), &["--courier"])
-}
-
 /// Run the credmon; `courier_args` make this same binary a courier.
 #[must_use]
-pub fn run(args: cli::Credmon, courier_args: &[&str]) -> ExitCode {
-    if args.courier {
-        return crate::courier::main();
-    }
-    match start(&args, courier_args) {
+pub fn run(args: &cli::Credmon, courier_args: &[&str]) -> ExitCode {
+    match start(args, courier_args) {
         Ok(()) => ExitCode::from(exit::OK),
-        Err((code, text)) => {
-            tracing::error!("{text}");
-            crate::error::print(&text);
-            ExitCode::from(code)
+        Err(report) => {
+            tracing::error!("{report}");
+            report.print("condor_credmon_evercred")
         }
     }
 }
 
-type Failed = (u8, String);
-
+/// Under `condor_master`, bad configuration must not be restarted in a loop.
 fn config_exit() -> u8 {
     if std::env::var_os("CONDOR_INHERIT").is_some() { exit::NO_RESTART } else { exit::CONFIG }
 }
 
-fn failed(text: impl ToString) -> Failed {
-    (exit::FAILED, text.to_string())
+fn failed(error: impl std::error::Error) -> Report {
+    Report::of(&error, exit::FAILED)
 }
 
-fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Failed> {
+fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let sources = Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone() };
     let mut settings = config::load(&sources)
-        .map_err(|problems| (config_exit(), problems.iter().map(|p| format!("{p}\n")).collect::<String>()))?;
+        .map_err(|problems| config::report(&problems).with_code(config_exit()))?;
     let log = log::start(&log::Target::choose(args.log.as_deref(), args.foreground, &settings.daemon), "evercred")
         .map_err(|e| (exit::LOG, e.to_string()))?;
     harden().map_err(failed)?;
@@ -112,7 +100,9 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Failed> {
         match driver.run(&queue) {
             End::Stopped => break,
             End::Done { failed: false } => break,
-            End::Done { failed: true } => return Err((exit::FAILED, "not everything could be renewed; see the log".into())),
+            End::Done { failed: true } => {
+                return Err(Report::new("not everything could be renewed", exit::FAILED).advise("see the log"));
+            }
             End::Reload => {}
         }
         if let Some(new) = driver.reloaded.take() {
@@ -139,28 +129,27 @@ fn limits(providers: &[Provider]) -> Vec<Limits> {
     providers.iter().map(|p| Limits { in_flight: p.max_in_flight, per_second: p.max_per_second }).collect()
 }
 
-fn owners(settings: &Settings) -> Result<Vec<Arc<Owner>>, Failed> {
+fn owners(settings: &Settings) -> Result<Vec<Arc<Owner>>, Report> {
     settings
         .providers
         .iter()
         .map(|provider| {
-            let seal = disk::seal(provider).map_err(|text| (config_exit(), text))?;
+            let seal = disk::seal(provider).map_err(|text| Report::new(text, config_exit()))?;
             Ok(Arc::new(Owner { provider: provider.clone(), seal }))
         })
         .collect()
 }
 
-fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sender<Input>) -> Result<Link, Failed> {
+fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sender<Input>) -> Result<Link, Report> {
     let become_ids = if geteuid().is_root() {
         let name = &settings.daemon.courier_user;
         let user = User::from_name(name).ok().flatten().ok_or_else(|| {
-            let text = format!(
-                "courier_user: there is no user {name:?}; create it (useradd --system {name}) or name another in [daemon]"
-            );
-            (config_exit(), text)
+            Report::new(format!("courier_user: there is no user {name:?}"), config_exit())
+                .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
         })?;
         if user.uid.is_root() {
-            return Err((config_exit(), "courier_user: the network process must not be root; name another user".into()));
+            return Err(Report::new("courier_user: the network process must not be root", config_exit())
+                .advise("name another user in [daemon]"));
         }
         Some((user.uid.as_raw(), user.gid.as_raw()))
     } else {
@@ -182,7 +171,7 @@ fn start_scanner(
     queue: Receiver<scanner::Look>,
     inputs: &Sender<Input>,
     clock: Clock,
-) -> Result<(), Failed> {
+) -> Result<(), Report> {
     let hints = looks.clone();
     let directory: &Path = &settings.daemon.credential_directory;
     let watch = Watch::start(directory, move |hint| drop(hints.send(hint.into())));

@@ -1,0 +1,157 @@
+//! HTCondor's own knobs, asked of `condor_config_val`.
+//!
+//! The program is found at absolute paths only, runs with an empty environment (but `CONDOR_CONFIG`), and has 5 s.
+//! No HTCondor is not an error: then its knobs are absent.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Where `condor_config_val` may be.
+const PLACES: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin"];
+/// How long HTCondor may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most that we read of one value.
+const MAX_VALUE: u64 = 64 << 10;
+
+/// What HTCondor says. All absent: there is no HTCondor, or it does not answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Knobs {
+    /// `SEC_CREDENTIAL_DIRECTORY_OAUTH`
+    pub credential_directory: Option<PathBuf>,
+    /// `SEC_CREDENTIAL_REFRESH`; absent also where it is 0 or less.
+    pub refresh: Option<Duration>,
+    /// `CREDMON_OAUTH_LOG`
+    pub log: Option<PathBuf>,
+    /// `MAX_CREDMON_OAUTH_LOG`, bytes.
+    pub log_limit: Option<u64>,
+    /// `EVERCRED_CONFIG`
+    pub config: Option<PathBuf>,
+}
+
+/// Ask HTCondor; `None` if `condor_config_val` is nowhere.
+#[must_use]
+pub fn ask() -> Option<Knobs> {
+    let program = PLACES.iter().map(|place| Path::new(place).join("condor_config_val")).find(|path| path.is_file())?;
+    Some(ask_program(&program))
+}
+
+/// Ask this `condor_config_val`.
+#[must_use]
+pub fn ask_program(program: &Path) -> Knobs {
+    let deadline = Instant::now() + PATIENCE;
+    let names = [
+        "SEC_CREDENTIAL_DIRECTORY_OAUTH",
+        "SEC_CREDENTIAL_REFRESH",
+        "CREDMON_OAUTH_LOG",
+        "MAX_CREDMON_OAUTH_LOG",
+        "EVERCRED_CONFIG",
+    ];
+    // One process for each knob, side by side: the answers for several in one call do not say which is which.
+    let [directory, refresh, log, log_limit, config] =
+        names.map(|name| start(program, name)).map(|child| child.and_then(|child| answer(child, deadline)));
+    Knobs {
+        credential_directory: directory.and_then(absolute),
+        refresh: refresh
+            .and_then(|text| text.parse().ok())
+            .filter(|secs: &u64| *secs > 0 && *secs <= 86_400)
+            .map(Duration::from_secs),
+        log: log.and_then(absolute),
+        log_limit: log_limit.and_then(|text| bytes(&text)),
+        config: config.and_then(absolute),
+    }
+}
+
+fn start(program: &Path, knob: &str) -> Option<Child> {
+    let mut command = Command::new(program);
+    command.arg(knob).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    if let Some(value) = std::env::var_os("CONDOR_CONFIG") {
+        command.env("CONDOR_CONFIG", value);
+    }
+    command.spawn().ok()
+}
+
+fn answer(mut child: Child, deadline: Instant) -> Option<String> {
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            _ => {
+                // Both fail only for a process that is gone already.
+                child.kill().ok();
+                child.wait().ok();
+                return None;
+            }
+        }
+    };
+    let mut text = String::new();
+    child.stdout.take()?.take(MAX_VALUE).read_to_string(&mut text).ok()?;
+    let value = text.lines().next()?.trim().to_owned();
+    (status.success() && !value.is_empty()).then_some(value)
+}
+
+fn absolute(text: String) -> Option<PathBuf> {
+    Some(PathBuf::from(text)).filter(|path| path.is_absolute())
+}
+
+/// `10000000`, `10 Mb`, `500Kb`; HTCondor's other form, a time, is not a size.
+fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1 << 10,
+        "m" | "mb" => 1 << 20,
+        "g" | "gb" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn fake(script: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("condor_config_val");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // A fork of another test may hold the file open for writing for a moment.
+        while Command::new(&path).stdout(Stdio::null()).status().is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (dir, path)
+    }
+
+    #[test]
+    fn knobs_are_read_and_undefined_ones_are_absent() {
+        let (_dir, program) = fake(
+            r#"case $1 in
+                SEC_CREDENTIAL_DIRECTORY_OAUTH) echo /var/lib/condor/oauth_credentials;;
+                SEC_CREDENTIAL_REFRESH) echo 120;;
+                MAX_CREDMON_OAUTH_LOG) echo 10 Mb;;
+                *) echo "Not defined: $1"; exit 1;;
+            esac"#,
+        );
+        let expected = Knobs {
+            credential_directory: Some("/var/lib/condor/oauth_credentials".into()),
+            refresh: Some(Duration::from_secs(120)),
+            log: None,
+            log_limit: Some(10 << 20),
+            config: None,
+        };
+        assert_eq!(ask_program(&program), expected);
+    }
+
+    #[test]
+    fn the_environment_is_not_passed_on() {
+        let (_dir, program) = fake(r#"test -z "$HOME$USER$CARGO_MANIFEST_DIR" && echo /clean"#);
+        assert_eq!(ask_program(&program).log, Some("/clean".into()));
+    }
+}

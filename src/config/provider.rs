@@ -1,0 +1,208 @@
+//! One `[provider.NAME]`.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{
+    fragment::{self, Value},
+    input::{self, Section, Wrong, wrong},
+    secret_file,
+    settings::{AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall, UseFormat},
+};
+use crate::core::{id::Service, secret::ClientSecret};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    OAuth2,
+    Mytoken,
+}
+
+/// Keys of `kind = "oauth2"` alone.
+const OAUTH2_KEYS: [&str; 5] = ["token_endpoint", "client_id", "client_secret_file", "client_auth", "audience_style"];
+
+/// Read one provider; `None` if it cannot be used. Problems are in the section's list.
+pub fn read(name: &str, mut section: Section<'_>) -> Option<Provider> {
+    for key in ["client_secret", "secret", "password", "fernet_key"] {
+        section.refuse(
+            key,
+            "secrets are files, never values in the configuration",
+            "write it to a file of mode 0600, name that with `client_secret_file` (or `fernet_key_file`)",
+        );
+    }
+    for key in ["profile", "lifetime"] {
+        section.refuse(key, "belongs to approvals, which are not part of this version", "remove it");
+    }
+    let kind = section.require("kind", r#"set it to "oauth2" or "mytoken""#, kind);
+    let Some(kind) = kind else {
+        section.abandon();
+        return None;
+    };
+    let services = services(name, &mut section);
+    let issuer = section.take("issuer", input::url);
+    let kind = match kind {
+        Kind::OAuth2 => oauth2(&mut section, issuer.is_some()).map(ProviderKind::OAuth2),
+        Kind::Mytoken => mytoken(&mut section),
+    };
+    let seconds = Duration::from_secs;
+    let provider = kind.map(|kind| Provider {
+        name: name.to_owned(),
+        services,
+        kind,
+        issuer,
+        scopes: section.take("scopes", input::words).unwrap_or_default(),
+        audience: section.take("audience", input::words).unwrap_or_default(),
+        shortfall: section
+            .take("shortfall", input::choice(&[("refuse", Shortfall::Refuse), ("flag", Shortfall::Flag)]))
+            .unwrap_or(Shortfall::Refuse),
+        default_lifetime: section
+            .take("default_lifetime", input::duration(seconds(1), seconds(366 * 86_400)))
+            .unwrap_or(seconds(3600)),
+        use_format: section
+            .take("use_format", input::choice(&[("json", UseFormat::Json), ("bare", UseFormat::Bare)]))
+            .unwrap_or(UseFormat::Json),
+        max_in_flight: section.take("max_in_flight", input::number(1..=10_000)).unwrap_or(64),
+        max_per_second: section.take("max_per_second", input::number(1..=100_000)).unwrap_or(50),
+        timeout: section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20)),
+        ca_file: section.take("ca_file", readable_file),
+        fernet_key_file: section.take("fernet_key_file", fernet_key_file),
+    });
+    match &provider {
+        Some(_) => section.finish(),
+        None => finish_broken(section),
+    }
+    provider
+}
+
+/// The kind's own keys are wrong: still look at the common ones, so that all problems come at once.
+fn finish_broken(mut section: Section<'_>) {
+    let least = Duration::from_secs(1);
+    let most = Duration::from_secs(366 * 86_400);
+    section.take("scopes", input::words);
+    section.take("audience", input::words);
+    section.take("shortfall", input::choice(&[("refuse", ()), ("flag", ())]));
+    section.take("default_lifetime", input::duration(least, most));
+    section.take("use_format", input::choice(&[("json", ()), ("bare", ())]));
+    section.take("max_in_flight", input::number(1..=10_000));
+    section.take("max_per_second", input::number(1..=100_000));
+    section.take("timeout", input::duration(least, Duration::from_secs(600)));
+    section.take("ca_file", readable_file);
+    section.take("fernet_key_file", fernet_key_file);
+    section.finish();
+}
+
+fn kind(value: &Value) -> Result<Kind, Wrong> {
+    match input::text(value)?.as_str() {
+        "oauth2" => Ok(Kind::OAuth2),
+        "mytoken" => Ok(Kind::Mytoken),
+        later @ ("vault" | "token-exchange" | "client-credentials" | "local") => Err(wrong(
+            format!("the kind {later:?} is not part of this version"),
+            r#"use "oauth2" or "mytoken", or remove this provider"#,
+        )),
+        other => Err(match input::nearest(other, &["oauth2", "mytoken"]) {
+            Some(near) => wrong(format!("{other:?} is not a kind"), format!("did you mean {near:?}?")),
+            None => wrong(format!("{other:?} is not a kind"), r#"use "oauth2" or "mytoken""#),
+        }),
+    }
+}
+
+fn services(name: &str, section: &mut Section<'_>) -> Vec<String> {
+    if section.has("services") {
+        return section.take("services", services_of).unwrap_or_default();
+    }
+    if let Err(wrong) = service(name) {
+        section.complain("", &wrong.what, "rename this table, or name the services with `services`");
+        return Vec::new();
+    }
+    vec![name.to_owned()]
+}
+
+fn services_of(value: &Value) -> Result<Vec<String>, Wrong> {
+    let services = input::texts(value)?;
+    if services.is_empty() {
+        return Err(wrong("is empty", "name at least one service, or remove the key"));
+    }
+    for (at, name) in services.iter().enumerate() {
+        service(name)?;
+        if services.iter().take(at).any(|earlier| earlier == name) {
+            return Err(wrong(format!("names {name} twice"), "remove one of them"));
+        }
+    }
+    Ok(services)
+}
+
+fn service(name: &str) -> Result<(), Wrong> {
+    Service::parse(name).map_err(|e| wrong(e.to_string(), "use a name that HTCondor takes for a service"))?;
+    if name == "scitokens" {
+        let what = "HTCondor takes the service scitokens for its own local issuer";
+        return Err(wrong(what, "call the service otherwise"));
+    }
+    if name.contains('_') {
+        let what = format!("{name:?}: HTCondor splits a service from its handle at the first _");
+        return Err(wrong(what, "call the service without _"));
+    }
+    Ok(())
+}
+
+fn oauth2(section: &mut Section<'_>, issuer_usable: bool) -> Option<OAuth2> {
+    section.refuse("server", r#"belongs to kind = "mytoken""#, "remove it, or set `issuer` or `token_endpoint`");
+    // An issuer that is there but wrong has been reported already.
+    let endpoint_given = section.has("token_endpoint");
+    let token_endpoint = section.take("token_endpoint", input::url);
+    if !endpoint_given && !issuer_usable && !section.took_wrongly("issuer") {
+        section.complain(
+            "issuer",
+            "neither `issuer` nor `token_endpoint` is set",
+            "set `issuer` (endpoints by discovery), or `token_endpoint`",
+        );
+    }
+    let client_id =
+        section.require("client_id", "set it to the id under which evercred is registered there", input::text);
+    let secret_given = section.has("client_secret_file");
+    let client_secret = section.take("client_secret_file", client_secret);
+    let client_auth = section
+        .take("client_auth", input::choice(&[("header", ClientAuth::Header), ("body", ClientAuth::Body)]))
+        .unwrap_or(ClientAuth::Header);
+    let styles = &[
+        ("audience", AudienceStyle::Audience),
+        ("repeated", AudienceStyle::Repeated),
+        ("resource", AudienceStyle::Resource),
+    ];
+    let audience_style = section.take("audience_style", input::choice(styles)).unwrap_or(AudienceStyle::Audience);
+    let usable = (token_endpoint.is_some() || issuer_usable) && (client_secret.is_some() || !secret_given);
+    let client_id = client_id.filter(|_| usable)?;
+    Some(OAuth2 { token_endpoint, client_id, client_secret, client_auth, audience_style })
+}
+
+fn mytoken(section: &mut Section<'_>) -> Option<ProviderKind> {
+    for key in OAUTH2_KEYS {
+        section.refuse(key, r#"belongs to kind = "oauth2""#, "remove it");
+    }
+    let server = section.require("server", r#"set it to the mytoken server, like "https://mytok.eu""#, input::url)?;
+    Some(ProviderKind::Mytoken { server })
+}
+
+fn client_secret(value: &Value) -> Result<ClientSecret, Wrong> {
+    let path = input::path(value)?;
+    let text = secret_file::read(&path)?;
+    ClientSecret::parse(&text).map_err(|_| {
+        let what = format!("{} holds more than a secret (blanks, several lines or other characters)", path.display());
+        wrong(what, "write the secret alone into it, on one line")
+    })
+}
+
+fn fernet_key_file(value: &Value) -> Result<PathBuf, Wrong> {
+    let path = input::path(value)?;
+    secret_file::read(&path)?;
+    Ok(path)
+}
+
+fn readable_file(value: &Value) -> Result<PathBuf, Wrong> {
+    let path = input::path(value)?;
+    let shown = path.display();
+    match std::fs::metadata(&path) {
+        Ok(meta) if meta.is_file() => Ok(path),
+        Ok(_) => Err(wrong(format!("{shown} is not a regular file"), "name a file of PEM certificates")),
+        Err(e) => {
+            Err(wrong(format!("{shown} cannot be read: {}", fragment::reason(&e)), "name a file of PEM certificates"))
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Secrets are files: regular, owned by root or by us, closed to everybody else.
+
+use std::{
+    fs::OpenOptions,
+    io::Read,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::{libc, unistd::geteuid};
+use zeroize::Zeroizing;
+
+use super::{
+    fragment,
+    input::{Wrong, wrong},
+};
+
+/// The largest secret.
+const MAX: u64 = 16 << 10;
+
+/// The text of a secret file without the newline at its end. No message holds any of it.
+pub fn read(path: &Path) -> Result<Zeroizing<String>, Wrong> {
+    let shown = path.display();
+    // Not blocking, so that a pipe in this place cannot hold us; what was opened is what is judged.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(|e| unreadable(path, &e))?;
+    let meta = file.metadata().map_err(|e| unreadable(path, &e))?;
+    if !meta.is_file() {
+        return Err(wrong(format!("{shown} is not a regular file"), "name a file that holds the secret alone"));
+    }
+    if meta.uid() != 0 && meta.uid() != geteuid().as_raw() {
+        let what = format!("{shown} belongs to uid {}", meta.uid());
+        return Err(wrong(what, format!("run `chown root {shown}` and write the secret anew")));
+    }
+    if meta.mode() & 0o077 != 0 {
+        let what = format!("{shown} is open to others (mode {:04o})", meta.mode() & 0o7777);
+        return Err(wrong(what, format!("run `chmod 600 {shown}`")));
+    }
+    if meta.len() > MAX {
+        return Err(wrong(format!("{shown} is larger than 16 KiB"), "name a file that holds the secret alone"));
+    }
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(MAX).unwrap_or(0)));
+    file.by_ref().take(MAX).read_to_string(&mut text).map_err(|e| unreadable(path, &e))?;
+    let kept = text.strip_suffix('\n').map_or(text.as_str(), |t| t.strip_suffix('\r').unwrap_or(t)).len();
+    text.truncate(kept);
+    if text.is_empty() {
+        return Err(wrong(format!("{shown} is empty"), "write the secret into it"));
+    }
+    Ok(text)
+}
+
+fn unreadable(path: &Path, e: &std::io::Error) -> Wrong {
+    let shown = path.display();
+    let advice = match e.kind() {
+        std::io::ErrorKind::NotFound => "create it with mode 0600, or correct the path".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "run as the user that the credmon runs as (root)".to_owned(),
+        _ => "name a file that holds the secret alone".to_owned(),
+    };
+    wrong(format!("{shown} cannot be read: {}", fragment::reason(e)), advice)
+}

@@ -1,0 +1,232 @@
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use tempfile::TempDir;
+
+use super::{settings::ProviderKind, *};
+
+const CANARY: &str = "canary-5f1d";
+
+fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {
+    let path = dir.path().join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn sources() -> Sources {
+    Sources { config: None, credential_directory: Some("/creds".into()) }
+}
+
+/// The problems of one file, without the directory's name. `DIR` in the text stands for the directory.
+fn problems_in(dir: &TempDir, text: &str) -> Vec<String> {
+    let root = dir.path().display().to_string();
+    let file = write(dir, "c.toml", &text.replace("DIR", &root));
+    let problems = load_files(&[file], &sources(), &Knobs::default()).expect_err("a problem");
+    problems.iter().map(|p| p.to_string().replace(&format!("{root}/"), "")).collect()
+}
+
+fn problems(text: &str) -> Vec<String> {
+    problems_in(&tempfile::tempdir().unwrap(), text)
+}
+
+fn settings_of(text: &str) -> Settings {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(&dir, "c.toml", text);
+    load_files(&[file], &sources(), &Knobs::default()).unwrap()
+}
+
+const GOOD: &str = "[provider.a]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
+
+#[test]
+fn every_bad_configuration_has_its_message() {
+    let table: &[(&str, &[&str])] = &[
+        ("", &["c.toml: provider: no provider is configured; add a table [provider.NAME] for each service"]),
+        ("provider = 3\n", &["c.toml:1: provider: is a number, not a table; write it as [provider.NAME]"]),
+        ("[provider]\na = 3\n", &["c.toml:2: provider.a: is a number, not a table; write it as [provider.a]"]),
+        (
+            "[provider.a]\nserver = \"https://m.eu\"\n",
+            &[r#"c.toml:1: provider.a.kind: is missing; set it to "oauth2" or "mytoken""#],
+        ),
+        (
+            "[provider.a]\nkind = \"vault\"\n",
+            &[
+                r#"c.toml:2: provider.a.kind: the kind "vault" is not part of this version; use "oauth2" or "mytoken", or remove this provider"#,
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"oauth\"\n",
+            &[r#"c.toml:2: provider.a.kind: "oauth" is not a kind; did you mean "oauth2"?"#],
+        ),
+        (
+            "[provider.a]\nkind = \"oauth2\"\n",
+            &[
+                "c.toml:1: provider.a.issuer: neither `issuer` nor `token_endpoint` is set; set `issuer` (endpoints by discovery), or `token_endpoint`",
+                "c.toml:1: provider.a.client_id: is missing; set it to the id under which evercred is registered there",
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"oauth2\"\nissuer = \"http://issuer.example.org/\"\nclient_idd = \"x\"\n",
+            &[
+                "c.toml:1: provider.a.client_id: is missing; set it to the id under which evercred is registered there",
+                "c.toml:3: provider.a.issuer: is http://, which would send secrets in the clear; use https://",
+                "c.toml:4: provider.a.client_idd: unknown key; did you mean `client_id`?",
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://u:canary-5f1d@m.eu\"\nclient_id = \"x\"\n",
+            &[
+                "c.toml:3: provider.a.server: holds a user name or password; remove it from the URL",
+                r#"c.toml:4: provider.a.client_id: belongs to kind = "oauth2"; remove it"#,
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nclient_secret = \"canary-5f1d\"\n",
+            &[
+                "c.toml:4: provider.a.client_secret: secrets are files, never values in the configuration; write it to a file of mode 0600, name that with `client_secret_file` (or `fernet_key_file`)",
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nmax_in_flight = 0\nmax_per_second = \"x\"\ntimeout = \"20\"\nshortfall = \"maybe\"\nscopes = [\"a b\"]\n",
+            &[
+                "c.toml:4: provider.a.max_in_flight: 0 is out of range; use 1 to 10000",
+                "c.toml:5: provider.a.max_per_second: is a string, not a number; write a whole number without quotes",
+                r#"c.toml:6: provider.a.timeout: is not a duration; write it like "20s", "10m", "2h" or "7d", or as whole seconds"#,
+                r#"c.toml:7: provider.a.shortfall: "maybe" is not one of its values; use "refuse" or "flag""#,
+                r#"c.toml:8: provider.a.scopes: holds a blank inside an item; write each item on its own: ["a", "b"]"#,
+            ],
+        ),
+        (
+            "[provider.scitokens]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\n[provider.b]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nservices = [\"x_y\"]\n",
+            &[
+                "c.toml:1: provider.scitokens: HTCondor takes the service scitokens for its own local issuer; rename this table, or name the services with `services`",
+                r#"c.toml:7: provider.b.services: "x_y": HTCondor splits a service from its handle at the first _; call the service without _"#,
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\n[provider.b]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nservices = [\"c\", \"a\"]\n",
+            &[
+                "c.toml:4: provider.b: the service a belongs to provider.a already; let exactly one provider own each service, by `services`",
+            ],
+        ),
+        (
+            "[deamon]\n[daemon]\nfull_scan = \"0s\"\ncourier_usr = \"x\"\nlog = \"here\"\nmetrics_listen = \"9741\"\n[site.x]\n[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\n",
+            &[
+                "c.toml:1: deamon: unknown key; did you mean `daemon`?",
+                "c.toml:3: daemon.full_scan: 0s is out of range; use 1s to 1d",
+                "c.toml:4: daemon.courier_usr: unknown key; did you mean `courier_user`?",
+                r#"c.toml:5: daemon.log: is no place for a log; use a path that begins with /, "syslog", "journal" or "stderr""#,
+                r#"c.toml:6: daemon.metrics_listen: is not an address and port; write it like "127.0.0.1:9741""#,
+                "c.toml:7: site: replication to sites is not part of this version; remove the [site.…] tables",
+            ],
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(&problems(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_syntax_error_names_its_line_and_quotes_nothing_of_it() {
+    let found = problems("[provider.a]\nclient_secret = canary-5f1d\n").join("\n");
+    assert!(found.starts_with("c.toml:2: not TOML: "), "{found}");
+    assert!(!found.contains(CANARY), "{found}");
+}
+
+#[test]
+fn a_missing_file_says_what_to_do() {
+    let found = load_files(&["/nonexistent/e.toml".into()], &sources(), &Knobs::default()).unwrap_err();
+    assert_eq!(
+        report(&found).to_string(),
+        "1 problem in the configuration\n  /nonexistent/e.toml: cannot be read: No such file or directory; \
+         write it (docs/examples/evercred.toml is a start) or name another with --config\n\
+         What to do: correct the lines above, then run `evercred check`\n"
+    );
+}
+
+#[test]
+fn a_later_file_wins_key_by_key_and_keeps_its_own_line_in_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = write(&dir, "evercred.toml", &format!("[daemon]\ncourier_user = \"one\"\n{GOOD}max_in_flight = 3\n"));
+    fs::create_dir(dir.path().join("conf.d")).unwrap();
+    write(&dir, "conf.d/20-b.toml", "[provider.a]\nmax_per_second = 9\nmax_in_flight = 5\n");
+    write(&dir, "conf.d/10-a.toml", "[daemon]\ncourier_user = \"two\"\n[provider.a]\nmax_in_flight = 4\n");
+    write(&dir, "conf.d/README", "not read");
+    let files = files(&main, &dir.path().join("conf.d")).unwrap();
+    let settings = load_files(&files, &sources(), &Knobs::default()).unwrap();
+    let a = &settings.providers[0];
+    assert_eq!((a.max_in_flight, a.max_per_second, settings.daemon.courier_user.as_str()), (5, 9, "two"));
+
+    write(&dir, "conf.d/20-b.toml", "\n[provider.a]\nmax_in_flight = -1\n");
+    let found = load_files(&files, &sources(), &Knobs::default()).unwrap_err();
+    let found = found[0].to_string();
+    assert!(found.ends_with("conf.d/20-b.toml:3: provider.a.max_in_flight: -1 is out of range; use 1 to 10000"));
+}
+
+#[test]
+fn the_credential_directory_comes_from_the_command_line_then_the_file_then_htcondor() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(&dir, "c.toml", &format!("{GOOD}[daemon]\ncredential_directory = \"/file\"\n"));
+    let knobs = Knobs { credential_directory: Some("/condor".into()), ..Knobs::default() };
+    let directory = |file: &Path, sources: &Sources, knobs: &Knobs| {
+        load_files(&[file.to_owned()], sources, knobs).map(|s| s.daemon.credential_directory)
+    };
+    assert_eq!(directory(&file, &sources(), &knobs).unwrap(), Path::new("/creds"));
+    assert_eq!(directory(&file, &Sources::default(), &knobs).unwrap(), Path::new("/file"));
+    let file = write(&dir, "d.toml", GOOD);
+    assert_eq!(directory(&file, &Sources::default(), &knobs).unwrap(), Path::new("/condor"));
+    let found = directory(&file, &Sources::default(), &Knobs::default()).unwrap_err();
+    assert_eq!(found[0].key, "daemon.credential_directory");
+}
+
+#[test]
+fn a_secret_file_is_judged_and_its_newline_stripped() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[provider.a]\nkind = \"oauth2\"\nissuer = \"http://127.0.0.1:1/\"\nclient_id = \"x\"\nclient_secret_file = \"DIR/secret\"\n";
+    let first = |dir: &TempDir| problems_in(dir, text)[0].clone();
+    let key = "c.toml:5: provider.a.client_secret_file: ";
+    assert_eq!(
+        first(&dir),
+        format!("{key}secret cannot be read: No such file or directory; create it with mode 0600, or correct the path")
+    );
+    let secret = write(&dir, "secret", "canary-5f1d\n");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(first(&dir), format!("{key}secret is open to others (mode 0640); run `chmod 600 secret`"));
+    write(&dir, "secret", "\n");
+    assert_eq!(first(&dir), format!("{key}secret is empty; write the secret into it"));
+    write(&dir, "secret", "canary-5f1d\nmore\n");
+    let found = first(&dir);
+    assert!(found.contains("holds more than a secret") && !found.contains(CANARY), "{found}");
+    fs::remove_file(&secret).unwrap();
+    fs::create_dir(&secret).unwrap();
+    assert!(first(&dir).contains("secret is not a regular file"));
+    fs::remove_dir(&secret).unwrap();
+
+    write(&dir, "secret", "canary-5f1d\n");
+    let file = write(&dir, "c.toml", &text.replace("DIR", &dir.path().display().to_string()));
+    let settings = load_files(&[file], &sources(), &Knobs::default()).unwrap();
+    assert!(!format!("{settings:?}").contains(CANARY));
+    let ProviderKind::OAuth2(oauth2) = &settings.providers[0].kind else { panic!("oauth2") };
+    assert_eq!(oauth2.client_secret.as_ref().unwrap().expose(), CANARY);
+}
+
+#[test]
+fn durations_are_words_or_seconds() {
+    for (text, secs) in [("\"20s\"", 20), ("\"10m\"", 600), ("\"1h30m\"", 5400), ("\"7d\"", 604_800), ("90", 90)] {
+        let settings = settings_of(&format!("{GOOD}default_lifetime = {text}\n"));
+        assert_eq!(settings.providers[0].default_lifetime, Duration::from_secs(secs), "{text}");
+    }
+    for bad in ["", "m", "10", "1.5h", "10 minutes", "99999999999999999999d"] {
+        assert_eq!(input::parse_duration(bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn the_shipped_example_is_valid_with_its_secrets_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "wlcg", "canary-5f1d\n");
+    let example = include_str!("../../docs/examples/evercred.toml");
+    let text = example.replace("/etc/evercred/secrets", &dir.path().display().to_string());
+    assert_ne!(text, example);
+    let settings = load_files(&[write(&dir, "evercred.toml", &text)], &Sources::default(), &Knobs::default()).unwrap();
+    assert_eq!(settings.providers.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["helmholtz", "wlcg"]);
+}

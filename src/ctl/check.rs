@@ -1,0 +1,94 @@
+//! `evercred check`: read the configuration as the credmon would, tell every problem, or what is configured.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use crate::{
+    cli,
+    config::{
+        self, Sources,
+        input::show_duration,
+        settings::{Provider, ProviderKind, Settings},
+    },
+};
+
+/// `evercred check`: 0, or 78 with every problem.
+#[must_use]
+pub fn run(args: cli::Check) -> ExitCode {
+    match config::load(&Sources::of_user(args.config)) {
+        Ok(settings) => {
+            // Nobody is left to tell if standard output is closed.
+            io::stdout().lock().write_all(summary(&settings).as_bytes()).ok();
+            ExitCode::SUCCESS
+        }
+        Err(problems) => config::report(&problems).print("evercred"),
+    }
+}
+
+/// The table; nothing secret is in it.
+fn summary(settings: &Settings) -> String {
+    let mut rows = vec![["PROVIDER", "KIND", "SERVICES", "TOKENS FROM", "LIMITS"].map(str::to_owned)];
+    rows.extend(settings.providers.iter().map(row));
+    let width = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..5).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    let daemon = &settings.daemon;
+    // Writing to a string does not fail.
+    writeln!(
+        text,
+        "\nCredentials in {}, a full scan every {}, log to {}. The configuration is good.",
+        daemon.credential_directory.display(),
+        show_duration(daemon.full_scan),
+        daemon.log.as_deref().unwrap_or("stderr"),
+    )
+    .ok();
+    text
+}
+
+fn row(provider: &Provider) -> [String; 5] {
+    let (kind, from) = match &provider.kind {
+        ProviderKind::OAuth2(oauth2) => ("oauth2", oauth2.token_endpoint.as_ref().or(provider.issuer.as_ref())),
+        ProviderKind::Mytoken { server } => ("mytoken", Some(server)),
+    };
+    [
+        provider.name.clone(),
+        kind.to_owned(),
+        provider.services.join(" "),
+        from.cloned().unwrap_or_default(),
+        format!("{} in flight, {} a second", provider.max_in_flight, provider.max_per_second),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{condor::Knobs, load_with};
+
+    #[test]
+    fn the_summary_names_services_kinds_issuers_and_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let text = "[daemon]\ncredential_directory = \"/creds\"\n[provider.helmholtz]\nkind = \"mytoken\"\n\
+                    server = \"https://mytok.eu\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
+                    issuer = \"https://i.example.org/\"\nservices = [\"cms\", \"atlas\"]\nmax_in_flight = 8\n";
+        std::fs::write(&file, text).unwrap();
+        let sources = Sources { config: Some(file), credential_directory: None };
+        let settings = load_with(&sources, &Knobs::default()).unwrap();
+        let expected = "\
+PROVIDER   KIND     SERVICES   TOKENS FROM             LIMITS
+helmholtz  mytoken  helmholtz  https://mytok.eu        64 in flight, 50 a second
+w          oauth2   cms atlas  https://i.example.org/  8 in flight, 50 a second
+
+Credentials in /creds, a full scan every 10m, log to stderr. The configuration is good.
+";
+        assert_eq!(summary(&settings), expected);
+    }
+}
