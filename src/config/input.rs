@@ -245,7 +245,8 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 #[must_use]
 pub fn show_duration(length: Duration) -> String {
     let secs = length.as_secs();
-    let unit = [(86_400, 'd'), (3600, 'h'), (60, 'm')].into_iter().find(|(unit, _)| secs > 0 && secs % unit == 0);
+    let unit =
+        [(86_400, 'd'), (3600, 'h'), (60, 'm')].into_iter().find(|(unit, _)| secs > 0 && secs.is_multiple_of(*unit));
     match unit {
         Some((unit, letter)) => format!("{}{letter}", secs / unit),
         None => format!("{secs}s"),
