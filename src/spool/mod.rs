@@ -1,1 +1,194 @@
-//! spool
+//! The credential directory: everything that touches it, and nothing that decides.
+//!
+//! On disk (contract `HTCondor`, 2): `<user>/<S[_H]>.top` is written by credd, `<user>/<S[_H]>.use` by us. Ours in
+//! the top directory are `pid`, `CREDMON_COMPLETE`, `.evercred.lock`, and temporary files `.evercred-tmp-*`, which
+//! stand on the same file system as their targets and in nobody's way when credd sweeps a user's directory.
+//!
+//! Rules: open first, then judge the descriptor; never follow a symbolic link; never make a user's directory; never
+//! delete a `.top`, a `.mark`, or a `.use` that was there before us. A file appears by rename, after fsync. Killed at
+//! any point, we leave whole files and temporary ones, and the next start removes the latter.
+
+mod dir;
+mod inventory;
+mod lock;
+mod pidfile;
+mod publish;
+mod seal;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    hash::RandomState,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use nix::{errno::Errno, unistd::UnlinkatFlags};
+use thiserror::Error;
+
+pub use inventory::Seen;
+pub use publish::{PublishError, Reservation};
+pub use seal::{Seal, SealError};
+pub use watch::{Hint, Watch, WatchError};
+
+use crate::core::id::UserName;
+
+/// Our temporary files' names begin so.
+pub(crate) const TEMPORARY: &str = ".evercred-tmp-";
+
+/// Who may own a user's directory and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Their uids: root, our own, condor's.
+    pub accepted: Vec<u32>,
+}
+
+impl Owners {
+    /// Root, ourselves, and condor if there is such an account.
+    #[must_use]
+    pub fn usual(condor: Option<u32>) -> Self {
+        let mut accepted = vec![0, nix::unistd::geteuid().as_raw()];
+        accepted.extend(condor);
+        accepted.sort_unstable();
+        accepted.dedup();
+        Self { accepted }
+    }
+
+    pub(crate) fn accept(&self, uid: u32) -> bool {
+        self.accepted.contains(&uid)
+    }
+}
+
+/// The credential directory cannot be used.
+#[derive(Debug, Error)]
+pub enum SpoolError {
+    /// Not fit to hold secrets.
+    #[error("{}: {why}; {advice}", path.display())]
+    Unfit {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Another credmon runs here.
+    #[error(
+        "{}: another evercred ({}) keeps this credential directory; stop that one first",
+        path.display(),
+        holder.map_or_else(|| "process unknown".to_owned(), |pid| format!("process {pid}"))
+    )]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The other's process id, if the lock file tells.
+        holder: Option<i32>,
+    },
+    /// A call failed.
+    #[error("{}: cannot {doing}: {source}; check owner, mode and the file system", path.display())]
+    Io {
+        /// What it was about.
+        path: PathBuf,
+        /// In the words of "cannot …".
+        doing: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl SpoolError {
+    fn io(path: impl Into<PathBuf>, doing: &'static str, errno: Errno) -> Self {
+        Self::Io { path: path.into(), doing, source: errno.into() }
+    }
+}
+
+/// The credential directory, verified, locked and ours.
+#[derive(Debug)]
+pub struct Spool {
+    path: PathBuf,
+    top: dir::Dir,
+    owners: Owners,
+    /// What the last scan read, so that unchanged files are not read again.
+    cache: Mutex<HashMap<UserName, Vec<inventory::Entry>>>,
+    hasher: RandomState,
+    serial: AtomicU64,
+    _lock: lock::Lock,
+}
+
+impl Spool {
+    /// Verify the directory, lock it, write `pid`, remove `CREDMON_COMPLETE` and what a crash of ours left.
+    ///
+    /// # Errors
+    /// [`SpoolError`], with the path and what to do.
+    pub fn open(path: &Path, ids: Owners) -> Result<Self, SpoolError> {
+        let top = dir::Dir::open(path)?;
+        let lock = lock::Lock::take(&top, path)?;
+        let spool = Self {
+            path: path.to_owned(),
+            top,
+            owners: ids,
+            cache: Mutex::default(),
+            hasher: RandomState::new(),
+            serial: AtomicU64::new(0),
+            _lock: lock,
+        };
+        pidfile::write(&spool)?;
+        for name in spool.top.names().map_err(|e| SpoolError::io(path, "list it", e))? {
+            if name.starts_with(TEMPORARY) {
+                spool.remove(&name)?;
+            }
+        }
+        spool.remove(COMPLETE)?;
+        Ok(spool)
+    }
+
+    /// The directory's path, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Touch `CREDMON_COMPLETE`: a scan is complete.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub fn touch_complete(&self) -> Result<(), SpoolError> {
+        self.place_small(COMPLETE, b"")
+    }
+
+    /// Remove a file of the top directory; it is fine if there is none.
+    fn remove(&self, name: &str) -> Result<(), SpoolError> {
+        match nix::unistd::unlinkat(&self.top, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(SpoolError::io(self.path.join(name), "remove it", e)),
+        }
+    }
+
+    /// Put a small public file into the top directory, atomically, mode 0644.
+    fn place_small(&self, name: &str, content: &[u8]) -> Result<(), SpoolError> {
+        let temporary = self.temporary_name();
+        self.top.place(&temporary, name, content).map_err(|e| {
+            self.remove(&temporary).err().unwrap_or_else(|| SpoolError::io(self.path.join(name), "write it", e))
+        })
+    }
+
+    fn temporary_name(&self) -> String {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        format!("{TEMPORARY}{}-{serial}", std::process::id())
+    }
+}
+
+const COMPLETE: &str = "CREDMON_COMPLETE";
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        pidfile::remove_if_ours(self);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! What is there: users, their `.top` files and what the `.use` files beside them tell. Files of services that are
+//! not ours are neither opened nor judged. A file whose metadata did not change is not read again.
+
+use std::{
+    hash::BuildHasher,
+    sync::{MutexGuard, PoisonError},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::AtFlags,
+    sys::stat::{FileStat, fstatat},
+};
+
+use super::{
+    Seal, Spool, SpoolError,
+    dir::{self, Refusal},
+};
+use crate::{
+    core::{
+        id::{CredentialId, Handle, Service, UserName},
+        time::Timestamp,
+        top::{Identity, Top},
+        use_file::{self, Use},
+    },
+    error::Kind,
+};
+
+/// The largest `.use` that we look into.
+const MAX_USE: usize = 1 << 20;
+
+/// A credential as a scan found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Which one.
+    pub id: CredentialId,
+    /// Its `.top`: which one it is, or why it is bad.
+    pub top: Result<Identity, Kind>,
+    /// What its `.use` tells; none if there is none, or no token in it.
+    pub use_file: Option<Use>,
+    /// The `.top` was put there after the `.use`, or there is no `.use`.
+    pub top_newer: bool,
+    /// When the `.use` was written, by its file time.
+    pub use_written: Option<Timestamp>,
+}
+
+/// What the last scan read of a credential. Small, because there may be 100,000 of them.
+#[derive(Debug)]
+pub(super) struct Entry {
+    base: Box<str>,
+    top_key: u64,
+    top: Result<Identity, Kind>,
+    use_key: u64,
+    use_file: Option<Use>,
+}
+
+impl Spool {
+    /// The users: directories, no symbolic links, names as credd allows them; others are ignored.
+    ///
+    /// # Errors
+    /// The credential directory cannot be listed.
+    pub fn users(&self) -> Result<Vec<UserName>, SpoolError> {
+        let names = self.top.directories().map_err(|e| SpoolError::io(&self.path, "list it", e))?;
+        let users: Vec<_> = names.iter().filter_map(|name| UserName::parse(name).ok()).collect();
+        self.cache().retain(|user, _| users.binary_search(user).is_ok());
+        Ok(users)
+    }
+
+    /// The credentials of a user whose base name (`S` or `S_H`) is `wanted`; empty if the user is gone.
+    ///
+    /// # Errors
+    /// The user's directory cannot be read, is a symbolic link, or belongs to somebody who may not have one.
+    pub fn scan_user(
+        &self,
+        user: &UserName,
+        wanted: &dyn Fn(&str) -> Option<(Service, Option<Handle>)>,
+    ) -> Result<Vec<Seen>, SpoolError> {
+        let error = |e| self.user_error(user, e);
+        let home = match self.top.user(user.as_str(), &self.owners) {
+            Ok(home) => home,
+            Err(Errno::ENOENT) => {
+                self.cache().remove(user);
+                return Ok(Vec::new());
+            }
+            Err(e) => return Err(error(e)),
+        };
+        let old = self.cache().remove(user).unwrap_or_default();
+        let (mut seen, mut entries) = (Vec::new(), Vec::new());
+        for (name, _) in dir::entries(&home).map_err(error)? {
+            let Some(base) = name.strip_suffix(".top") else { continue };
+            let Some((service, handle)) = wanted(base) else { continue };
+            let known = old.iter().find(|entry| &*entry.base == base);
+            let Some(found) = self.look(&home, base, known) else { continue };
+            seen.push(Seen {
+                id: CredentialId { user: user.clone(), service, handle },
+                top: found.entry.top,
+                use_file: found.entry.use_file,
+                top_newer: found.use_stat.is_none_or(|stat| dir::ctime_ns(&found.top_stat) > dir::ctime_ns(&stat)),
+                use_written: found.use_stat.map(|stat| Timestamp(dir::mtime_ns(&stat).div_euclid(1_000_000))),
+            });
+            entries.push(found.entry);
+        }
+        entries.shrink_to_fit();
+        self.cache().insert(user.clone(), entries);
+        Ok(seen)
+    }
+
+    /// Read a `.top` for an exchange.
+    ///
+    /// # Errors
+    /// Why it is bad; `TopUnreadable` also if it is gone.
+    pub fn read_top(&self, id: &CredentialId, keys: Option<&Seal>) -> Result<(Identity, Top), Kind> {
+        let home = self.top.user(id.user.as_str(), &self.owners).map_err(|e| match e {
+            Errno::ELOOP | Errno::ENOTDIR => Kind::TopNotRegular,
+            Errno::EPERM => Kind::TopWrongOwner,
+            _ => Kind::TopUnreadable,
+        })?;
+        let (stat, bytes) =
+            dir::read_top(&home, &format!("{}.top", id.base()), &self.owners).map_err(|refusal| match refusal {
+                Refusal::Missing => Kind::TopUnreadable,
+                Refusal::Bad(kind) => kind,
+            })?;
+        Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys)?))
+    }
+
+    fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<Found> {
+        let (top_name, use_name) = (format!("{base}.top"), format!("{base}.use"));
+        let top_stat = fstatat(home, top_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+        let use_stat = fstatat(home, use_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+        let top_key = self.key(&top_stat);
+        let use_key = use_stat.as_ref().map_or(0, |stat| self.key(stat));
+        let top = match known {
+            // An unreadable file may become readable without any change of its own.
+            Some(entry) if entry.top_key == top_key && entry.top != Err(Kind::TopUnreadable) => entry.top,
+            _ => match dir::read_top(home, &top_name, &self.owners) {
+                Ok((stat, bytes)) => judge(&bytes).map(|()| dir::identity(&stat, &bytes)),
+                Err(Refusal::Missing) => return None,
+                Err(Refusal::Bad(kind)) => Err(kind),
+            },
+        };
+        let use_file = match known {
+            Some(entry) if entry.use_key == use_key => entry.use_file,
+            _ => use_stat.and_then(|_| read_use(home, &use_name)),
+        };
+        let entry = Entry { base: base.into(), top_key, top, use_key, use_file };
+        Some(Found { top_stat, use_stat, entry })
+    }
+
+    /// Metadata as one number.
+    fn key(&self, stat: &FileStat) -> u64 {
+        let owner = (stat.st_uid, stat.st_mode, stat.st_nlink);
+        self.hasher.hash_one((stat.st_dev, stat.st_ino, stat.st_size, dir::mtime_ns(stat), dir::ctime_ns(stat), owner))
+    }
+
+    fn cache(&self) -> MutexGuard<'_, std::collections::HashMap<UserName, Vec<Entry>>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn user_error(&self, user: &UserName, errno: Errno) -> SpoolError {
+        let path = self.path.join(user.as_str());
+        match errno {
+            Errno::ELOOP | Errno::ENOTDIR => SpoolError::Unfit {
+                path,
+                why: "it is not a directory (a symbolic link is not followed)".into(),
+                advice: "remove it; credd makes users' directories itself",
+            },
+            Errno::EPERM => SpoolError::Unfit {
+                path,
+                why: "it belongs to somebody else than root, condor or us, or others may write to it".into(),
+                advice: "chown it to condor and chmod it to 2700",
+            },
+            e => SpoolError::io(path, "read it", e),
+        }
+    }
+}
+
+struct Found {
+    top_stat: FileStat,
+    use_stat: Option<FileStat>,
+    entry: Entry,
+}
+
+/// What can be told without a key.
+fn judge(bytes: &[u8]) -> Result<(), Kind> {
+    if Seal::looks_sealed(bytes) { Ok(()) } else { Top::parse(bytes).map(drop) }
+}
+
+/// The text as stored, or what is inside of Fernet text.
+pub(super) fn unseal(bytes: &[u8], keys: Option<&Seal>) -> Result<Top, Kind> {
+    if !Seal::looks_sealed(bytes) {
+        return Top::parse(bytes);
+    }
+    let inside = keys.and_then(|seal| seal.open(bytes)).ok_or(Kind::TopSealed)?;
+    Top::parse(&inside)
+}
+
+fn read_use(home: &dir::Dir, name: &str) -> Option<Use> {
+    let (stat, file) = dir::open_regular(home, name).ok()?;
+    let (bytes, _) = dir::read_up_to(file, &stat, MAX_USE).ok()?;
+    if bytes.len() > MAX_USE { None } else { use_file::read(&bytes) }
+}
