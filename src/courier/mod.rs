@@ -1,8 +1,11 @@
 //! The network process: no files of the spool, no privileges; it talks to issuers and to the keeper.
+//!
+//! Its end of the socketpair is standard input. It ends when the keeper's end closes, and ignores signals meant for
+//! the keeper's terminal. What it knows it was told by `Configure`; it keeps nothing on disk.
 
 pub mod frame;
+pub mod http;
+pub mod sandbox;
+mod worker;
 
-/// Not part of this slice.
-pub(crate) fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
-}
+pub use worker::main;

@@ -17,7 +17,7 @@ use crate::{
         use_file,
     },
     error::Kind,
-    spool::{PublishError, Spool, seal::Seal},
+    spool::{PublishError, Spool, Seal},
 };
 
 /// Threads for file work: flushes overlap in the file system's journal.

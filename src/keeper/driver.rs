@@ -29,7 +29,7 @@ use crate::{
     },
     courier::frame::ToCourier,
     error::Kind,
-    spool::{Reservation, Spool, seal::Seal},
+    spool::{Reservation, Spool, Seal},
 };
 
 /// A provider and what only the keeper holds for it.

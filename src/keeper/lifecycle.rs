@@ -27,7 +27,7 @@ use crate::{
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
-    spool::{Owners, Spool, watch::Watch},
+    spool::{Owners, Spool, Watch},
 };
 
 /// At most one reload in this time.
@@ -60,8 +60,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let sources = Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone() };
     let mut settings = config::load(&sources)
         .map_err(|problems| config::report(&problems).with_code(config_exit()))?;
-    let log = log::start(&log::Target::choose(args.log.as_deref(), args.foreground, &settings.daemon), "evercred")
-        .map_err(|e| (exit::LOG, e.to_string()))?;
+    let log = log::start(&log_target(args, &settings), "evercred")
+        .map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
     let condor = User::from_name("condor").ok().flatten();
     let mut accepted = vec![0, geteuid().as_raw()];
@@ -115,9 +115,16 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         drop(looks.send(scanner::Look::Owners(owners.clone())));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
-    spool.release();
+    drop(spool);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// `--log`, else `--foreground`, else the configuration (which knows HTCondor's knob), else standard error.
+fn log_target(args: &cli::Credmon, settings: &Settings) -> log::Target {
+    let configured = settings.daemon.log.as_deref().filter(|_| !args.foreground);
+    let text = args.log.as_deref().or(configured).unwrap_or("stderr");
+    log::Target::parse(text, settings.daemon.log_limit)
 }
 
 fn harden() -> nix::Result<()> {

@@ -17,7 +17,7 @@ use crate::{
     },
     spool::{
         Spool,
-        watch::{Hint, Watch},
+        Hint, Watch,
     },
 };
 

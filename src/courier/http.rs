@@ -1,0 +1,159 @@
+//! One HTTP client per provider: no redirects, no proxies, bounded in time and size, https except to loopback.
+
+use std::{error::Error as _, sync::Arc, time::{Duration, Instant, SystemTime}};
+
+use reqwest::{Certificate, Client, Response, header, redirect};
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use crate::{
+    config::settings::{Provider, ProviderKind},
+    core::{
+        answer::{ExchangeError, Grant, Outcome},
+        time::Timestamp,
+    },
+    error::Kind,
+    issuer::{self, TokenAnswer, client},
+};
+
+/// No token answer is larger.
+const MAX_BODY: usize = 1 << 20;
+const CONNECT: Duration = Duration::from_secs(10);
+/// A discovery document is believed this long.
+const DISCOVERY_LIFE: Duration = Duration::from_secs(3600);
+
+/// A provider, and how to reach it.
+#[derive(Debug)]
+pub struct Caller {
+    provider: Provider,
+    client: Client,
+    /// The lock makes discovery single flight.
+    endpoint: Mutex<Option<(Instant, Arc<str>)>>,
+}
+
+impl Caller {
+    /// Build the client; reads `ca_file`.
+    ///
+    /// # Errors
+    /// One line: what is wrong with the CA file or TLS on this machine.
+    pub fn new(provider: Provider) -> Result<Self, String> {
+        let mut builder = Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .timeout(provider.timeout)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
+        if let Some(path) = &provider.ca_file {
+            let fail = |e: &dyn std::fmt::Display| format!("ca_file {}: {e}", path.display());
+            let pem = std::fs::read(path).map_err(|e| fail(&e))?;
+            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| fail(&e))?;
+            if certificates.is_empty() {
+                return Err(fail(&"no certificate in it"));
+            }
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let client = builder.build().map_err(|e| format!("provider {}: {e}", provider.name))?;
+        Ok(Self { provider, client, endpoint: Mutex::new(None) })
+    }
+
+    /// One exchange.
+    ///
+    /// # Errors
+    /// [`ExchangeError`], classified.
+    pub async fn exchange(&self, grant: &Grant) -> Outcome {
+        let endpoint = self.endpoint().await?;
+        let request = issuer::request(&self.provider, grant);
+        let mut post = self
+            .client
+            .post(&*endpoint)
+            .header(header::CONTENT_TYPE, request.content_type)
+            .header(header::ACCEPT, "application/json")
+            .body(request.body.as_bytes().to_vec());
+        if let Some(authorization) = request.authorization {
+            let mut value = header::HeaderValue::from_str(&authorization)
+                .map_err(|_| ExchangeError::new(Kind::ClientRefused, "client_id or secret do not fit a header"))?;
+            value.set_sensitive(true);
+            post = post.header(header::AUTHORIZATION, value);
+        }
+        let answer = answer(post.send().await.map_err(|e| failure(&e))?).await?;
+        issuer::answer(&self.provider, grant, &answer, now())
+    }
+
+    async fn endpoint(&self) -> Result<Arc<str>, ExchangeError> {
+        let (issuer, document) = match &self.provider.kind {
+            ProviderKind::OAuth2(oauth2) => match (&oauth2.token_endpoint, &self.provider.issuer) {
+                (Some(endpoint), _) => return Ok(endpoint.as_str().into()),
+                (None, Some(issuer)) => (issuer, "openid-configuration"),
+                (None, None) => return Err(ExchangeError::new(Kind::Discovery, "neither issuer nor token_endpoint")),
+            },
+            ProviderKind::Mytoken { server } => (server, "mytoken-configuration"),
+        };
+        let mut known = self.endpoint.lock().await;
+        if let Some((since, endpoint)) = &*known
+            && since.elapsed() < DISCOVERY_LIFE
+        {
+            return Ok(Arc::clone(endpoint));
+        }
+        match self.discover(issuer, document).await {
+            Ok(endpoint) => {
+                *known = Some((Instant::now(), Arc::clone(&endpoint)));
+                Ok(endpoint)
+            }
+            // Keep the last good thing: an old document serves while a new one cannot be had.
+            Err(error) => known.as_ref().map(|(_, endpoint)| Arc::clone(endpoint)).ok_or(error),
+        }
+    }
+
+    async fn discover(&self, issuer: &str, document: &str) -> Result<Arc<str>, ExchangeError> {
+        let url = format!("{}/.well-known/{document}", client::trimmed(issuer));
+        let answer = answer(self.client.get(&url).send().await.map_err(|e| failure(&e))?).await?;
+        if answer.status != 200 {
+            let what = format!("{url} answers HTTP {}", answer.status);
+            return Err(client::http_failure(&answer, now()).unwrap_or_else(|| ExchangeError::new(Kind::Discovery, what)));
+        }
+        Ok(client::endpoint(issuer, &answer.body)?.into())
+    }
+}
+
+fn now() -> Timestamp {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX))
+}
+
+async fn answer(mut response: Response) -> Result<TokenAnswer, ExchangeError> {
+    let status = response.status().as_u16();
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let mut body = Zeroizing::new(Vec::new());
+    while let Some(chunk) = response.chunk().await.map_err(|e| failure(&e))? {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(ExchangeError::new(Kind::AnswerTooLarge, "the answer is larger than 1 MiB"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(TokenAnswer { status, retry_after, body })
+}
+
+/// What went wrong on the way; the chain of causes holds no secret, and the URL is configured.
+fn failure(error: &reqwest::Error) -> ExchangeError {
+    let mut detail = error.to_string();
+    let mut tls = false;
+    let mut cause = error.source();
+    while let Some(one) = cause {
+        tls |= one.downcast_ref::<rustls::Error>().is_some()
+            || one
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::get_ref)
+                .is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some());
+        detail = one.to_string();
+        cause = one.source();
+    }
+    let kind = if tls {
+        Kind::Tls
+    } else if error.is_timeout() {
+        Kind::Timeout
+    } else {
+        Kind::Network
+    };
+    ExchangeError::new(kind, detail)
+}

@@ -1,0 +1,96 @@
+//! The courier's loop: frames in, exchanges at once, frames out as they end.
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use tokio::sync::mpsc;
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+
+use super::{
+    frame::{self, FromCourier, MAX_FRAME, ToCourier},
+    http::Caller,
+    sandbox,
+};
+use crate::{
+    core::answer::ExchangeError,
+    error::{Kind, exit},
+};
+
+/// Run as the courier until the keeper's end of standard input closes.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::from(exit::OK),
+        // The keeper was told in a frame, if it still listens; the exit code is for nobody else.
+        Err(_) => ExitCode::from(exit::FAILED),
+    }
+}
+
+fn run() -> io::Result<()> {
+    // Signals of the terminal's foreground group are the keeper's business.
+    let mut block = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        block.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&block), None)?;
+    let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let Some(ToCourier::Configure { providers, become_ids }) = frame::read(&mut stream)? else {
+        return Err(io::Error::other("the first frame is not Configure"));
+    };
+    let prepared = sandbox::drop_privileges(become_ids).and_then(|()| {
+        let callers = providers.into_iter().map(Caller::new).collect::<Result<Vec<_>, _>>()?;
+        Ok((callers, sandbox::close_files()?))
+    });
+    let (callers, sandbox) = match prepared {
+        Ok(prepared) => prepared,
+        Err(why) => {
+            frame::write(&mut stream, &FromCourier::Failed { why: why.clone() })?;
+            return Err(io::Error::other(why));
+        }
+    };
+    frame::write(&mut stream, &FromCourier::Ready { sandbox })?;
+    stream.set_nonblocking(true)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, callers))
+}
+
+async fn serve(stream: UnixStream, callers: Vec<Caller>) -> io::Result<()> {
+    let callers: Arc<[Caller]> = callers.into();
+    let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
+    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
+    let mut requests = FramedRead::new(reader, codec.clone());
+    let mut answers = FramedWrite::new(writer, codec);
+    let (done, mut ended) = mpsc::channel::<FromCourier>(256);
+    let sender = tokio::spawn(async move {
+        while let Some(frame) = ended.recv().await {
+            let bytes = frame::encode(&frame)?;
+            // The codec writes the length itself.
+            answers.feed(Bytes::copy_from_slice(bytes.get(4..).unwrap_or_default())).await?;
+            if ended.is_empty() {
+                SinkExt::<Bytes>::flush(&mut answers).await?;
+            }
+        }
+        Ok::<_, io::Error>(())
+    });
+    while let Some(body) = requests.next().await {
+        let ToCourier::Exchange { number, provider, grant } = frame::decode(&body?)? else { continue };
+        let (callers, done) = (Arc::clone(&callers), done.clone());
+        tokio::spawn(async move {
+            let outcome = match callers.get(provider) {
+                Some(caller) => caller.exchange(&grant).await,
+                None => Err(ExchangeError::new(Kind::CourierLost, "no such provider")),
+            };
+            // The keeper is gone if nobody takes it.
+            done.send(FromCourier::Answer { number, outcome }).await.ok();
+        });
+    }
+    // The keeper is gone: whatever is under way has nobody to go to.
+    sender.abort();
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! What all kinds share: discovery documents, HTTP failures, words of an issuer made fit for a log.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::TokenAnswer;
+use crate::{
+    core::answer::{ExchangeError, Grant},
+    core::time::Timestamp,
+    error::Kind,
+};
+
+/// The members of a discovery document that we use (OpenID Connect Discovery 1.0, RFC 8414, mytoken contract §2.1).
+#[derive(Debug, Deserialize)]
+struct Document {
+    issuer: String,
+    token_endpoint: Option<String>,
+    access_token_endpoint: Option<String>,
+}
+
+/// Without the trailing slash, which people write or not.
+#[must_use]
+pub fn trimmed(url: &str) -> &str {
+    url.trim_end_matches('/')
+}
+
+/// https, or http to a loopback address.
+#[must_use]
+pub fn is_safe(url: &str) -> bool {
+    url::Url::parse(url).is_ok_and(|url| match url.scheme() {
+        "https" => true,
+        "http" => match url.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        },
+        _ => false,
+    })
+}
+
+/// The token endpoint that the discovery document of `issuer` names.
+///
+/// # Errors
+/// Not such a document, another issuer's, or an endpoint that is not https.
+pub fn endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> {
+    let fail = |what: String| ExchangeError::new(Kind::Discovery, what);
+    let document: Document =
+        serde_json::from_slice(document).map_err(|e| fail(format!("the discovery document of {issuer} is none: {e}")))?;
+    if trimmed(&document.issuer) != trimmed(issuer) {
+        return Err(fail(format!("the discovery document of {issuer} names another issuer")));
+    }
+    let endpoint = document
+        .access_token_endpoint
+        .or(document.token_endpoint)
+        .ok_or_else(|| fail(format!("the discovery document of {issuer} names no token endpoint")))?;
+    if is_safe(&endpoint) { Ok(endpoint) } else { Err(fail(format!("the token endpoint of {issuer} is not https"))) }
+}
+
+/// `Retry-After` as a delay: seconds, or an HTTP date.
+#[must_use]
+pub fn retry_after(answer: &TokenAnswer, now: Timestamp) -> Option<Duration> {
+    let text = answer.retry_after.as_deref()?.trim();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Timestamp(at.as_millisecond()).since(now))
+}
+
+/// The failures that say nothing about the credential: redirects, 429, 5xx.
+#[must_use]
+pub fn http_failure(answer: &TokenAnswer, now: Timestamp) -> Option<ExchangeError> {
+    let kind = match answer.status {
+        300..=399 => Kind::Redirect,
+        429 => Kind::RateLimited,
+        500..=599 => Kind::ServerError,
+        _ => return None,
+    };
+    let mut error = ExchangeError::new(kind, format!("the issuer answers HTTP {}", answer.status));
+    error.retry_after = retry_after(answer, now);
+    Some(error)
+}
+
+/// An issuer's words, fit for a log: no control characters, no long runs that could be a token, 200 characters.
+#[must_use]
+pub fn printable(text: &str, grant: &Grant) -> String {
+    let text = text.replace(grant.refresh_token.expose(), "[masked]");
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
+    clean
+        .split(' ')
+        .map(|word| if longest_run(word) > 40 && !word.starts_with("http") { "[masked]" } else { word })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn longest_run(word: &str) -> usize {
+    word.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.~+/=".contains(c))).map(str::len).max().unwrap_or(0)
+}

@@ -1,0 +1,155 @@
+//! Whether a good answer is good enough: issuer, audience, scope and expiry of the access token, as far as it tells.
+//! A JWT is read without its signature: it came over TLS from the issuer itself.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde_json::Value;
+
+use crate::{
+    config::settings::{Provider, Shortfall},
+    core::{
+        answer::{Answer, ExchangeError, Grant, Outcome},
+        secret::{AccessToken, RefreshToken},
+        time::Timestamp,
+    },
+    error::Kind,
+};
+
+/// WLCG profile: a token for any audience.
+const ANY_AUDIENCE: &str = "https://wlcg.cern.ch/jwt/v1/any";
+/// Longer lives than this are mistakes.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What an answer says, before it is judged.
+#[derive(Debug)]
+pub struct Claimed {
+    /// `access_token`
+    pub access_token: AccessToken,
+    /// `token_type`
+    pub token_type: String,
+    /// `expires_in`, seconds.
+    pub expires_in: Option<i64>,
+    /// `scope`
+    pub scopes: Option<Vec<String>>,
+    /// `audience`
+    pub audience: Option<Vec<String>>,
+    /// The rotated refresh token.
+    pub rotated: Option<RefreshToken>,
+}
+
+/// Judge.
+///
+/// # Errors
+/// `wrong-issuer`, `bad-expiry`, `scope-shortfall`, `audience-shortfall`; a rotated refresh token comes along.
+pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestamp) -> Outcome {
+    let claims = claims(claimed.access_token.expose()).unwrap_or_default();
+    let refuse = |kind, detail: String| {
+        let mut error = ExchangeError::new(kind, detail);
+        error.rotated.clone_from(&claimed.rotated);
+        error
+    };
+    if let (Some(issuer), Some(Value::String(iss))) = (&provider.issuer, claims.get("iss"))
+        && super::client::trimmed(iss) != super::client::trimmed(issuer)
+    {
+        return Err(refuse(Kind::WrongIssuer, format!("the access token's issuer is not {issuer}")));
+    }
+    let lifetime = lifetime(provider, claims.get("exp"), claimed.expires_in, now)
+        .map_err(|detail| refuse(Kind::BadExpiry, detail))?;
+    let scopes = claimed.scopes.clone().or_else(|| words(claims.get("scope").or_else(|| claims.get("scp"))));
+    let audience = words(claims.get("aud")).or_else(|| claimed.audience.clone());
+    let missing_scope = scopes.as_ref().and_then(|granted| {
+        let wanted = grant.scopes.iter().filter(|scope| *scope != "offline_access");
+        wanted.into_iter().find(|scope| !granted.iter().any(|have| covers(have, scope)))
+    });
+    let missing_audience = grant.audience.iter().find(|wanted| {
+        !audience.as_ref().is_some_and(|have| have.iter().any(|a| a == *wanted || a == ANY_AUDIENCE))
+            // An opaque token tells nothing: nothing to find fault with.
+            && (audience.is_some() || !claims.is_empty())
+    });
+    let shortfall = match (missing_scope, missing_audience) {
+        (Some(scope), _) => Some((Kind::ScopeShortfall, format!("the scope {scope} was not granted"))),
+        (None, Some(aud)) => Some((Kind::AudienceShortfall, format!("the audience {aud} was not granted"))),
+        (None, None) => None,
+    };
+    let flagged = match shortfall {
+        Some((kind, detail)) if provider.shortfall == Shortfall::Refuse => return Err(refuse(kind, detail)),
+        other => other.map(|(kind, _)| kind),
+    };
+    Ok(Answer {
+        access_token: claimed.access_token,
+        token_type: claimed.token_type,
+        lifetime,
+        scopes,
+        rotated: claimed.rotated,
+        flagged,
+    })
+}
+
+fn lifetime(
+    provider: &Provider,
+    exp: Option<&Value>,
+    expires_in: Option<i64>,
+    now: Timestamp,
+) -> Result<Duration, String> {
+    #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second, and saturating")]
+    let exp = exp.and_then(|exp| exp.as_i64().or_else(|| exp.as_f64().map(|exp| exp as i64)));
+    let left = exp.map(|exp| exp.saturating_sub(now.secs()));
+    let seconds = match (expires_in, left) {
+        (Some(a), Some(b)) => a.min(b),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => return Ok(provider.default_lifetime),
+    };
+    let lifetime = u64::try_from(seconds).ok().filter(|s| *s > 0).map(Duration::from_secs);
+    match lifetime {
+        Some(lifetime) if lifetime <= LONGEST => Ok(lifetime),
+        Some(_) => Err("the access token lives longer than ten years".into()),
+        None => Err(format!("the access token expired {} s ago; is this machine's clock right?", -seconds)),
+    }
+}
+
+/// The claims of a JWT; `None` for an opaque token.
+fn claims(token: &str) -> Option<serde_json::Map<String, Value>> {
+    let mut parts = token.split('.');
+    let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// A blank-separated string, or a list of strings.
+#[must_use]
+pub fn words(value: Option<&Value>) -> Option<Vec<String>> {
+    match value? {
+        Value::String(text) => Some(text.split_whitespace().map(str::to_owned).collect()),
+        Value::Array(list) => Some(list.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+        _ => None,
+    }
+}
+
+/// Equal, or the same right on a path above (`storage.read:/` covers `storage.read:/a/b`; WLCG and SciTokens).
+fn covers(have: &str, wanted: &str) -> bool {
+    if have == wanted {
+        return true;
+    }
+    match (have.split_once(":/"), wanted.split_once(":/")) {
+        (Some((right, above)), Some((same, below))) if right == same => {
+            let above = above.trim_end_matches('/');
+            above.is_empty() || below.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_covers_what_is_below_it_and_nothing_beside_it() {
+        assert!(covers("storage.read:/", "storage.read:/a/b"));
+        assert!(covers("storage.read:/a", "storage.read:/a/b"));
+        assert!(!covers("storage.read:/a", "storage.read:/ab"));
+        assert!(!covers("storage.read:/a", "storage.modify:/a"));
+        assert!(covers("openid", "openid"));
+    }
+}

@@ -1,0 +1,160 @@
+//! RFC 6749 §6, the refresh grant; audiences as RFC 8707 `resource` or as `audience`.
+
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::Value;
+use url::form_urlencoded::{Serializer, byte_serialize};
+use zeroize::Zeroizing;
+
+use super::{TokenAnswer, TokenRequest, client, judge};
+use crate::{
+    config::settings::{AudienceStyle, ClientAuth, OAuth2, Provider},
+    core::{
+        answer::{ExchangeError, Grant, Outcome},
+        secret::{AccessToken, RefreshToken},
+        time::Timestamp,
+    },
+    error::Kind,
+};
+
+/// The form.
+#[must_use]
+pub fn request(oauth2: &OAuth2, grant: &Grant) -> TokenRequest {
+    let mut form = Serializer::new(String::with_capacity(1024));
+    form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", grant.refresh_token.expose());
+    if !grant.scopes.is_empty() {
+        form.append_pair("scope", &grant.scopes.join(" "));
+    }
+    match oauth2.audience_style {
+        _ if grant.audience.is_empty() => {}
+        AudienceStyle::Audience => {
+            form.append_pair("audience", &grant.audience.join(" "));
+        }
+        AudienceStyle::Repeated => {
+            form.extend_pairs(grant.audience.iter().map(|a| ("audience", a)));
+        }
+        AudienceStyle::Resource => {
+            form.extend_pairs(grant.audience.iter().map(|a| ("resource", a)));
+        }
+    }
+    let mut authorization = None;
+    match (&oauth2.client_secret, oauth2.client_auth) {
+        (Some(secret), ClientAuth::Header) => {
+            // RFC 6749 §2.3.1: both are form-encoded before they are joined.
+            let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
+            let joined = Zeroizing::new(format!("{}:{}", encoded(&oauth2.client_id), encoded(secret.expose())));
+            let basic = base64::engine::general_purpose::STANDARD.encode(joined.as_bytes());
+            authorization = Some(Zeroizing::new(format!("Basic {basic}")));
+        }
+        (Some(secret), ClientAuth::Body) => {
+            form.append_pair("client_id", &oauth2.client_id).append_pair("client_secret", secret.expose());
+        }
+        (None, _) => {
+            form.append_pair("client_id", &oauth2.client_id);
+        }
+    }
+    TokenRequest {
+        authorization,
+        content_type: "application/x-www-form-urlencoded",
+        body: Zeroizing::new(form.finish()),
+    }
+}
+
+/// RFC 6749 §5.1; numbers may come as strings.
+#[derive(Deserialize)]
+struct Good {
+    access_token: String,
+    #[serde(default)]
+    token_type: Option<String>,
+    expires_in: Option<Value>,
+    scope: Option<Value>,
+    audience: Option<Value>,
+    refresh_token: Option<String>,
+}
+
+/// RFC 6749 §5.2.
+#[derive(Deserialize)]
+pub(super) struct Bad {
+    pub(super) error: String,
+    #[serde(default)]
+    pub(super) error_description: Option<String>,
+}
+
+/// What the answer means.
+///
+/// # Errors
+/// [`ExchangeError`].
+pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Timestamp) -> Outcome {
+    if !(200..300).contains(&answer.status) {
+        return Err(refused(answer, now));
+    }
+    let good: Good = serde_json::from_slice(&answer.body).map_err(|_| not_a_token_answer(answer))?;
+    let rotated = match good.refresh_token.map(Zeroizing::new) {
+        None => None,
+        Some(text) if text.as_str() == grant.refresh_token.expose() => None,
+        Some(text) => Some(RefreshToken::parse(&text).map_err(|e| {
+            ExchangeError::new(Kind::BadAnswer, format!("the new refresh token cannot be stored: {e}"))
+        })?),
+    };
+    let claimed = claimed(&good.access_token, good.token_type, good.expires_in.as_ref(), rotated)?;
+    let claimed = judge::Claimed {
+        scopes: judge::words(good.scope.as_ref()),
+        audience: judge::words(good.audience.as_ref()),
+        ..claimed
+    };
+    judge::judge(provider, grant, claimed, now)
+}
+
+/// What both kinds' good answers have.
+pub(super) fn claimed(
+    access_token: &str,
+    token_type: Option<String>,
+    expires_in: Option<&Value>,
+    rotated: Option<RefreshToken>,
+) -> Result<judge::Claimed, ExchangeError> {
+    let access_token = AccessToken::parse(access_token).map_err(|e| {
+        let mut error = ExchangeError::new(Kind::BadAnswer, format!("access_token: {e}"));
+        error.rotated.clone_from(&rotated);
+        error
+    })?;
+    #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second, and saturating")]
+    let expires_in = expires_in.and_then(|value| match value {
+        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|n| n as i64)),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    });
+    Ok(judge::Claimed {
+        access_token,
+        token_type: token_type.filter(|t| !t.is_empty()).unwrap_or_else(|| "Bearer".into()),
+        expires_in,
+        scopes: None,
+        audience: None,
+        rotated,
+    })
+}
+
+/// Not JSON, or not the members that we need.
+pub(super) fn not_a_token_answer(answer: &TokenAnswer) -> ExchangeError {
+    let what = if answer.body.trim_ascii_start().starts_with(b"<") { "HTML" } else { "no token answer" };
+    ExchangeError::new(Kind::BadAnswer, format!("the issuer answers HTTP {} with {what}", answer.status))
+}
+
+fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
+    if let Some(error) = client::http_failure(answer, now) {
+        return error;
+    }
+    let Ok(bad) = serde_json::from_slice::<Bad>(&answer.body) else { return not_a_token_answer(answer) };
+    let description = bad.error_description.unwrap_or_default();
+    let kind = match bad.error.as_str() {
+        "invalid_grant" if description.to_ascii_lowercase().contains("expired") => Kind::Expired,
+        "invalid_grant" => Kind::Revoked,
+        "invalid_client" | "unauthorized_client" => Kind::ClientRefused,
+        "invalid_scope" | "invalid_request" | "invalid_target" | "unsupported_grant_type" => Kind::RequestRefused,
+        "temporarily_unavailable" | "server_error" => Kind::ServerError,
+        _ if answer.status == 401 => Kind::ClientRefused,
+        _ => Kind::BadAnswer,
+    };
+    let mut error = ExchangeError::new(kind, format!("the issuer says {}: {description}", bad.error));
+    error.retry_after = client::retry_after(answer, now);
+    error
+}
