@@ -29,6 +29,9 @@ use crate::{
 /// The largest `.use` that we look into.
 const MAX_USE: usize = 1 << 20;
 
+/// Which base names (`S` or `S_H`) are ours, and what they stand for.
+pub type Wanted<'a> = &'a dyn Fn(&str) -> Option<(Service, Option<Handle>)>;
+
 /// A credential as a scan found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -70,11 +73,7 @@ impl Spool {
     ///
     /// # Errors
     /// The user's directory cannot be read, is a symbolic link, or belongs to somebody who may not have one.
-    pub fn scan_user(
-        &self,
-        user: &UserName,
-        wanted: &dyn Fn(&str) -> Option<(Service, Option<Handle>)>,
-    ) -> Result<Vec<Seen>, SpoolError> {
+    pub fn scan_user(&self, user: &UserName, wanted: Wanted<'_>) -> Result<Vec<Seen>, SpoolError> {
         let error = |e| self.user_error(user, e);
         let home = match self.top.user(user.as_str(), &self.owners) {
             Ok(home) => home,

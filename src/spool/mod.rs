@@ -30,7 +30,7 @@ use std::{
 use nix::{errno::Errno, unistd::UnlinkatFlags};
 use thiserror::Error;
 
-pub use inventory::Seen;
+pub use inventory::{Seen, Wanted};
 pub use publish::{PublishError, Reservation};
 pub use seal::{Seal, SealError};
 pub use watch::{Hint, Watch, WatchError};

@@ -129,7 +129,7 @@ impl Spool {
         }
         fsync(&temporary.file).map_err(fail)?;
         check_top(&home, &name, &expected)?;
-        self.swap(&home, &name, &mut temporary, &expected, &text).map_err(|e| e.unwrap_or_else(fail))?;
+        self.swap(&home, &name, &mut temporary, &expected, &text).map_err(|e| e.into_error(fail))?;
         let now = fstat(&temporary.file).map_err(fail)?;
         fsync(&home).map_err(fail)?;
         Ok(dir::identity(&now, &text))
@@ -177,7 +177,7 @@ impl Spool {
         Err(why)
     }
 
-    /// Put the temporary file in the place of the expected `.top`. `Err(Ok(_))` is the finished error.
+    /// Put the temporary file in the place of the expected `.top`.
     fn swap(
         &self,
         home: &Dir,
@@ -251,13 +251,15 @@ impl Spool {
     }
 }
 
+/// Why a swap did not happen.
+#[derive(Debug)]
 enum Swapped {
     Done(PublishError),
     Failed(Errno),
 }
 
 impl Swapped {
-    fn unwrap_or_else(self, fail: impl FnOnce(Errno) -> PublishError) -> PublishError {
+    fn into_error(self, fail: impl FnOnce(Errno) -> PublishError) -> PublishError {
         match self {
             Self::Done(e) => e,
             Self::Failed(e) => fail(e),
@@ -296,4 +298,61 @@ fn gone_or(e: Errno, fail: impl FnOnce(Errno) -> PublishError) -> PublishError {
 
 fn errno(e: &io::Error) -> Errno {
     Errno::from_raw(e.raw_os_error().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::{core::id::UserName, spool::Owners};
+
+    /// A spool with alice's `.top` read, another stored after the check, and a swap on its way.
+    fn late(change: impl Fn(&std::path::Path)) -> (tempfile::TempDir, Result<(), Swapped>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        fs::create_dir(dir.path().join("alice")).unwrap();
+        fs::set_permissions(dir.path().join("alice"), PermissionsExt::from_mode(0o700)).unwrap();
+        let top = dir.path().join("alice/s.top");
+        fs::write(&top, "one").unwrap();
+        fs::set_permissions(&top, PermissionsExt::from_mode(0o600)).unwrap();
+        let spool = Spool::open(dir.path(), Owners::usual(None)).unwrap();
+        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "s").unwrap();
+        let expected = spool.read_top(&id, None).unwrap().0;
+        let text = Zeroizing::new(b"two".to_vec());
+        let mut temporary = spool.temporary(3).unwrap();
+        temporary.fill(&text).unwrap();
+        let home = spool.home(&id).unwrap();
+        change(&top);
+        let swapped = spool.swap(&home, "s.top", &mut temporary, &expected, &text);
+        drop(temporary);
+        drop(spool);
+        (dir, swapped)
+    }
+
+    #[test]
+    fn a_top_stored_between_check_and_swap_goes_back() {
+        let (dir, swapped) = late(|top| {
+            fs::write(top.with_extension("tmp"), "new").unwrap();
+            fs::rename(top.with_extension("tmp"), top).unwrap();
+        });
+        assert!(matches!(swapped, Err(Swapped::Done(PublishError::Superseded))), "{swapped:?}");
+        assert_eq!(fs::read(dir.path().join("alice/s.top")).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "alice and the lock");
+    }
+
+    #[test]
+    fn a_top_deleted_between_check_and_swap_stays_deleted() {
+        let (dir, swapped) = late(|top| fs::remove_file(top).unwrap());
+        assert!(matches!(swapped, Err(Swapped::Done(PublishError::Gone))), "{swapped:?}");
+        assert!(!dir.path().join("alice/s.top").exists());
+    }
+
+    #[test]
+    fn an_undisturbed_swap_puts_ours_there_and_removes_the_old() {
+        let (dir, swapped) = late(|_| {});
+        assert!(swapped.is_ok(), "{swapped:?}");
+        assert_eq!(fs::read(dir.path().join("alice/s.top")).unwrap(), b"two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "alice and the lock");
+    }
 }

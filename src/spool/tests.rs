@@ -209,7 +209,7 @@ fn every_bad_top_has_its_kind_and_stays_as_it_was() {
         chown(f.path("alice/s.top"), Some(12345), None).unwrap();
         assert_eq!(f.kinds(), both(Kind::TopWrongOwner));
     } else {
-        fs::set_permissions(f.path("alice/s.top"), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(f.path("alice/s.top"), PermissionsExt::from_mode(0o000)).unwrap();
         assert_eq!(f.kinds(), both(Kind::TopUnreadable));
     }
 }

@@ -57,7 +57,10 @@ struct Shared {
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("root", &self.shared.root).field("limited", &self.limited()).finish()
+        f.debug_struct("Watch")
+            .field("root", &self.shared.root)
+            .field("limited", &self.limited())
+            .finish_non_exhaustive()
     }
 }
 
@@ -190,15 +193,18 @@ fn changes(root: &Path, event: notify::Result<Event>) -> Vec<Change> {
         let inside = path.strip_prefix(root).ok()?;
         let mut parts = inside.iter();
         let (user, file) = (parts.next().and_then(user_of)?, parts.next());
-        match file.and_then(OsStr::to_str) {
-            None if file.is_some() => None,
-            None if appears => root.join(user.as_str()).is_dir().then_some(Change::Appeared(user)),
+        let Some(file) = file else {
             // Files come and go in the top directory too; they are nobody's.
-            None if vanishes && event.kind != EventKind::Remove(RemoveKind::File) => Some(Change::Vanished(user)),
-            None => None,
-            Some(name) if name.ends_with(".top") => Some(Change::Inside(user)),
-            Some(name) if name.ends_with(".use") && vanishes => Some(Change::Inside(user)),
-            Some(_) => None,
+            return match event.kind {
+                EventKind::Remove(RemoveKind::File) => None,
+                _ if appears => root.join(user.as_str()).is_dir().then_some(Change::Appeared(user)),
+                _ => vanishes.then_some(Change::Vanished(user)),
+            };
+        };
+        match Path::new(file).extension().and_then(OsStr::to_str) {
+            Some("top") => Some(Change::Inside(user)),
+            Some("use") if vanishes => Some(Change::Inside(user)),
+            _ => None,
         }
     };
     event.paths.iter().filter_map(change).collect()
