@@ -207,3 +207,19 @@ pub mod exit {
     /// Bad configuration, under `condor_master`: do not restart in a loop.
     pub const NO_RESTART: u8 = 99;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the outer")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn a_report_tells_the_chain_of_causes_once_and_what_to_do() {
+        let report = Report::of(&Outer(std::io::Error::other("the inner")), exit::FAILED).advise("do it");
+        assert_eq!(report.to_string(), "the outer: the inner\nWhat to do: do it\n");
+        assert_eq!(report.code(), 1);
+    }
+}

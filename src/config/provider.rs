@@ -38,55 +38,43 @@ pub fn read(name: &str, mut section: Section<'_>) -> Option<Provider> {
     };
     let services = services(name, &mut section);
     let issuer = section.take("issuer", input::url);
+    let seconds = Duration::from_secs;
+    let scopes = section.take("scopes", input::words).unwrap_or_default();
+    let audience = section.take("audience", input::words).unwrap_or_default();
+    let shortfall = section
+        .take("shortfall", input::choice(&[("refuse", Shortfall::Refuse), ("flag", Shortfall::Flag)]))
+        .unwrap_or(Shortfall::Refuse);
+    let default_lifetime =
+        section.take("default_lifetime", input::duration(seconds(1), seconds(366 * 86_400))).unwrap_or(seconds(3600));
+    let use_format = section
+        .take("use_format", input::choice(&[("json", UseFormat::Json), ("bare", UseFormat::Bare)]))
+        .unwrap_or(UseFormat::Json);
+    let max_in_flight = section.take("max_in_flight", input::number(1..=10_000)).unwrap_or(64);
+    let max_per_second = section.take("max_per_second", input::number(1..=100_000)).unwrap_or(50);
+    let timeout = section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20));
+    let ca_file = section.take("ca_file", readable_file);
+    let fernet_key_file = section.take("fernet_key_file", fernet_key_file);
     let kind = match kind {
         Kind::OAuth2 => oauth2(&mut section, issuer.is_some()).map(ProviderKind::OAuth2),
         Kind::Mytoken => mytoken(&mut section),
     };
-    let seconds = Duration::from_secs;
-    let provider = kind.map(|kind| Provider {
+    section.finish();
+    Some(Provider {
         name: name.to_owned(),
         services,
-        kind,
+        kind: kind?,
         issuer,
-        scopes: section.take("scopes", input::words).unwrap_or_default(),
-        audience: section.take("audience", input::words).unwrap_or_default(),
-        shortfall: section
-            .take("shortfall", input::choice(&[("refuse", Shortfall::Refuse), ("flag", Shortfall::Flag)]))
-            .unwrap_or(Shortfall::Refuse),
-        default_lifetime: section
-            .take("default_lifetime", input::duration(seconds(1), seconds(366 * 86_400)))
-            .unwrap_or(seconds(3600)),
-        use_format: section
-            .take("use_format", input::choice(&[("json", UseFormat::Json), ("bare", UseFormat::Bare)]))
-            .unwrap_or(UseFormat::Json),
-        max_in_flight: section.take("max_in_flight", input::number(1..=10_000)).unwrap_or(64),
-        max_per_second: section.take("max_per_second", input::number(1..=100_000)).unwrap_or(50),
-        timeout: section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20)),
-        ca_file: section.take("ca_file", readable_file),
-        fernet_key_file: section.take("fernet_key_file", fernet_key_file),
-    });
-    match &provider {
-        Some(_) => section.finish(),
-        None => finish_broken(section),
-    }
-    provider
-}
-
-/// The kind's own keys are wrong: still look at the common ones, so that all problems come at once.
-fn finish_broken(mut section: Section<'_>) {
-    let least = Duration::from_secs(1);
-    let most = Duration::from_secs(366 * 86_400);
-    section.take("scopes", input::words);
-    section.take("audience", input::words);
-    section.take("shortfall", input::choice(&[("refuse", ()), ("flag", ())]));
-    section.take("default_lifetime", input::duration(least, most));
-    section.take("use_format", input::choice(&[("json", ()), ("bare", ())]));
-    section.take("max_in_flight", input::number(1..=10_000));
-    section.take("max_per_second", input::number(1..=100_000));
-    section.take("timeout", input::duration(least, Duration::from_secs(600)));
-    section.take("ca_file", readable_file);
-    section.take("fernet_key_file", fernet_key_file);
-    section.finish();
+        scopes,
+        audience,
+        shortfall,
+        default_lifetime,
+        use_format,
+        max_in_flight,
+        max_per_second,
+        timeout,
+        ca_file,
+        fernet_key_file,
+    })
 }
 
 fn kind(value: &Value) -> Result<Kind, Wrong> {
