@@ -1,1 +1,3 @@
-//! demo
+//! The embedded issuer, which the tests and benches use too, and the guided tour of `evercred demo`.
+
+pub mod issuer;
