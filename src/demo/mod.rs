@@ -1,3 +1,4 @@
 //! The embedded issuer, which the tests and benches use too, and the guided tour of `evercred demo`.
 
 pub mod issuer;
+pub mod tour;

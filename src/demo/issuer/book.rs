@@ -114,6 +114,14 @@ pub(super) struct Family {
     pub(super) mytoken: Option<Mytoken>,
 }
 
+/// What the user said to a device.
+#[derive(Debug)]
+pub(super) enum Decision {
+    Open,
+    Denied,
+    Approved(String),
+}
+
 /// A device that waits for its user (RFC 8628).
 #[derive(Debug)]
 pub(super) struct Device {
@@ -122,8 +130,7 @@ pub(super) struct Device {
     pub(super) scopes: Vec<String>,
     pub(super) until: Instant,
     pub(super) polled: Option<Instant>,
-    /// `Some(Some(user))`: approved; `Some(None)`: denied.
-    pub(super) decision: Option<Option<String>>,
+    pub(super) decision: Decision,
 }
 
 /// Everything that is remembered.

@@ -78,7 +78,7 @@ impl Issuer {
     ///
     /// # Errors
     /// The address is taken, or certificate and key cannot be read.
-    pub fn start(options: Options) -> io::Result<Running> {
+    pub fn start(options: &Options) -> io::Result<Running> {
         let tls = options.tls.as_ref().map(|(chain, key)| serve::tls(chain, key)).transpose()?;
         let listener = TcpListener::bind(options.listen)?;
         listener.set_nonblocking(true)?;
@@ -157,7 +157,7 @@ pub fn main(args: &[String]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(options) {
+    match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("evercred issuer: {error}");
@@ -166,7 +166,7 @@ pub fn main(args: &[String]) -> ExitCode {
     }
 }
 
-fn run(options: Options) -> io::Result<()> {
+fn run(options: &Options) -> io::Result<()> {
     let running = Issuer::start(options)?;
     let mut out = io::stdout().lock();
     writeln!(out, "ready {}", running.url())?;

@@ -1,5 +1,7 @@
 //! The mytoken server below `/mytoken` (contract, sections 2 and 3). Its OpenID provider is the OAuth2 issuer beside it.
 
+#![expect(clippy::result_large_err, reason = "the error is the answer itself, made once a request")]
+
 use std::{
     io,
     sync::Arc,
@@ -493,7 +495,7 @@ async fn consent(State(shared): State<Arc<Shared>>, Path(code): Path<String>, bo
         Err(answer) => return answer,
     };
     // What the user posts replaces what was asked for; what is left out is unrestricted.
-    given.user = text(&members, "user").unwrap_or("demo").to_owned();
+    text(&members, "user").unwrap_or("demo").clone_into(&mut given.user);
     given.rotation = given.rotation.or(consent.wish.rotation);
     consent.wish = given;
     consent.decision = Decision::Accepted;

@@ -21,7 +21,7 @@ use url::form_urlencoded;
 
 use super::{
     Shared,
-    book::{Device, Family, Fault, Record, Refusal, Spent},
+    book::{Decision, Device, Family, Fault, Record, Refusal, Spent},
     mint,
     serve::{Lost, misbehave},
     sign,
@@ -180,7 +180,7 @@ async fn device(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
         scopes: form.words("scope"),
         until: Instant::now() + DEVICE_LIFETIME,
         polled: None,
-        decision: None,
+        decision: Decision::Open,
     };
     shared.book().devices.insert(code.clone(), waiting);
     let page = format!("{}/approve", shared.url);
@@ -207,10 +207,10 @@ fn redeem(shared: &Shared, form: &Form, client: Option<&str>) -> Response<Body> 
         let hasty = waiting.polled.is_some_and(|last| now.duration_since(last) < DEVICE_INTERVAL);
         waiting.polled = Some(now);
         let user = match &waiting.decision {
-            None if hasty => return bad("slow_down"),
-            None => return bad("authorization_pending"),
-            Some(None) => return bad("access_denied"),
-            Some(Some(user)) => user.clone(),
+            Decision::Open if hasty => return bad("slow_down"),
+            Decision::Open => return bad("authorization_pending"),
+            Decision::Denied => return bad("access_denied"),
+            Decision::Approved(user) => user.clone(),
         };
         let scopes = waiting.scopes.clone();
         let family = Family {
@@ -267,7 +267,9 @@ async fn approve(State(shared): State<Arc<Shared>>, body: Bytes) -> Response<Bod
         let page = framed("Unknown code", "<p>Check the code that the program shows.");
         return (StatusCode::NOT_FOUND, Html(page)).into_response();
     };
-    waiting.decision.get_or_insert(user);
+    if matches!(waiting.decision, Decision::Open) {
+        waiting.decision = user.map_or(Decision::Denied, Decision::Approved);
+    }
     let said = if approved { "Approved" } else { "Denied" };
     Html(framed(said, "<p>You can close this window.")).into_response()
 }

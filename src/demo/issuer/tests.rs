@@ -2,7 +2,7 @@ use super::*;
 use serde_json::{Value, json};
 
 fn start(rotation: Rotation) -> Running {
-    Issuer::start(Options { rotation, access_lifetime: Duration::from_secs(20), ..Options::default() }).unwrap()
+    Issuer::start(&Options { rotation, access_lifetime: Duration::from_secs(20), ..Options::default() }).unwrap()
 }
 
 fn run<F: Future>(future: F) -> F::Output {
