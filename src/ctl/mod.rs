@@ -34,9 +34,9 @@ pub fn credmon_main() -> ExitCode {
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Check(args) => check::run(args),
-        Command::Demo(args) => demo::main(args),
+        Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
-        Command::Issuer(args) => demo::issuer_main(args),
+        Command::Issuer(args) => demo::issuer::main(&args.arguments),
     }
 }
 

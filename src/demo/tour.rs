@@ -1,0 +1,464 @@
+//! `evercred demo`: the guided tour. The embedded issuer, a temporary credential directory and the real credential
+//! monitor as processes of their own; what is shown is read from the files, the issuer's records and the monitor's log.
+//! Interrupted or not, the children are stopped and the directory is removed; after SIGKILL it is left behind in the
+//! system's temporary directory, without anything of value in it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{self, IsTerminal, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::issuer::{Issuer, MytokenWish, Options, Outage, Rotation, Running, TokenWish};
+
+const LIFETIME: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(200);
+/// Shorter runs end before a renewal is due everywhere.
+const LONG_ENOUGH: Duration = Duration::from_secs(25);
+
+/// Run the tour for `run_for`; `plain` asks for lines without colour and live table.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "the edge of the program")]
+pub fn main(run_for: Duration, plain: bool) -> ExitCode {
+    match tour(run_for, plain) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("evercred demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One credential as its files show it.
+struct Watched {
+    user: &'static str,
+    service: &'static str,
+    dir: PathBuf,
+    top: String,
+    jti: Option<String>,
+    exp: u64,
+    published: u32,
+    rotations: u32,
+    gone: bool,
+}
+
+impl Watched {
+    fn store(home: &Path, user: &'static str, service: &'static str, top: &Value) -> io::Result<Self> {
+        let dir = home.join(user);
+        fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        let temporary = dir.join(".store");
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(top.to_string().as_bytes())?;
+        fs::rename(&temporary, dir.join(format!("{service}.top")))?;
+        let mut made =
+            Self { user, service, dir, top: String::new(), jti: None, exp: 0, published: 0, rotations: 0, gone: false };
+        made.top = made.fingerprint().unwrap_or_default();
+        Ok(made)
+    }
+
+    /// The beginning of the hash of the `.top`; never the token.
+    fn fingerprint(&self) -> Option<String> {
+        let bytes = fs::read(self.dir.join(format!("{}.top", self.service))).ok()?;
+        let hash = Sha256::digest(bytes);
+        hash.get(..4).map(|start| start.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
+    }
+
+    /// Look at the files and tell what changed.
+    fn look(&mut self, tell: &mut dyn FnMut(Tone, String)) {
+        let name = format!("{}/{}", self.user, self.service);
+        if let Some(top) = self.fingerprint()
+            && top != self.top
+        {
+            self.rotations += 1;
+            tell(Tone::Good, format!("{name}.top rotated: sha256 {} -> {top}", self.top));
+            self.top = top;
+        }
+        let path = self.dir.join(format!("{}.use", self.service));
+        let Some((jti, exp)) = fs::read_to_string(path).ok().as_deref().and_then(claims) else {
+            if self.jti.is_some() && !self.gone {
+                self.gone = true;
+                tell(Tone::Bad, format!("{name}.use is gone or unreadable"));
+            }
+            return;
+        };
+        self.gone = false;
+        if self.jti.as_ref() != Some(&jti) {
+            self.published += 1;
+            let left = exp.saturating_sub(wall());
+            if self.published == 1 {
+                tell(Tone::Good, format!("{name}.use appeared, good for {left} s"));
+            } else {
+                tell(Tone::Good, format!("{name}.use renewed, good for {left} s"));
+            }
+            self.jti = Some(jti);
+            self.exp = exp;
+        }
+    }
+}
+
+/// `jti` and `exp` of the access token in a `.use`, JSON or bare.
+fn claims(text: &str) -> Option<(String, u64)> {
+    let parsed: Option<Value> = serde_json::from_str(text).ok();
+    let token = parsed.as_ref().and_then(|value| value.get("access_token")?.as_str()).unwrap_or(text.trim());
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?).ok()?;
+    Some((claims.get("jti")?.as_str()?.to_owned(), claims.get("exp")?.as_u64()?))
+}
+
+fn wall() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+/// A directory that goes with us.
+struct Home(PathBuf);
+
+impl Home {
+    fn new() -> io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("evercred-demo-{}", std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// The credential monitor; stopped with us.
+struct Monitor(Child);
+
+impl Monitor {
+    fn start(config: &Path, credentials: &Path, log: &Path) -> io::Result<Self> {
+        // A monitor that cannot even start says why on stderr, which must reach the user.
+        let child = Command::new("/proc/self/exe")
+            .args(["credmon", "--foreground", "--config"])
+            .arg(config)
+            .arg("--cred-dir")
+            .arg(credentials)
+            .arg("--log")
+            .arg(log)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self(child))
+    }
+
+    fn ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if self.ended() {
+            return;
+        }
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            // It may have ended by itself meanwhile.
+            kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
+        }
+        let patience = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < patience {
+            if self.ended() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tone {
+    Quiet,
+    Good,
+    Bad,
+    Story,
+}
+
+/// The terminal or pipe: lines that stay, and a table below them that is drawn anew.
+struct Screen {
+    start: Instant,
+    colour: bool,
+    live: bool,
+    drawn: usize,
+}
+
+impl Screen {
+    fn new(plain: bool) -> Self {
+        let terminal = io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let live = terminal && !plain;
+        let colour = live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { start: Instant::now(), colour, live, drawn: 0 }
+    }
+
+    fn erase(&mut self, text: &mut String) -> std::fmt::Result {
+        if self.drawn > 0 {
+            write!(text, "\x1b[{}A\x1b[J", self.drawn)?;
+            self.drawn = 0;
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, lines: &[(Tone, String)], table: Option<&[Watched]>) -> io::Result<()> {
+        let mut text = String::new();
+        self.erase(&mut text).map_err(io::Error::other)?;
+        let at = self.start.elapsed().as_secs_f64();
+        for (tone, line) in lines {
+            let (on, off) = match tone {
+                _ if !self.colour => ("", ""),
+                Tone::Quiet => ("\x1b[2m", "\x1b[0m"),
+                Tone::Good => ("\x1b[32m", "\x1b[0m"),
+                Tone::Bad => ("\x1b[33m", "\x1b[0m"),
+                Tone::Story => ("\x1b[1m", "\x1b[0m"),
+            };
+            writeln!(text, "{at:6.1} s  {on}{line}{off}").map_err(io::Error::other)?;
+        }
+        if let Some(all) = table.filter(|_| self.live) {
+            text.push('\n');
+            for one in all {
+                let left = one.exp.saturating_sub(wall());
+                let bar = "#".repeat(usize::try_from(left.min(20)).unwrap_or(0));
+                let name = format!("{}/{}", one.user, one.service);
+                writeln!(text, "  {name:<14} {bar:<20} {left:>2} s left  published {}", one.published)
+                    .map_err(io::Error::other)?;
+            }
+            self.drawn = all.len() + 1;
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+}
+
+/// New lines of the monitor's log.
+struct Log {
+    path: PathBuf,
+    seen: usize,
+}
+
+impl Log {
+    /// Complete lines since the last call.
+    fn fresh(&mut self) -> Vec<String> {
+        let bytes = fs::read(&self.path).unwrap_or_default();
+        let rest = bytes.get(self.seen..).unwrap_or_default();
+        let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.seen += whole;
+        let text = String::from_utf8_lossy(rest.get(..whole).unwrap_or_default()).into_owned();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+fn config(issuer: &Running, credentials: &Path) -> String {
+    format!(
+        "[daemon]\ncredential_directory = {credentials}\n\n\
+         [provider.grid]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"demo\"\n\
+         scopes = [\"storage.read:/\"]\n\n\
+         [provider.mytoken]\nkind = \"mytoken\"\nserver = \"{mytoken}\"\nissuer = \"{url}\"\n",
+        credentials = json!(credentials),
+        url = issuer.url(),
+        mytoken = issuer.mytoken_url(),
+    )
+}
+
+fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let mut screen = Screen::new(plain);
+    let issuer =
+        Issuer::start(&Options { access_lifetime: LIFETIME, rotation: Rotation::Strict, ..Options::default() })?;
+    let control = issuer.control();
+    let home = Home::new()?;
+    let credentials = home.0.join("credentials");
+    fs::DirBuilder::new().mode(0o700).create(&credentials)?;
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o2700))?;
+    let (config_file, log_file) = (home.0.join("evercred.toml"), home.0.join("log"));
+    fs::write(&config_file, config(&issuer, &credentials))?;
+    screen.print(
+        &[
+            (
+                Tone::Story,
+                format!("An issuer on loopback at {}, access tokens of {} s.", issuer.url(), LIFETIME.as_secs()),
+            ),
+            (Tone::Story, "The credential monitor starts, as its own processes.".into()),
+        ],
+        None,
+    )?;
+    let mut monitor = Monitor::start(&config_file, &credentials, &log_file)?;
+    let oauth2 = |user: &str| {
+        let wish = TokenWish { user: user.into(), scope: "storage.read:/".into(), ..TokenWish::default() };
+        json!({ "refresh_token": control.refresh_token(&wish) })
+    };
+    let mytoken =
+        control.mytoken(MytokenWish { user: "bob".into(), lifetime: Some(3600), ..MytokenWish::default() })?;
+    let mut all = [
+        Watched::store(&credentials, "alice", "grid", &oauth2("alice"))?,
+        Watched::store(&credentials, "bob", "mytoken", &json!({ "mytoken": mytoken }))?,
+        Watched::store(&credentials, "carol", "grid", &oauth2("carol"))?,
+    ];
+    screen.print(
+        &[(Tone::Story, "Three credentials are stored: alice and carol (OAuth2, rotating), bob (mytoken).".into())],
+        None,
+    )?;
+
+    let mut log = Log { path: log_file, seen: 0 };
+    let (begin, end) = (run_for.mul_f64(0.27), run_for.mul_f64(0.43));
+    let revoke_at = run_for.mul_f64(0.12);
+    let (mut revoked, mut out, mut back, mut refused) = (false, false, false, false);
+    let mut died = false;
+    while screen.start.elapsed() < run_for && !stop.load(Relaxed) {
+        let mut lines = Vec::new();
+        let elapsed = screen.start.elapsed();
+        if !revoked && elapsed >= revoke_at {
+            revoked = control.revoke_user("carol") > 0;
+            lines.push((Tone::Story, "carol's refresh token is revoked at the issuer.".into()));
+        }
+        if !out && elapsed >= begin {
+            out = true;
+            control.set_outage(Outage::Unavailable);
+            lines.push((Tone::Story, "The issuer goes down: every request gets 503.".into()));
+        }
+        if out && !back && elapsed >= end {
+            back = true;
+            control.set_outage(Outage::Off);
+            lines.push((Tone::Story, "The issuer is back.".into()));
+        }
+        for one in &mut all {
+            one.look(&mut |tone, line| lines.push((tone, line)));
+        }
+        let refusals: u64 = control.records(Some("carol")).iter().map(|record| record.refused).sum();
+        if !refused && refusals > 0 {
+            refused = true;
+            let kept = all.iter().any(|one| one.user == "carol" && one.jti.is_some() && !one.gone);
+            let kept = if kept { "her .use is kept" } else { "her .use is not there" };
+            lines.push((Tone::Bad, format!("The issuer refused carol's refresh token; {kept}, the others go on.")));
+        }
+        // The renewals are shown from the files already; of the log, what went wrong.
+        let noteworthy = |line: &String| ["WARN", "ERROR"].iter().any(|level| line.contains(level));
+        lines.extend(log.fresh().into_iter().filter(noteworthy).map(|line| (Tone::Quiet, format!("log: {line}"))));
+        if monitor.ended() {
+            died = true;
+            lines.push((Tone::Bad, "The credential monitor ended.".into()));
+        }
+        if !lines.is_empty() || screen.live {
+            screen.print(&lines, Some(&all))?;
+        }
+        if died {
+            break;
+        }
+        thread::sleep(LOOK);
+    }
+    let interrupted = stop.load(Relaxed);
+    let stopping = Instant::now();
+    drop(monitor);
+    let lines = summary(&mut all, &issuer, run_for, interrupted, stopping.elapsed());
+    let good = !died && lines.iter().all(|(tone, _)| *tone != Tone::Bad);
+    screen.print(&lines, None)?;
+    if !good {
+        let last: Vec<_> = fs::read_to_string(&log.path).unwrap_or_default().lines().map(str::to_owned).collect();
+        let last = last.iter().rev().take(5).rev().map(|line| (Tone::Quiet, format!("log: {line}")));
+        screen.print(&last.collect::<Vec<_>>(), None)?;
+    }
+    Ok(good || interrupted)
+}
+
+/// The counts, and in [`Tone::Bad`] whatever did not happen as it should.
+fn summary(
+    all: &mut [Watched],
+    issuer: &Running,
+    run_for: Duration,
+    interrupted: bool,
+    stopping: Duration,
+) -> Vec<(Tone, String)> {
+    let mut lines = Vec::new();
+    for one in &mut *all {
+        one.look(&mut |tone, line| lines.push((tone, line)));
+    }
+    if interrupted {
+        lines.push((Tone::Story, "Interrupted.".into()));
+    }
+    for one in &*all {
+        lines.push((
+            Tone::Story,
+            format!(
+                "{}/{}: .use published {} times, .top rotated {} times",
+                one.user, one.service, one.published, one.rotations
+            ),
+        ));
+    }
+    let stats = issuer.control().stats();
+    lines.push((
+        Tone::Story,
+        format!(
+            "Issuer: {} requests on {} connections, {} exchanges, {} rotations, {} refused, {} reused",
+            stats.requests, stats.connections, stats.exchanges, stats.rotations, stats.refused, stats.reuse
+        ),
+    ));
+    lines.push((
+        Tone::Quiet,
+        format!("The monitor stopped in {:.1} s; the directory is removed.", stopping.as_secs_f64()),
+    ));
+    if !interrupted {
+        for one in &*all {
+            let name = format!("{}/{}", one.user, one.service);
+            if one.published == 0 {
+                lines.push((
+                    Tone::Bad,
+                    format!("{name}.use never appeared: the credential monitor does not work here."),
+                ));
+            } else if one.published == 1 && one.user != "carol" && run_for >= LONG_ENOUGH {
+                lines.push((Tone::Bad, format!("{name}.use was not renewed, although it was due.")));
+            }
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_use_file_is_read_as_json_and_bare() {
+        let token = format!("h.{}.s", URL_SAFE_NO_PAD.encode(r#"{"jti":"a","exp":7}"#));
+        let told = Some(("a".to_owned(), 7));
+        assert_eq!(claims(&format!("{{\"access_token\":\"{token}\"}}\n")), told);
+        assert_eq!(claims(&format!("{token}\n")), told);
+        assert_eq!(claims("{"), None);
+    }
+
+    #[test]
+    fn only_complete_lines_of_the_log_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "one\ntw").unwrap();
+        let mut log = Log { path: path.clone(), seen: 0 };
+        assert_eq!(log.fresh(), ["one"]);
+        fs::write(&path, "one\ntwo\n").unwrap();
+        assert_eq!(log.fresh(), ["two"]);
+    }
+}
