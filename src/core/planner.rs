@@ -715,7 +715,7 @@ impl Planner {
                 Some(kind)
             }
             // Ours to deal with, or a passing thing on this machine: says nothing about the issuer.
-            Some((_, Class::Input)) | Some((Kind::CourierLost | Kind::NoSpace | Kind::PublishFailed, _)) => return,
+            Some((_, Class::Input) | (Kind::CourierLost | Kind::NoSpace | Kind::PublishFailed, _)) => return,
             Some((kind, Class::Transient)) => {
                 if kind == Kind::RateLimited {
                     let wait = failure.and_then(|f| f.retry_after).unwrap_or(schedule::RETRY_FIRST);

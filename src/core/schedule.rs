@@ -69,7 +69,7 @@ mod tests {
             if life >= floor(refresh) * 2 {
                 prop_assert!(life.checked_sub(after).unwrap() >= floor(refresh));
             } else {
-                prop_assert!(after >= life * 9 / 20 - Duration::from_millis(1));
+                prop_assert!(after + Duration::from_millis(1) >= life * 9 / 20);
             }
         }
 

@@ -1,6 +1,10 @@
 //! One HTTP client per provider: no redirects, no proxies, bounded in time and size, https except to loopback.
 
-use std::{error::Error as _, sync::Arc, time::{Duration, Instant, SystemTime}};
+use std::{
+    error::Error as _,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use reqwest::{Certificate, Client, Response, header, redirect};
 use tokio::sync::Mutex;
@@ -110,7 +114,9 @@ impl Caller {
         let answer = answer(self.client.get(&url).send().await.map_err(|e| failure(&e))?).await?;
         if answer.status != 200 {
             let what = format!("{url} answers HTTP {}", answer.status);
-            return Err(client::http_failure(&answer, now()).unwrap_or_else(|| ExchangeError::new(Kind::Discovery, what)));
+            return Err(
+                client::http_failure(&answer, now()).unwrap_or_else(|| ExchangeError::new(Kind::Discovery, what))
+            );
         }
         Ok(client::endpoint(issuer, &answer.body)?.into())
     }

@@ -3,9 +3,7 @@
 
 use std::path::Path;
 
-use landlock::{
-    ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
-};
+use landlock::{ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus};
 use nix::{
     sys::{
         prctl,
@@ -16,9 +14,25 @@ use nix::{
 
 /// Read-only for names, certificates and shared libraries.
 const READABLE: &[&str] = &[
-    "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services",
-    "/etc/ssl", "/etc/pki", "/etc/localtime", "/usr/share/ca-certificates", "/usr/lib", "/usr/lib64", "/lib",
-    "/lib64", "/etc/ld.so.cache", "/run/systemd/resolve", "/run/nscd", "/dev/urandom", "/dev/null",
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/ssl",
+    "/etc/pki",
+    "/etc/localtime",
+    "/usr/share/ca-certificates",
+    "/usr/lib",
+    "/usr/lib64",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/run/systemd/resolve",
+    "/run/nscd",
+    "/dev/urandom",
+    "/dev/null",
 ];
 
 /// Become `ids` (when started as root) and give up every privilege.
@@ -53,8 +67,7 @@ pub fn drop_privileges(ids: Option<(u32, u32)>) -> Result<(), String> {
 pub fn close_files() -> Result<String, String> {
     let abi = ABI::V3;
     let fail = |e: landlock::RulesetError| format!("landlock: {e}");
-    let mut rules =
-        Ruleset::default().handle_access(AccessFs::from_all(abi)).map_err(fail)?.create().map_err(fail)?;
+    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(abi)).map_err(fail)?.create().map_err(fail)?;
     for path in READABLE.iter().map(Path::new) {
         if let Ok(fd) = PathFd::new(path) {
             let all = AccessFs::from_read(abi);

@@ -273,7 +273,7 @@ impl Log {
 
 fn config(issuer: &Running, credentials: &Path) -> String {
     format!(
-        "[daemon]\ncredential_directory = {credentials}\n\n\
+        "[daemon]\ncredential_directory = {credentials}\ncourier_user = \"nobody\"\n\n\
          [provider.grid]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"demo\"\n\
          scopes = [\"storage.read:/\"]\n\n\
          [provider.mytoken]\nkind = \"mytoken\"\nserver = \"{mytoken}\"\nissuer = \"{url}\"\n",

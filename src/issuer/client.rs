@@ -46,8 +46,8 @@ pub fn is_safe(url: &str) -> bool {
 /// Not such a document, another issuer's, or an endpoint that is not https.
 pub fn endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> {
     let fail = |what: String| ExchangeError::new(Kind::Discovery, what);
-    let document: Document =
-        serde_json::from_slice(document).map_err(|e| fail(format!("the discovery document of {issuer} is none: {e}")))?;
+    let document: Document = serde_json::from_slice(document)
+        .map_err(|e| fail(format!("the discovery document of {issuer} is none: {e}")))?;
     if trimmed(&document.issuer) != trimmed(issuer) {
         return Err(fail(format!("the discovery document of {issuer} names another issuer")));
     }

@@ -58,13 +58,13 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
         return Err(refused(answer, now));
     }
     let good: Good = serde_json::from_slice(&answer.body).map_err(|_| oauth2::not_a_token_answer(answer))?;
-    let rotated = match good.token_update.map(|update| Zeroizing::new(update.mytoken)) {
-        None => None,
-        Some(text) => Some(
-            RefreshToken::parse(&text)
-                .map_err(|e| ExchangeError::new(Kind::BadAnswer, format!("the updated mytoken cannot be stored: {e}")))?,
-        ),
-    };
+    let rotated =
+        match good.token_update.map(|update| Zeroizing::new(update.mytoken)) {
+            None => None,
+            Some(text) => Some(RefreshToken::parse(&text).map_err(|e| {
+                ExchangeError::new(Kind::BadAnswer, format!("the updated mytoken cannot be stored: {e}"))
+            })?),
+        };
     let claimed = oauth2::claimed(&good.access_token, good.token_type, good.expires_in.as_ref(), rotated)?;
     let claimed = judge::Claimed {
         scopes: judge::words(good.scope.as_ref()),

@@ -30,7 +30,15 @@ impl Announcer {
                 let (user, service, handle) = names(id);
                 let (expires_in, provider) = (expires_in.as_secs(), provider(*p));
                 tracing::info!(
-                    user, service, handle, provider, expires_in, generation, rotated, after_failures, "renewed"
+                    user,
+                    service,
+                    handle,
+                    provider,
+                    expires_in,
+                    generation,
+                    rotated,
+                    after_failures,
+                    "renewed"
                 );
                 if let Some(kind) = flagged {
                     tracing::warn!(user, service, handle, provider, %kind, "published with less than was asked for");

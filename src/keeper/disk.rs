@@ -8,16 +8,9 @@ use std::sync::{
 use super::driver::{Held, Input, Owner};
 use crate::{
     config::settings::Provider,
-    core::{
-        answer::Grant,
-        id::CredentialId,
-        planner::Event,
-        time::Timestamp,
-        top::Identity,
-        use_file,
-    },
+    core::{answer::Grant, id::CredentialId, planner::Event, time::Timestamp, top::Identity, use_file},
     error::Kind,
-    spool::{PublishError, Spool, Seal},
+    spool::{PublishError, Seal, Spool},
 };
 
 /// Threads for file work: flushes overlap in the file system's journal.
@@ -128,17 +121,19 @@ fn run(spool: &Spool, job: Job) -> Input {
             let bytes = use_file::render(&answer, owner.provider.use_format, now);
             Input::Event(match spool.publish_use(&id, reservation, identity, &bytes) {
                 Ok(()) => Event::Published { number },
-                Err(error) => {
-                    failed(number, &error).unwrap_or(Event::PublishFailed { number, kind: kind(&error) })
-                }
+                Err(error) => failed(number, &error).unwrap_or(Event::PublishFailed { number, kind: kind(&error) }),
             })
         }
     }
 }
 
 fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, owner: Arc<Owner>) -> Input {
-    let fail = |kind| Input::Event(Event::Answered { number, result: Err(crate::core::planner::Failure {
-        kind, retry_after: None, rotated: false }) });
+    let fail = |kind| {
+        Input::Event(Event::Answered {
+            number,
+            result: Err(crate::core::planner::Failure { kind, retry_after: None, rotated: false }),
+        })
+    };
     let (found, top) = match spool.read_top(&id, owner.seal.as_ref()) {
         Ok(read) => read,
         Err(kind) => return fail(kind),

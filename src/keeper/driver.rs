@@ -29,7 +29,7 @@ use crate::{
     },
     courier::frame::ToCourier,
     error::Kind,
-    spool::{Reservation, Spool, Seal},
+    spool::{Reservation, Seal, Spool},
 };
 
 /// A provider and what only the keeper holds for it.
@@ -155,6 +155,7 @@ pub enum End {
 }
 
 /// The parts that the loop drives.
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, not a state machine")]
 #[derive(Debug)]
 pub struct Driver {
     /// The decisions.
@@ -311,7 +312,8 @@ impl Driver {
             Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } => {}
             Input::Hangup => {
                 drop(self.looks.send(Look::All));
-                drop(self.hangups.send(()));
+                // The reloader ends only with the process.
+                self.hangups.send(()).ok();
             }
             Input::Reload(settings) => {
                 self.reloaded = Some(settings);
@@ -353,11 +355,8 @@ impl Driver {
         let result = match outcome {
             Ok(mut answer) => {
                 held.rotated = answer.rotated.take();
-                let brought = Brought {
-                    lifetime: answer.lifetime,
-                    rotated: held.rotated.is_some(),
-                    flagged: answer.flagged,
-                };
+                let brought =
+                    Brought { lifetime: answer.lifetime, rotated: held.rotated.is_some(), flagged: answer.flagged };
                 held.answer = Some(answer);
                 Ok(brought)
             }

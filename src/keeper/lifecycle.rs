@@ -58,10 +58,9 @@ fn failed(error: impl std::error::Error) -> Report {
 
 fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let sources = Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone() };
-    let mut settings = config::load(&sources)
-        .map_err(|problems| config::report(&problems).with_code(config_exit()))?;
-    let log = log::start(&log_target(args, &settings), "evercred")
-        .map_err(|error| Report::of(&error, error.exit_code()))?;
+    let mut settings = config::load(&sources).map_err(|problems| config::report(&problems).with_code(config_exit()))?;
+    let log =
+        log::start(&log_target(args, &settings), "evercred").map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
     let condor = User::from_name("condor").ok().flatten();
     let mut accepted = vec![0, geteuid().as_raw()];
@@ -98,8 +97,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             args.once,
         );
         match driver.run(&queue) {
-            End::Stopped => break,
-            End::Done { failed: false } => break,
+            End::Stopped | End::Done { failed: false } => break,
             End::Done { failed: true } => {
                 return Err(Report::new("not everything could be renewed", exit::FAILED).advise("see the log"));
             }
@@ -227,7 +225,9 @@ fn reloader(
         while hung_up.recv().is_ok() {
             while hung_up.try_recv().is_ok() {}
             let started = Instant::now();
-            log.reopen();
+            if let Err(error) = log.reopen() {
+                tracing::warn!(%error, "keeping the log that is open");
+            }
             match config::load(&sources) {
                 Ok(settings) => {
                     let now = fingerprint(&settings);

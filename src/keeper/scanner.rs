@@ -15,10 +15,7 @@ use crate::{
         id::{CredentialId, Handle, Service, UserName},
         planner::{Event, Found},
     },
-    spool::{
-        Spool,
-        Hint, Watch,
-    },
+    spool::{Hint, Spool, Watch},
 };
 
 /// A full scan that a hint of overflow asks for comes at most this often.
