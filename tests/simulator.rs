@@ -3,6 +3,16 @@
 //!
 //! `EVERCRED_SEED=n` repeats a run.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    clippy::too_many_lines,
+    reason = "a test: it may stop at the first thing that is wrong"
+)]
+
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},

@@ -1,6 +1,6 @@
 //! The planner: events in, actions out (DESIGN §2, rules 1–8). Pure: it never waits, reads or writes.
 //!
-//! Every credential is in exactly one [`Wait`]; every exchange has a number, and its [`Flight`] lives until the answer
+//! Every credential is in exactly one `Wait`; every exchange has a number, and its `Flight` lives until the answer
 //! is published, discarded or failed. There is no action that deletes a file.
 
 use std::{
