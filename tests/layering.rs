@@ -1,11 +1,5 @@
 //! `src/core/` stays pure: what it must not name, it does not name (see also `clippy.toml`).
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test: it may stop at the first thing that is wrong"
-)]
-
 use std::{fs, path::Path};
 
 const FORBIDDEN: &[&str] = &[
