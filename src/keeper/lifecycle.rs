@@ -113,7 +113,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         drop(looks.send(scanner::Look::Owners(owners.clone())));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
-    drop(spool);
+    spool.retire();
     tracing::info!("stopped");
     Ok(())
 }

@@ -184,6 +184,13 @@ impl Spool {
 
 const COMPLETE: &str = "CREDMON_COMPLETE";
 
+impl Spool {
+    /// Remove `pid`, if it still is ours: what a stop does while other threads still hold the spool.
+    pub fn retire(&self) {
+        pidfile::remove_if_ours(self);
+    }
+}
+
 impl Drop for Spool {
     fn drop(&mut self) {
         pidfile::remove_if_ours(self);

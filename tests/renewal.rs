@@ -1,0 +1,314 @@
+//! The real credmon (both processes) on a temporary credential directory, against the embedded issuer.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test: it may stop at the first thing that is wrong"
+)]
+
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use evercred::demo::issuer::{Fault, Issuer, MytokenWish, Options, Rotation, Running, TokenWish};
+use tempfile::TempDir;
+
+/// One site: issuer, directory, configuration, and the credmon while it runs.
+struct Site {
+    home: TempDir,
+    issuer: Running,
+    credmon: Option<Child>,
+}
+
+impl Site {
+    fn new(lifetime: u64, rotation: Rotation) -> Self {
+        let home = TempDir::with_prefix("evercred-test-").unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let issuer =
+            Issuer::start(&Options { access_lifetime: Duration::from_secs(lifetime), rotation, ..Options::default() })
+                .unwrap();
+        let site = Self { home, issuer, credmon: None };
+        fs::DirBuilder::new().mode(0o700).create(site.credentials()).unwrap();
+        site.configure("");
+        site
+    }
+
+    fn credentials(&self) -> PathBuf {
+        self.home.path().join("credentials")
+    }
+
+    fn configure(&self, more: &str) {
+        let text = format!(
+            "[daemon]\ncredential_directory = \"{}\"\ncourier_user = \"nobody\"\n\n[provider.grid]\nkind = \"oauth2\"\n\
+             issuer = \"{url}\"\nclient_id = \"test\"\nscopes = [\"storage.read:/\"]\nmax_per_second = 1000\n\
+             timeout = \"3s\"\n{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n",
+            self.credentials().display(),
+            url = self.issuer.url(),
+        );
+        fs::write(self.home.path().join("evercred.toml"), text).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_condor_credmon_evercred"));
+        command.arg("--config").arg(self.home.path().join("evercred.toml"));
+        command.arg("--log").arg(self.home.path().join("log")).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&mut self) {
+        self.credmon = Some(self.command().spawn().unwrap());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    /// As credd stores: a file beside it, renamed into place.
+    fn store(&self, user: &str, base: &str, content: &[u8]) {
+        let directory = self.credentials().join(user);
+        if !directory.exists() {
+            fs::DirBuilder::new().mode(0o700).create(&directory).unwrap();
+        }
+        let (temporary, path) = (directory.join(format!("{base}.top.tmp")), directory.join(format!("{base}.top")));
+        fs::write(&temporary, content).unwrap();
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&temporary, &path).unwrap();
+    }
+
+    fn refresh_token(&self, user: &str) -> String {
+        self.issuer.control().refresh_token(&TokenWish {
+            user: user.into(),
+            client_id: None,
+            scope: "storage.read:/ offline_access".into(),
+            audience: vec![],
+        })
+    }
+
+    fn grid(&self, user: &str) -> String {
+        let token = self.refresh_token(user);
+        self.store(user, "grid", format!("{{\"refresh_token\":\"{token}\"}}").as_bytes());
+        token
+    }
+
+    fn file(&self, user: &str, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.credentials().join(user).join(name)).ok()
+    }
+
+    fn exchanges(&self, user: &str) -> u64 {
+        self.issuer.control().records(Some(user)).iter().map(|r| r.exchanges).sum()
+    }
+
+    fn wait(&self, what: &str, seconds: u64, mut done: impl FnMut(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while !done(self) {
+            assert!(Instant::now() < end, "not in {seconds} s: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.credmon.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.credmon.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+fn lives(path: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(path) else { return false };
+    let value: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("torn: {e}: {}", path.display()));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    value.get("expires_at").and_then(serde_json::Value::as_u64).unwrap() > now
+}
+
+#[test]
+fn one_dead_one_hanging_and_one_corrupt_among_a_thousand_delay_nobody() {
+    let mut site = Site::new(30, Rotation::Strict);
+    for n in 0..997 {
+        site.grid(&format!("user{n:03}"));
+    }
+    let dead = site.grid("dead");
+    assert!(site.issuer.control().revoke(&dead));
+    site.grid("hanging");
+    site.issuer.control().set_fault(Some("hanging"), Some(Fault::Hang));
+    site.store("corrupt", "grid", b"{\"refresh_token\": \xff\xfe}");
+    site.start();
+    let uses: Vec<PathBuf> =
+        (0..997).map(|n| site.credentials().join(format!("user{n:03}")).join("grid.use")).collect();
+    site.wait("997 first tokens", 60, |_| uses.iter().all(|path| path.exists()));
+    // Three half-lives: whoever is late once is seen.
+    let end = Instant::now() + Duration::from_secs(45);
+    let mut looks = 0;
+    while Instant::now() < end {
+        let late = uses.iter().filter(|path| !lives(path)).count();
+        assert_eq!(late, 0, "all 997 live at every look");
+        looks += 1;
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let renewed = (0..997).filter(|n| site.exchanges(&format!("user{n:03}")) >= 3).count();
+    println!("{renewed} of 997 renewed at least twice, none late in {looks} looks");
+    assert_eq!(renewed, 997);
+    let log = site.log();
+    for (user, kind) in [("dead", "revoked"), ("hanging", "timeout"), ("corrupt", "top-not-utf8")] {
+        assert!(log.lines().any(|l| l.contains(&format!("user={user} ")) && l.contains(kind)), "{user}: {kind}");
+        assert!(site.file(user, "grid.use").is_none());
+    }
+}
+
+#[test]
+fn every_bad_answer_has_its_kind_leaves_the_files_and_keeps_the_refresh_token() {
+    let faults: Vec<(Fault, &str, bool)> = vec![
+        (Fault::Hang, "timeout", false),
+        (Fault::Redirect, "redirect", false),
+        (Fault::Html, "bad-answer", false),
+        (Fault::Huge, "answer-too-large", false),
+        (Fault::HalfJson, "bad-answer", false),
+        (Fault::ServerError, "server-error", false),
+        (Fault::InvalidClient, "client-refused", false),
+        (Fault::PastExpiry, "bad-expiry", true),
+        (Fault::WrongIssuer, "wrong-issuer", true),
+        (Fault::ScopeShortfall, "scope-shortfall", true),
+    ];
+    for (fault, kind, rotates) in faults {
+        let mut site = Site::new(600, Rotation::Strict);
+        let token = site.grid("bad");
+        site.issuer.control().set_fault(Some("bad"), Some(fault));
+        site.start();
+        site.wait(kind, 15, |site| site.log().contains(&format!("kind={kind} ")));
+        assert!(site.file("bad", "grid.use").is_none(), "{kind}: nothing is published");
+        let top = String::from_utf8(site.file("bad", "grid.top").unwrap()).unwrap();
+        assert_eq!(top.contains(&token), !rotates, "{kind}: the .top holds the refresh token that works");
+        assert!(!site.log().contains(&token), "{kind}: no secret in the log");
+    }
+}
+
+#[test]
+fn a_token_without_expiry_and_an_opaque_one_are_published() {
+    let mut site = Site::new(600, Rotation::None);
+    for (user, fault) in [("noexp", Fault::NoExpiry), ("opaque", Fault::Opaque)] {
+        site.grid(user);
+        site.issuer.control().set_fault(Some(user), Some(fault));
+    }
+    site.start();
+    site.wait("both", 15, |s| s.file("noexp", "grid.use").is_some() && s.file("opaque", "grid.use").is_some());
+}
+
+#[test]
+fn a_mytoken_becomes_a_use_file_and_foreign_services_are_left_alone() {
+    let mut site = Site::new(600, Rotation::None);
+    let wish = MytokenWish { user: "alice".into(), ..MytokenWish::default() };
+    let mytoken = site.issuer.control().mytoken(wish).unwrap();
+    site.store("alice", "mt_eu", mytoken.as_bytes());
+    site.store("alice", "other", b"not ours");
+    site.start();
+    site.wait("alice/mt_eu.use", 15, |s| s.file("alice", "mt_eu.use").is_some());
+    let text = String::from_utf8(site.file("alice", "mt_eu.use").unwrap()).unwrap();
+    assert!(text.starts_with("{\"access_token\":\"") && text.ends_with("}\n") && text.lines().count() == 1);
+    assert!(site.file("alice", "other.use").is_none());
+    let mode = fs::metadata(site.credentials().join("alice/mt_eu.use")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_replaced_top_and_a_new_user_are_noticed_without_a_signal() {
+    let mut site = Site::new(600, Rotation::Strict);
+    site.grid("alice");
+    site.start();
+    site.wait("the first", 15, |s| s.file("alice", "grid.use").is_some());
+    let before = site.file("alice", "grid.use");
+    site.grid("alice");
+    site.wait("the replaced .top", 5, |s| s.file("alice", "grid.use") != before);
+    site.grid("bob");
+    site.wait("the new user", 5, |s| s.file("bob", "grid.use").is_some());
+}
+
+#[test]
+fn it_stops_within_two_seconds_removes_its_pid_file_and_exits_0_on_each_signal() {
+    for signal in ["-TERM", "-INT", "-QUIT"] {
+        let mut site = Site::new(600, Rotation::None);
+        site.grid("hanging");
+        site.issuer.control().set_fault(Some("hanging"), Some(Fault::Hang));
+        site.start();
+        site.wait("CREDMON_COMPLETE", 15, |s| s.credentials().join("CREDMON_COMPLETE").exists());
+        let pid = fs::read_to_string(site.credentials().join("pid")).unwrap();
+        assert_eq!(pid.trim(), site.credmon.as_ref().unwrap().id().to_string());
+        let asked = Instant::now();
+        site.signal(signal);
+        let status = site.credmon.take().unwrap().wait().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(2), "{signal}: {:?}", asked.elapsed());
+        assert_eq!(status.code(), Some(0), "{signal}");
+        assert!(!site.credentials().join("pid").exists());
+    }
+}
+
+#[test]
+fn a_dead_courier_is_replaced_and_nothing_is_lost() {
+    let mut site = Site::new(600, Rotation::Strict);
+    site.start();
+    site.wait("the courier", 15, |s| s.log().contains("courier is ready"));
+    let courier = || {
+        let log = site.log();
+        let line = log.lines().rfind(|l| l.contains("courier is ready")).unwrap().to_owned();
+        line.split("pid=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let first = courier();
+    assert!(Command::new("kill").args(["-KILL", &first]).status().unwrap().success());
+    site.wait("another courier", 15, |_| courier() != first);
+    site.grid("alice");
+    site.wait("alice", 15, |s| s.file("alice", "grid.use").is_some());
+}
+
+#[test]
+fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_broken_one() {
+    let mut site = Site::new(600, Rotation::None);
+    site.start();
+    site.wait("the start", 15, |s| s.log().contains("courier is ready"));
+    site.configure("scoops = [\"x\"]");
+    site.signal("-HUP");
+    site.wait("the word", 15, |s| s.log().contains("keeping the old settings"));
+    assert!(site.log().contains("scoops"));
+    site.configure("services = [\"grid\", \"second\"]");
+    std::thread::sleep(Duration::from_millis(1100));
+    site.signal("-HUP");
+    site.wait("the reload", 15, |s| s.log().contains("configuration reloaded"));
+    let token = site.refresh_token("alice");
+    site.store("alice", "second", token.as_bytes());
+    site.wait("the new service", 15, |s| s.file("alice", "second.use").is_some());
+}
+
+#[test]
+fn an_unsafe_directory_a_second_instance_and_bad_configuration_end_with_a_clear_word() {
+    let mut site = Site::new(600, Rotation::None);
+    let refused = |site: &Site, code: i32, word: &str| {
+        let mut child = site.command().stderr(Stdio::piped()).spawn().unwrap();
+        let mut text = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{text}");
+        assert!(text.contains(word), "{word}: {text}");
+    };
+    fs::set_permissions(site.credentials(), fs::Permissions::from_mode(0o755)).unwrap();
+    refused(&site, 1, "others");
+    fs::set_permissions(site.credentials(), fs::Permissions::from_mode(0o700)).unwrap();
+    site.start();
+    site.wait("the start", 15, |s| s.credentials().join("CREDMON_COMPLETE").exists());
+    refused(&site, 1, "another evercred");
+    site.configure("scoops = 1");
+    refused(&site, 78, "scopes");
+    fs::rename(site.credentials(), site.home.path().join("gone")).unwrap();
+    site.configure("");
+    refused(&site, 1, "credentials");
+}
