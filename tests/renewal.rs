@@ -1,10 +1,6 @@
 //! The real credmon (both processes) on a temporary credential directory, against the embedded issuer.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test: it may stop at the first thing that is wrong"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test: it may stop at the first thing that is wrong")]
 
 use std::{
     fs,
@@ -310,4 +306,24 @@ fn an_unsafe_directory_a_second_instance_and_bad_configuration_end_with_a_clear_
     fs::rename(site.credentials(), site.home.path().join("gone")).unwrap();
     site.configure("");
     refused(&site, 1, "credentials");
+}
+
+#[test]
+fn a_credential_directory_replaced_under_it_ends_it_with_a_clear_word_and_the_next_start_takes_the_new_one() {
+    let mut site = Site::new(600, Rotation::None);
+    site.start();
+    site.wait("the start", 15, |s| s.credentials().join("CREDMON_COMPLETE").exists());
+    fs::rename(site.credentials(), site.home.path().join("away")).unwrap();
+    fs::DirBuilder::new().mode(0o700).create(site.credentials()).unwrap();
+    let mut child = site.credmon.take().unwrap();
+    let end = Instant::now() + Duration::from_secs(15);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "it still runs\n{}", site.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(site.log().contains("another directory than the one that was opened"), "{}", site.log());
+    site.grid("alice");
+    site.start();
+    site.wait("a token in the new directory", 15, |s| s.file("alice", "grid.use").is_some());
 }

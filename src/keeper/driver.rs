@@ -29,7 +29,7 @@ use crate::{
     },
     courier::frame::ToCourier,
     error::Kind,
-    spool::{Reservation, Seal, Spool},
+    spool::{Reservation, Seal, Spool, SpoolError},
 };
 
 /// A provider and what only the keeper holds for it.
@@ -61,6 +61,8 @@ pub struct Held {
 pub enum Input {
     /// For the planner as it is.
     Event(Event),
+    /// The credential directory is not the one any more that was opened.
+    SpoolGone(SpoolError),
     /// All directories have been looked at.
     FullScan(BTreeSet<UserName>),
     /// A request is ready for the courier.
@@ -141,10 +143,12 @@ impl Clock {
 }
 
 /// Why the loop ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum End {
     /// Asked to stop.
     Stopped,
+    /// The credential directory went away under us: a new start must judge what is there now.
+    SpoolGone(SpoolError),
     /// `--once`: everything due was tried.
     Done {
         /// Whether anything failed.
@@ -237,16 +241,14 @@ impl Driver {
             while let Some(action) = self.planner.next_action(now) {
                 self.perform(now, action);
             }
-            if let Some((by, end)) = self.stop_by
-                && (self.planner.is_idle() || Instant::now() >= by)
-            {
+            if let Some((_, end)) = self.stop_by.take_if(|(by, _)| self.planner.is_idle() || Instant::now() >= *by) {
                 return end;
             }
             if self.once && self.scanned && self.settled() {
                 return End::Done { failed: self.failed };
             }
             let mut wait = self.planner.next_deadline(now);
-            if let Some((by, _)) = self.stop_by {
+            if let Some((by, _)) = &self.stop_by {
                 wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
             }
             let mut input = match inputs.recv_timeout(wait) {
@@ -322,6 +324,10 @@ impl Driver {
                     self.planner.stop();
                     self.stop_by = Some((Instant::now() + RELOAD_PATIENCE, End::Reload));
                 }
+            }
+            Input::SpoolGone(error) => {
+                self.planner.stop();
+                self.stop_by = Some((Instant::now(), End::SpoolGone(error)));
             }
             Input::Stop => {
                 tracing::info!("stopping");

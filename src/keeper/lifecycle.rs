@@ -32,8 +32,6 @@ use crate::{
 
 /// At most one reload in this time.
 const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
-/// Full scans come this often if the system refuses more watches.
-const BLIND_SCAN: Duration = Duration::from_secs(60);
 
 /// Run the credmon; `courier_args` make this same binary a courier.
 #[must_use]
@@ -98,6 +96,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         );
         match driver.run(&queue) {
             End::Stopped | End::Done { failed: false } => break,
+            End::SpoolGone(error) => return Err(failed(error)),
             End::Done { failed: true } => {
                 return Err(Report::new("not everything could be renewed", exit::FAILED).advise("see the log"));
             }
@@ -180,13 +179,12 @@ fn start_scanner(
     let hints = looks.clone();
     let directory: &Path = &settings.daemon.credential_directory;
     let watch = Watch::start(directory, move |hint| drop(hints.send(hint.into())));
-    let (watch, every) = match watch {
-        Ok(watch) => (Some(watch), settings.daemon.full_scan),
-        Err(error) => {
+    let watch = watch
+        .inspect_err(|error| {
             tracing::warn!(%error, "cannot watch the credential directory; scanning it every minute instead");
-            (None, settings.daemon.full_scan.min(BLIND_SCAN))
-        }
-    };
+        })
+        .ok();
+    let every = settings.daemon.full_scan;
     let (spool, owners, inputs) = (Arc::clone(spool), owners.to_vec(), inputs.clone());
     std::thread::Builder::new()
         .name("scanner".into())

@@ -20,6 +20,8 @@ use crate::{
 
 /// A full scan that a hint of overflow asks for comes at most this often.
 const BETWEEN_FULL_SCANS: Duration = Duration::from_millis(200);
+/// Full scans come at least this often where the system refuses watches.
+const BLIND_SCAN: Duration = Duration::from_secs(60);
 
 /// What the scanner is told.
 #[derive(Debug)]
@@ -55,7 +57,8 @@ pub fn run(
                 let wait = if again {
                     BETWEEN_FULL_SCANS.saturating_sub(last.elapsed())
                 } else {
-                    every.saturating_sub(last.elapsed())
+                    let blind = watch.as_ref().is_none_or(Watch::limited);
+                    (if blind { every.min(BLIND_SCAN) } else { every }).saturating_sub(last.elapsed())
                 };
                 match looks.recv_timeout(wait) {
                     Err(RecvTimeoutError::Timeout) => {
@@ -94,6 +97,10 @@ pub fn run(
         } else if again && last.elapsed() >= BETWEEN_FULL_SCANS {
             again = false;
             last = Instant::now();
+            if let Err(error) = spool.verify() {
+                drop(inputs.send(Input::SpoolGone(error)));
+                return;
+            }
             match spool.users() {
                 Ok(users) => {
                     sweeping = Some(users.iter().cloned().collect());

@@ -15,7 +15,7 @@ use nix::{
     dir::Type,
     errno::Errno,
     fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat},
-    sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat},
+    sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, lstat},
     unistd::{AccessFlags, faccessat, geteuid},
 };
 use sha2::{Digest, Sha256};
@@ -69,6 +69,12 @@ impl Dir {
             unfit(why, "run as root or condor, and let the directory belong to group condor with mode 2770")
         })?;
         Ok(Self { fd, stepwise: AtomicBool::new(false) })
+    }
+
+    /// Whether `path` leads to this very directory.
+    pub(super) fn is_at(&self, path: &Path) -> Result<bool, Errno> {
+        let (here, there) = (fstat(&self.fd)?, lstat(path)?);
+        Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
     }
 
     /// Open `path` beneath this directory, no symbolic link anywhere in it.

@@ -152,6 +152,22 @@ impl Spool {
         &self.path
     }
 
+    /// The path still leads to the directory that was opened: it was not replaced, unmounted or mounted over.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unfit`], or what the system says.
+    pub fn verify(&self) -> Result<(), SpoolError> {
+        let there = self.top.is_at(&self.path).map_err(|e| SpoolError::io(&self.path, "look at it", e))?;
+        if there {
+            return Ok(());
+        }
+        Err(SpoolError::Unfit {
+            path: self.path.clone(),
+            why: "it is another directory than the one that was opened at the start".into(),
+            advice: "the credmon must be started again, to judge and lock the one that is there now",
+        })
+    }
+
     /// Touch `CREDMON_COMPLETE`: a scan is complete.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::core::id::UserName;
 pub enum Hint {
     /// At this user (who may be gone).
     User(UserName),
-    /// At everybody: events were lost.
+    /// At everybody: events were lost, or the directory itself went away.
     All,
 }
 
@@ -190,6 +190,9 @@ fn changes(root: &Path, event: notify::Result<Event>) -> Vec<Change> {
         _ => (false, false),
     };
     let change = |path: &PathBuf| {
+        if vanishes && path == root {
+            return Some(Change::Lost);
+        }
         let inside = path.strip_prefix(root).ok()?;
         let mut parts = inside.iter();
         let (user, file) = (parts.next().and_then(user_of)?, parts.next());
@@ -262,6 +265,19 @@ mod tests {
         assert!(hints.recv_timeout(QUIET).is_err());
         std::fs::remove_file(dir.path().join("alice/s.use")).unwrap();
         assert_eq!(hints.recv_timeout(SOON), Ok(alice()));
+    }
+
+    #[test]
+    fn the_credential_directory_itself_renamed_or_removed_hints_at_everybody() {
+        let home = tempfile::tempdir().unwrap();
+        let (root, away) = (home.path().join("c"), home.path().join("away"));
+        std::fs::create_dir(&root).unwrap();
+        let (_watch, hints) = started(&root);
+        std::fs::rename(&root, &away).unwrap();
+        assert_eq!(hints.recv_timeout(SOON), Ok(Hint::All));
+        let (_watch, hints) = started(&away);
+        std::fs::remove_dir(&away).unwrap();
+        assert_eq!(hints.recv_timeout(SOON), Ok(Hint::All));
     }
 
     #[test]
