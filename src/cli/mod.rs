@@ -44,6 +44,8 @@ pub struct Evercred {
 pub enum Command {
     /// Check the configuration and tell every problem in it
     Check(Check),
+    /// Probe the live installation: directory, daemon, HTCondor, tokens, issuers
+    Doctor(Doctor),
     /// Watch tokens being renewed: needs no root, no HTCondor and no network
     Demo(Demo),
     /// The credential monitor, as `condor_credmon_evercred`.
@@ -60,6 +62,17 @@ pub struct Check {
     /// Check this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `evercred doctor`
+#[derive(Debug, Clone, Args)]
+pub struct Doctor {
+    /// Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object, for scripts
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `evercred demo`

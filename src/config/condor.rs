@@ -35,8 +35,22 @@ pub struct Knobs {
 /// Ask HTCondor; `None` if `condor_config_val` is nowhere.
 #[must_use]
 pub fn ask() -> Option<Knobs> {
-    let program = PLACES.iter().map(|place| Path::new(place).join("condor_config_val")).find(|path| path.is_file())?;
-    Some(ask_program(&program))
+    Some(ask_program(&program()?))
+}
+
+/// Where `condor_config_val` is, if it is anywhere.
+#[must_use]
+pub fn program() -> Option<PathBuf> {
+    PLACES.iter().map(|place| Path::new(place).join("condor_config_val")).find(|path| path.is_file())
+}
+
+/// What the daemon or tool `subsystem` sees as the value of each knob; absent where it is not defined.
+#[must_use]
+pub fn seen_by<const N: usize>(program: &Path, subsystem: &str, knobs: [&str; N]) -> [Option<String>; N] {
+    let deadline = Instant::now() + PATIENCE;
+    knobs
+        .map(|knob| start(program, &["-subsystem", subsystem, knob]))
+        .map(|child| child.and_then(|child| answer(child, deadline)))
 }
 
 /// Ask this `condor_config_val`.
@@ -52,7 +66,7 @@ pub fn ask_program(program: &Path) -> Knobs {
     ];
     // One process for each knob, side by side: the answers for several in one call do not say which is which.
     let [directory, refresh, log, log_limit, config] =
-        names.map(|name| start(program, name)).map(|child| child.and_then(|child| answer(child, deadline)));
+        names.map(|name| start(program, &[name])).map(|child| child.and_then(|child| answer(child, deadline)));
     Knobs {
         credential_directory: directory.and_then(absolute),
         refresh: refresh
@@ -65,9 +79,9 @@ pub fn ask_program(program: &Path) -> Knobs {
     }
 }
 
-fn start(program: &Path, knob: &str) -> Option<Child> {
+fn start(program: &Path, arguments: &[&str]) -> Option<Child> {
     let mut command = Command::new(program);
-    command.arg(knob).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     if let Some(value) = std::env::var_os("CONDOR_CONFIG") {
         command.env("CONDOR_CONFIG", value);
     }

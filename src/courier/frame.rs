@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 use crate::{
     config::settings::Provider,
     core::answer::{Grant, Outcome},
+    courier::probe::Facts,
 };
 
 /// The largest frame.
@@ -32,6 +33,11 @@ pub enum ToCourier {
         /// What to ask for.
         grant: Grant,
     },
+    /// Look at a provider's issuer, for `evercred doctor`.
+    Probe {
+        /// Index into the providers of `Configure`.
+        provider: usize,
+    },
 }
 
 /// Courier → keeper.
@@ -48,6 +54,13 @@ pub enum FromCourier {
         number: u64,
         /// How it ended.
         outcome: Outcome,
+    },
+    /// A probe ended.
+    Probed {
+        /// Index of the provider.
+        provider: usize,
+        /// What was seen.
+        facts: Box<Facts>,
     },
     /// The configuration cannot be used (a CA file that does not parse, privileges that do not drop).
     Failed {

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::{
-    config::settings::{Provider, ProviderKind},
+    config::settings::{OAuth2, Provider, ProviderKind},
     core::{
         answer::{ExchangeError, Grant, Outcome},
         time::Timestamp,
@@ -84,22 +84,18 @@ impl Caller {
         issuer::answer(&self.provider, grant, &answer, now())
     }
 
-    async fn endpoint(&self) -> Result<Arc<str>, ExchangeError> {
-        let (issuer, document) = match &self.provider.kind {
-            ProviderKind::OAuth2(oauth2) => match (&oauth2.token_endpoint, &self.provider.issuer) {
-                (Some(endpoint), _) => return Ok(endpoint.as_str().into()),
-                (None, Some(issuer)) => (issuer, "openid-configuration"),
-                (None, None) => return Err(ExchangeError::new(Kind::Discovery, "neither issuer nor token_endpoint")),
-            },
-            ProviderKind::Mytoken { server } => (server, "mytoken-configuration"),
-        };
+    /// Where tokens are asked for: configured, or by discovery.
+    pub(super) async fn endpoint(&self) -> Result<Arc<str>, ExchangeError> {
+        if let ProviderKind::OAuth2(OAuth2 { token_endpoint: Some(endpoint), .. }) = &self.provider.kind {
+            return Ok(endpoint.as_str().into());
+        }
         let mut known = self.endpoint.lock().await;
         if let Some((since, endpoint)) = &*known
             && since.elapsed() < DISCOVERY_LIFE
         {
             return Ok(Arc::clone(endpoint));
         }
-        match self.discover(issuer, document).await {
+        match self.discover().await {
             Ok(endpoint) => {
                 *known = Some((Instant::now(), Arc::clone(&endpoint)));
                 Ok(endpoint)
@@ -109,8 +105,38 @@ impl Caller {
         }
     }
 
-    async fn discover(&self, issuer: &str, document: &str) -> Result<Arc<str>, ExchangeError> {
-        let url = format!("{}/.well-known/{document}", client::trimmed(issuer));
+    /// Who is asked, and where its discovery document is.
+    fn issuer(&self) -> (&str, String) {
+        let (issuer, document) = match &self.provider.kind {
+            ProviderKind::OAuth2(_) => (self.provider.issuer.as_deref().unwrap_or_default(), "openid-configuration"),
+            ProviderKind::Mytoken { server } => (server.as_str(), "mytoken-configuration"),
+        };
+        (issuer, format!("{}/.well-known/{document}", client::trimmed(issuer)))
+    }
+
+    /// The first URL that anybody asks: the discovery document, or the configured token endpoint.
+    pub(super) fn front_url(&self) -> String {
+        match &self.provider.kind {
+            ProviderKind::OAuth2(OAuth2 { token_endpoint: Some(endpoint), .. }) => endpoint.clone(),
+            _ => self.issuer().1,
+        }
+    }
+
+    /// What the provider asks for where a `.top` does not say: scopes and audience.
+    pub(super) fn wishes(&self) -> (Vec<String>, Vec<String>) {
+        (self.provider.scopes.clone(), self.provider.audience.clone())
+    }
+
+    /// GET: status, `Date`, body.
+    pub(super) async fn fetch(&self, url: &str) -> Result<(u16, Option<String>, Zeroizing<Vec<u8>>), ExchangeError> {
+        let response = self.client.get(url).send().await.map_err(|e| failure(&e))?;
+        let date = response.headers().get(header::DATE).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let answer = answer(response).await?;
+        Ok((answer.status, date, answer.body))
+    }
+
+    async fn discover(&self) -> Result<Arc<str>, ExchangeError> {
+        let (issuer, url) = self.issuer();
         let answer = answer(self.client.get(&url).send().await.map_err(|e| failure(&e))?).await?;
         if answer.status != 200 {
             let what = format!("{url} answers HTTP {}", answer.status);

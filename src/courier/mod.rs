@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod http;
+pub mod probe;
 pub mod sandbox;
 mod worker;
 

@@ -16,7 +16,7 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use super::{
     frame::{self, FromCourier, MAX_FRAME, ToCourier},
     http::Caller,
-    sandbox,
+    probe, sandbox,
 };
 use crate::{
     core::answer::ExchangeError,
@@ -60,6 +60,24 @@ fn run() -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, callers))
 }
 
+async fn work(callers: &[Caller], frame: ToCourier) -> Option<FromCourier> {
+    match frame {
+        ToCourier::Exchange { number, provider, grant } => {
+            let outcome = match callers.get(provider) {
+                Some(caller) => caller.exchange(&grant).await,
+                None => Err(ExchangeError::new(Kind::CourierLost, "no such provider")),
+            };
+            Some(FromCourier::Answer { number, outcome })
+        }
+        ToCourier::Probe { provider } => {
+            let facts = Box::new(probe::probe(callers.get(provider)?).await);
+            Some(FromCourier::Probed { provider, facts })
+        }
+        // Only the first frame configures.
+        ToCourier::Configure { .. } => None,
+    }
+}
+
 async fn serve(stream: UnixStream, callers: Vec<Caller>) -> io::Result<()> {
     let callers: Arc<[Caller]> = callers.into();
     let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
@@ -79,15 +97,13 @@ async fn serve(stream: UnixStream, callers: Vec<Caller>) -> io::Result<()> {
         Ok::<_, io::Error>(())
     });
     while let Some(body) = requests.next().await {
-        let ToCourier::Exchange { number, provider, grant } = frame::decode(&body?)? else { continue };
+        let frame = frame::decode(&body?)?;
         let (callers, done) = (Arc::clone(&callers), done.clone());
         tokio::spawn(async move {
-            let outcome = match callers.get(provider) {
-                Some(caller) => caller.exchange(&grant).await,
-                None => Err(ExchangeError::new(Kind::CourierLost, "no such provider")),
-            };
-            // The keeper is gone if nobody takes it.
-            done.send(FromCourier::Answer { number, outcome }).await.ok();
+            if let Some(answer) = work(&callers, frame).await {
+                // The keeper is gone if nobody takes it.
+                done.send(answer).await.ok();
+            }
         });
     }
     // The keeper is gone: whatever is under way has nobody to go to.

@@ -1,6 +1,7 @@
 //! `evercred`: parse the command line and hand over to the subcommand.
 
 pub mod check;
+pub mod doctor;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ pub fn credmon_main() -> ExitCode {
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Check(args) => check::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
         Command::Issuer(args) => demo::issuer::main(&args.arguments),

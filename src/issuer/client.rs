@@ -58,6 +58,16 @@ pub fn endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> 
     if is_safe(&endpoint) { Ok(endpoint) } else { Err(fail(format!("the token endpoint of {issuer} is not https"))) }
 }
 
+/// `scopes_supported` of a discovery document.
+#[must_use]
+pub fn scopes_supported(document: &[u8]) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Scopes {
+        scopes_supported: Option<Vec<String>>,
+    }
+    serde_json::from_slice::<Scopes>(document).ok()?.scopes_supported
+}
+
 /// `Retry-After` as a delay: seconds, or an HTTP date.
 #[must_use]
 pub fn retry_after(answer: &TokenAnswer, now: Timestamp) -> Option<Duration> {

@@ -58,10 +58,7 @@ pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestam
         .map_err(|detail| refuse(Kind::BadExpiry, detail))?;
     let scopes = claimed.scopes.clone().or_else(|| words(claims.get("scope").or_else(|| claims.get("scp"))));
     let audience = words(claims.get("aud")).or_else(|| claimed.audience.clone());
-    let missing_scope = scopes.as_ref().and_then(|granted| {
-        let wanted = grant.scopes.iter().filter(|scope| *scope != "offline_access");
-        wanted.into_iter().find(|scope| !granted.iter().any(|have| covers(have, scope)))
-    });
+    let missing_scope = scopes.as_ref().and_then(|granted| missing_scopes(&grant.scopes, granted).next());
     let missing_audience = grant.audience.iter().find(|wanted| {
         !audience.as_ref().is_some_and(|have| have.iter().any(|a| a == *wanted || a == ANY_AUDIENCE))
             // An opaque token tells nothing: nothing to find fault with.
@@ -124,6 +121,12 @@ pub fn words(value: Option<&Value>) -> Option<Vec<String>> {
         Value::Array(list) => Some(list.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
         _ => None,
     }
+}
+
+/// The scopes that were asked for and are not covered. `offline_access` only asks for a refresh token.
+pub fn missing_scopes<'a>(wanted: &'a [String], granted: &'a [String]) -> impl Iterator<Item = &'a str> {
+    let wanted = wanted.iter().map(String::as_str).filter(|scope| *scope != "offline_access");
+    wanted.filter(|scope| !granted.iter().any(|have| covers(have, scope)))
 }
 
 /// Equal, or the same right on a path above (`storage.read:/` covers `storage.read:/a/b`; WLCG and SciTokens).

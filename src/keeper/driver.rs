@@ -27,7 +27,7 @@ use crate::{
         secret::RefreshToken,
         time::{Now, Tick, Timestamp},
     },
-    courier::frame::ToCourier,
+    courier::{frame::ToCourier, probe::Facts},
     error::Kind,
     spool::{Reservation, Seal, Spool, SpoolError},
 };
@@ -107,6 +107,13 @@ pub enum Input {
         number: u64,
         /// How.
         outcome: Outcome,
+    },
+    /// A probe ended; only `evercred doctor` asks for any.
+    Probed {
+        /// Index of the provider.
+        provider: usize,
+        /// What was seen.
+        facts: Box<Facts>,
     },
     /// SIGHUP.
     Hangup,
@@ -311,7 +318,7 @@ impl Driver {
             Input::Answer { generation, number, outcome } if generation == self.link.generation() => {
                 self.answered(now, number, outcome);
             }
-            Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } => {}
+            Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } | Input::Probed { .. } => {}
             Input::Hangup => {
                 drop(self.looks.send(Look::All));
                 // The reloader ends only with the process.

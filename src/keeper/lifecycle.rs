@@ -144,7 +144,11 @@ fn owners(settings: &Settings) -> Result<Vec<Arc<Owner>>, Report> {
         .collect()
 }
 
-fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sender<Input>) -> Result<Link, Report> {
+/// Start a courier for these providers.
+///
+/// # Errors
+/// There is no such `courier_user`, or it is root.
+pub fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sender<Input>) -> Result<Link, Report> {
     let become_ids = if geteuid().is_root() {
         let name = &settings.daemon.courier_user;
         let user = User::from_name(name).ok().flatten().ok_or_else(|| {

@@ -154,6 +154,7 @@ fn converse(
                 Input::CourierUp { generation, pid, sandbox }
             }
             FromCourier::Answer { number, outcome } => Input::Answer { generation, number, outcome },
+            FromCourier::Probed { provider, facts } => Input::Probed { provider, facts },
             FromCourier::Failed { why } => return Err(io::Error::other(why)),
         };
         if inputs.send(input).is_err() {

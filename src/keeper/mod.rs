@@ -11,4 +11,4 @@ pub mod link;
 pub mod log;
 pub mod scanner;
 
-pub use lifecycle::run;
+pub use lifecycle::{courier, run};

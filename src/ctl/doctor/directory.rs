@@ -1,0 +1,165 @@
+//! The credential directory: kind, owner, modes, what lies in it, room on its file system.
+
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
+
+use nix::{
+    sys::statvfs::statvfs,
+    unistd::{Gid, Group, Uid, User, geteuid},
+};
+
+use super::Finding;
+use crate::spool::TEMPORARY;
+
+const AREA: &str = "Credential directory";
+/// Less than this share free is worth a warning.
+const SCARCE_PERCENT: u64 = 5;
+/// Less than this is a failure: two files of a refresh token and a token hardly fit.
+const NOTHING: u64 = 1 << 20;
+/// Fewer free inodes than this are a failure.
+const NO_INODES: u64 = 16;
+
+pub(super) fn examine(path: &Path) -> Vec<Finding> {
+    let meta = match std::fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(e) => {
+            return vec![
+                Finding::failed(AREA, "directory", format!("{}: {e}", path.display()))
+                    .advise("condor_master makes it at start, or: install -d -o root -g condor -m 2770"),
+            ];
+        }
+    };
+    if !meta.is_dir() {
+        return vec![
+            Finding::failed(AREA, "directory", format!("{} is not a directory", path.display()))
+                .advise("name the directory itself in SEC_CREDENTIAL_DIRECTORY_OAUTH; symbolic links are not followed"),
+        ];
+    }
+    let mut findings = vec![owner(path, meta.uid(), meta.gid(), geteuid().as_raw()), mode(meta.permissions().mode())];
+    findings.extend(room(path));
+    findings.extend(contents(path));
+    findings
+}
+
+fn owner(path: &Path, uid: u32, gid: u32, us: u32) -> Finding {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name);
+    let what = format!("{} belongs to {user}:{group}", path.display());
+    if uid == 0 || uid == us {
+        Finding::ok(AREA, "owner", what)
+    } else {
+        Finding::failed(AREA, "owner", what).advise("give it to root: chown root:condor")
+    }
+}
+
+fn mode(mode: u32) -> Finding {
+    let what = format!("mode {:04o}", mode & 0o7777);
+    if mode & 0o007 != 0 {
+        Finding::failed(AREA, "mode", format!("{what}: open to others")).advise("close it: chmod 2770")
+    } else if mode & 0o700 != 0o700 {
+        Finding::failed(AREA, "mode", format!("{what}: its owner cannot use it")).advise("chmod 2770")
+    } else {
+        Finding::ok(AREA, "mode", what)
+    }
+}
+
+/// Room for data and for files.
+fn room(path: &Path) -> Vec<Finding> {
+    let stat = match statvfs(path) {
+        Ok(stat) => stat,
+        Err(e) => return vec![Finding::skipped(AREA, "space", format!("room on its file system: {e}"))],
+    };
+    let (free, all) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
+    let mut findings =
+        vec![share("space", &format!("{} MiB of {} MiB free", free >> 20, all >> 20), free, all, NOTHING)];
+    // Some file systems have no fixed number of inodes and say 0.
+    if stat.files() > 0 {
+        let (free, all) = (stat.files_available(), stat.files());
+        findings.push(share("inodes", &format!("{free} of {all} inodes free"), free, all, NO_INODES));
+    }
+    findings
+}
+
+fn share(check: &'static str, what: &str, free: u64, all: u64, nothing: u64) -> Finding {
+    const ADVICE: &str = "make room: without it no token is renewed (none is lost either: space is reserved first)";
+    if free < nothing {
+        Finding::failed(AREA, check, what).advise(ADVICE)
+    } else if u128::from(free) * 100 < u128::from(all) * u128::from(SCARCE_PERCENT) {
+        Finding::warning(AREA, check, what).advise(ADVICE)
+    } else {
+        Finding::ok(AREA, check, what)
+    }
+}
+
+/// Whether what lies in there is what ought to.
+fn contents(path: &Path) -> Vec<Finding> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries.flatten(),
+        Err(e) => return vec![Finding::skipped(AREA, "contents", format!("users' directories: {e}"))],
+    };
+    let (mut users, mut links, mut temporary) = (0_usize, Vec::new(), 0_usize);
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => users += 1,
+            Ok(kind) if kind.is_symlink() => links.push(name),
+            _ if name.starts_with(TEMPORARY) => temporary += 1,
+            _ => {}
+        }
+    }
+    let mut findings = vec![Finding::ok(AREA, "contents", format!("{users} users have credentials"))];
+    if !links.is_empty() {
+        links.truncate(5);
+        findings.push(
+            Finding::warning(AREA, "links", format!("symbolic links in it: {}", links.join(", ")))
+                .advise("remove them: they are never followed, so what is behind them is never renewed"),
+        );
+    }
+    if temporary > 64 {
+        findings.push(
+            Finding::warning(AREA, "leftovers", format!("{temporary} temporary files of ours"))
+                .advise("a credmon was killed often; the next start removes them"),
+        );
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ctl::doctor::Verdict;
+
+    fn verdicts(findings: &[Finding]) -> Vec<(&'static str, Verdict)> {
+        findings.iter().map(|finding| (finding.check, finding.verdict)).collect()
+    }
+
+    #[test]
+    fn a_good_directory_is_good_and_an_open_or_missing_one_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        set(0o700);
+        assert!(examine(dir.path()).iter().all(|f| f.verdict != Verdict::Failed), "{:?}", examine(dir.path()));
+        set(0o755);
+        assert!(verdicts(&examine(dir.path())).contains(&("mode", Verdict::Failed)));
+        assert_eq!(verdicts(&examine(&dir.path().join("none"))), [("directory", Verdict::Failed)]);
+        std::os::unix::fs::symlink("/tmp", dir.path().join("bob")).unwrap();
+        assert!(verdicts(&examine(dir.path())).contains(&("links", Verdict::Warning)));
+        assert_eq!(verdicts(&examine(&dir.path().join("bob"))), [("directory", Verdict::Failed)]);
+    }
+
+    #[test]
+    fn an_owner_who_is_neither_root_nor_us_fails() {
+        assert_eq!(owner(Path::new("/c"), 0, 0, 5).verdict, Verdict::Ok);
+        assert_eq!(owner(Path::new("/c"), 5, 0, 5).verdict, Verdict::Ok);
+        assert_eq!(owner(Path::new("/c"), 6, 0, 5).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn scarce_room_warns_and_none_fails() {
+        assert_eq!(share("space", "", 50, 100, 10).verdict, Verdict::Ok);
+        assert_eq!(share("space", "", 40, 1000, 10).verdict, Verdict::Warning);
+        assert_eq!(share("space", "", 9, 10, 10).verdict, Verdict::Failed);
+    }
+}

@@ -1,0 +1,62 @@
+//! `evercred doctor`: probes the live installation and reports each check as ok, warning or failed, with what to do.
+//!
+//! Order: configuration, credential directory, running credmon, HTCondor, tokens in the directory, issuers. Facts are
+//! gathered first and judged by pure functions. Issuers are asked by a courier of our own (its sandbox
+//! and uid), so that this process, which may be root, reads nothing from the network. It never prints a secret and
+//! changes nothing: the request that tests the client secret carries a refresh token that does not exist.
+
+mod directory;
+mod finding;
+mod htcondor;
+mod issuers;
+mod process;
+mod tokens;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+pub use finding::{Finding, Verdict};
+
+use crate::{
+    cli,
+    config::{self, Sources},
+    error::exit,
+};
+
+/// `evercred doctor`: 0 if nothing failed, 1 if something did.
+#[must_use]
+pub fn run(args: cli::Doctor) -> ExitCode {
+    let findings = examine(&Sources::of_user(args.config));
+    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failed);
+    let text = if args.json { finding::json(&findings) } else { finding::text(&findings) };
+    // Nobody is left to tell if standard output is closed.
+    io::stdout().lock().write_all(text.as_bytes()).ok();
+    ExitCode::from(if failed { exit::FAILED } else { exit::OK })
+}
+
+fn examine(sources: &Sources) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let settings = match config::load(sources) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            let advice = "correct it; the checks that need the configuration were left out";
+            findings.extend(
+                problems.iter().map(|p| Finding::failed("Configuration", "file", p.to_string()).advise(advice)),
+            );
+            findings.extend(htcondor::examine(&[], None));
+            return findings;
+        }
+    };
+    let services: Vec<&str> = settings.providers.iter().flat_map(|p| p.services.iter().map(String::as_str)).collect();
+    let what = format!("{} providers for the services {}", settings.providers.len(), services.join(", "));
+    findings.push(Finding::ok("Configuration", "file", what));
+    let directory = &settings.daemon.credential_directory;
+    findings.extend(directory::examine(directory));
+    findings.extend(process::examine(directory));
+    findings.extend(htcondor::examine(&services, process::uid(directory)));
+    findings.extend(tokens::examine(&settings));
+    findings.extend(issuers::examine(&settings));
+    findings
+}

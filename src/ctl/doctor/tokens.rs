@@ -1,0 +1,186 @@
+//! The tokens that lie in the directory: what issuers really grant, and whether it lasts for HTCondor's polling.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use nix::libc;
+
+use super::Finding;
+use crate::{
+    config::settings::{Provider, Settings},
+    core::{id::UserName, time::Timestamp, use_file},
+    issuer::judge,
+};
+
+const AREA: &str = "Tokens";
+/// As many users as we look at: it is a probe, not a report (`evercred status` is that).
+const USERS: usize = 2000;
+/// No `.use` of ours is larger.
+const MAX_USE: u64 = 1 << 20;
+
+/// One provider's tokens.
+#[derive(Debug, Default)]
+struct Tally {
+    tokens: usize,
+    expired: usize,
+    without_use: usize,
+    shortest: Option<Duration>,
+    /// Scopes that the provider asks for and some token lacks.
+    lacking: BTreeSet<String>,
+}
+
+pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
+    let directory = &settings.daemon.credential_directory;
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return vec![Finding::skipped(AREA, "tokens", "the credential directory cannot be read by this user")];
+    };
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = Timestamp(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX));
+    let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
+    let users = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    for entry in users.take(USERS) {
+        if entry.file_name().to_str().is_some_and(|name| UserName::parse(name).is_ok()) {
+            look(&entry.path(), &settings.providers, now, &mut tallies);
+        }
+    }
+    settings
+        .providers
+        .iter()
+        .flat_map(|p| verdict(p, tallies.remove(p.name.as_str()).unwrap_or_default(), settings.daemon.refresh))
+        .collect()
+}
+
+fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mut BTreeMap<&'a str, Tally>) {
+    for entry in std::fs::read_dir(home).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(base) = name.to_str().and_then(|name| name.strip_suffix(".top")) else { continue };
+        let first = base.split('_').next().unwrap_or(base);
+        let owns = |provider: &&Provider| provider.services.iter().any(|s| s == base || s == first);
+        let Some(provider) = providers.iter().find(owns) else { continue };
+        let tally = tallies.entry(provider.name.as_str()).or_default();
+        let Some((found, granted)) = read(&home.join(format!("{base}.use"))) else {
+            tally.without_use += 1;
+            continue;
+        };
+        tally.tokens += 1;
+        if let Some(granted) = granted {
+            tally.lacking.extend(judge::missing_scopes(&provider.scopes, &granted).map(str::to_owned));
+        }
+        if let Some(expiry) = found.expiry {
+            tally.expired += usize::from(expiry <= now);
+            if let Some(issued) = found.issued {
+                let life = expiry.since(issued);
+                tally.shortest = Some(tally.shortest.map_or(life, |shortest| shortest.min(life)));
+            }
+        }
+    }
+}
+
+/// What the file tells, and the scopes that were granted, if it tells.
+fn read(path: &Path) -> Option<(use_file::Use, Option<Vec<String>>)> {
+    #[derive(serde::Deserialize)]
+    struct Object {
+        scope: Option<serde_json::Value>,
+    }
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
+    let mut bytes = zeroize::Zeroizing::new(Vec::new());
+    file.take(MAX_USE).read_to_end(&mut bytes).ok()?;
+    let granted = serde_json::from_slice::<Object>(&bytes).ok().and_then(|object| judge::words(object.scope.as_ref()));
+    Some((use_file::read(&bytes)?, granted))
+}
+
+fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding> {
+    let name = &provider.name;
+    let mut findings = Vec::new();
+    let total = tally.tokens + tally.without_use;
+    if total == 0 {
+        return vec![Finding::skipped(AREA, "tokens", format!("{name}: nobody has a credential yet"))];
+    }
+    let bad = tally.expired + tally.without_use;
+    if bad == 0 {
+        findings.push(Finding::ok(AREA, "tokens", format!("{name}: {total} credentials, all with a living token")));
+    } else {
+        let what = format!(
+            "{name}: of {total} credentials {} have an expired token and {} none yet",
+            tally.expired, tally.without_use
+        );
+        findings.push(Finding::warning(AREA, "tokens", what).advise("see which and why: evercred status"));
+    }
+    if !tally.lacking.is_empty() {
+        let lacking = tally.lacking.into_iter().collect::<Vec<_>>().join(" ");
+        findings.push(
+            Finding::warning(AREA, "scopes", format!("{name}: tokens without the scopes asked for: {lacking}"))
+                .advise("the issuer does not grant them to these users: ask it, or take them out of `scopes`"),
+        );
+    }
+    if let Some(life) = tally.shortest {
+        let what = format!(
+            "{name}: the shortest access token lives {} s, jobs ask every {} s",
+            life.as_secs(),
+            refresh.as_secs()
+        );
+        if life < refresh * 2 {
+            findings
+                .push(Finding::failed(AREA, "lifetime", what).advise(
+                    "jobs see expired tokens: ask the issuer for longer ones, or lower SEC_CREDENTIAL_REFRESH",
+                ));
+        } else if life < refresh * 4 {
+            findings.push(
+                Finding::warning(AREA, "lifetime", what)
+                    .advise("an outage of minutes reaches the jobs: ask the issuer for longer tokens"),
+            );
+        } else {
+            findings.push(Finding::ok(AREA, "lifetime", what));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::DirBuilderExt;
+
+    use super::*;
+    use crate::{
+        config::{Sources, condor::Knobs, load_with},
+        ctl::doctor::Verdict,
+    };
+
+    #[test]
+    fn expired_missing_short_and_lesser_tokens_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let text = format!(
+            "[daemon]\ncredential_directory = \"{}\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
+             issuer = \"https://i.example.org/\"\nscopes = [\"storage.read:/\", \"compute.read\"]\n",
+            dir.path().display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let sources = Sources { config: Some(file), credential_directory: None };
+        let settings = load_with(&sources, &Knobs::default()).unwrap();
+        assert_eq!(examine(&settings)[0].verdict, Verdict::Skipped);
+        let now = jiff::Timestamp::now().as_second();
+        for (user, issued, expires) in [("alice", now, now + 500), ("bob", now - 7200, now - 3600)] {
+            let home = dir.path().join(user);
+            std::fs::DirBuilder::new().mode(0o700).create(&home).unwrap();
+            std::fs::write(home.join("w.top"), "{}").unwrap();
+            std::fs::write(home.join("w_x.top"), "{}").unwrap();
+            let line = format!(
+                "{{\"access_token\":\"t\",\"issued_at\":{issued},\"expires_at\":{expires},\"scope\":\"storage.read:/\"}}\n"
+            );
+            std::fs::write(home.join("w.use"), line).unwrap();
+        }
+        let findings = examine(&settings);
+        let found: Vec<_> = findings.iter().map(|f| (f.check, f.verdict)).collect();
+        let expected = [("tokens", Verdict::Warning), ("scopes", Verdict::Warning), ("lifetime", Verdict::Failed)];
+        assert_eq!(found, expected, "{findings:?}");
+        assert_eq!(findings[0].what, "w: of 4 credentials 1 have an expired token and 2 none yet");
+        assert!(findings[1].what.ends_with("asked for: compute.read"), "{}", findings[1].what);
+    }
+}
