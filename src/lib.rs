@@ -7,8 +7,9 @@
 //! * [`keeper`] is the privileged process (files, no network); [`courier`] is the network process (no files).
 //! * [`config`] turns TOML into settings; [`cli`] defines the command lines; [`ctl`] holds `evercred`'s subcommands.
 //! * [`demo`] is the embedded issuer, which tests use too, and the guided tour.
-//! * [`error`] names what can go wrong, with labels that logs, metrics and tests share.
+//! * [`error`] names what can go wrong, with labels that logs, metrics and tests share; [`advice`] says what each means and what to do.
 
+pub mod advice;
 pub mod cli;
 pub mod config;
 pub mod core;

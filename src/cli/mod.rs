@@ -46,6 +46,8 @@ pub enum Command {
     Check(Check),
     /// Probe the live installation: directory, daemon, HTCondor, tokens, issuers
     Doctor(Doctor),
+    /// Explain an error kind or a hold reason, with the next command
+    Explain(Explain),
     /// Watch tokens being renewed: needs no root, no HTCondor and no network
     Demo(Demo),
     /// The credential monitor, as `condor_credmon_evercred`.
@@ -73,6 +75,14 @@ pub struct Doctor {
     /// One JSON object, for scripts
     #[arg(long)]
     pub json: bool,
+}
+
+/// `evercred explain`
+#[derive(Debug, Clone, Args)]
+pub struct Explain {
+    /// A kind, a line of the log, or what HTCondor said
+    #[arg(required = true, value_name = "WORDS")]
+    pub words: Vec<String>,
 }
 
 /// `evercred demo`

@@ -1,0 +1,165 @@
+//! What each error kind means for people, and what to do next: one table for `explain`, `status`, notices and pages.
+
+use crate::error::Kind;
+
+/// Words for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advice {
+    /// What is so, in one sentence.
+    pub meaning: &'static str,
+    /// What the user does; empty: nothing, evercred or the admin does.
+    pub user: &'static str,
+    /// What the admin does; empty: nothing.
+    pub admin: &'static str,
+}
+
+const WAIT: &str = "Nothing: evercred tries again by itself, and jobs keep the token they have.";
+const APPROVE: &str = "Approve once more: evercred login SERVICE (or submit a job, which asks for it).";
+const STORE_AGAIN: &str = "Store it again: evercred login SERVICE, or condor_store_cred add-oauth -s SERVICE -i FILE.";
+const DOCTOR: &str = "See what this host sees of the issuer: evercred doctor.";
+
+/// What `kind` means and what to do.
+#[must_use]
+pub fn advice(kind: Kind) -> Advice {
+    let (meaning, user, admin) = match kind {
+        Kind::Network => ("The issuer could not be reached (name service, connection).", WAIT, DOCTOR),
+        Kind::Tls => (
+            "The issuer's TLS certificate does not stand, or the TLS versions do not meet.",
+            WAIT,
+            "evercred doctor shows why; a private authority goes into the provider's ca_file.",
+        ),
+        Kind::Timeout => (
+            "The issuer did not answer in time.",
+            WAIT,
+            "If it lasts: evercred doctor, then the issuer's status page; `timeout` sets how long we wait.",
+        ),
+        Kind::ServerError => {
+            ("The issuer answers with an error of its own (HTTP 5xx).", WAIT, "If it lasts, tell the issuer's admins.")
+        }
+        Kind::RateLimited => (
+            "The issuer asks us to slow down (HTTP 429).",
+            WAIT,
+            "Lower the provider's max_per_second, or ask the issuer for a higher limit.",
+        ),
+        Kind::Redirect => (
+            "The issuer redirects a token request, which is never followed.",
+            WAIT,
+            "Name the final address in the provider's issuer, server or token_endpoint.",
+        ),
+        Kind::AnswerTooLarge => (
+            "The issuer's answer is larger than any token answer.",
+            WAIT,
+            "The address is likely not a token endpoint: evercred doctor.",
+        ),
+        Kind::BadAnswer => (
+            "The issuer's answer is not a token answer (HTML, half a JSON, a missing member).",
+            WAIT,
+            "A proxy or login page may stand in between: evercred doctor.",
+        ),
+        Kind::BadExpiry => (
+            "The new token is expired already, or its expiry is absurd: clocks disagree.",
+            WAIT,
+            "Set this host's clock (timedatectl); evercred doctor shows the difference.",
+        ),
+        Kind::WrongIssuer => (
+            "The token comes from another issuer than the one configured.",
+            WAIT,
+            "Correct the provider's `issuer`, or the server that gives such tokens.",
+        ),
+        Kind::ScopeShortfall => (
+            "The issuer grants less scope than was asked for.",
+            "Ask your experiment for the missing right, then approve once more.",
+            "Take the scope out of the provider's `scopes`, or set shortfall = \"flag\" to publish such tokens.",
+        ),
+        Kind::AudienceShortfall => (
+            "The issuer grants another audience than was asked for.",
+            "Correct the audience in the submit file, then submit again.",
+            "Correct the provider's `audience` or `audience_style`.",
+        ),
+        Kind::Discovery => (
+            "The issuer's discovery document cannot be used.",
+            WAIT,
+            "Correct the provider's `issuer` or `server`; evercred doctor shows what comes back.",
+        ),
+        Kind::NotYetValid => (
+            "The mytoken is not valid yet: clocks disagree, or it was made for later.",
+            WAIT,
+            "Compare clocks: evercred doctor.",
+        ),
+        Kind::Restricted => (
+            "The mytoken's restrictions or capabilities do not allow this use.",
+            APPROVE,
+            "See that the provider's profile and capabilities allow access tokens from this host.",
+        ),
+        Kind::ReauthNeeded => (
+            "The provider behind the mytoken server no longer accepts the approval.",
+            APPROVE,
+            "If it hits everybody, tell the mytoken server's admins.",
+        ),
+        Kind::Revoked => ("The issuer refuses the refresh token: revoked, superseded or unknown.", APPROVE, ""),
+        Kind::Expired => ("The refresh token's life is over.", APPROVE, ""),
+        Kind::Invalid => ("The issuer calls the refresh token malformed.", STORE_AGAIN, ""),
+        Kind::ClientRefused => (
+            "The issuer refuses our client (client_id, secret, or the way it is shown).",
+            WAIT,
+            "Correct client_id, client_secret_file or client_auth, then send SIGHUP; evercred doctor tests it.",
+        ),
+        Kind::RequestRefused => (
+            "The issuer refuses what is asked for (scope, audience, grant type).",
+            "If your submit file names scopes or an audience, correct them.",
+            "Correct the provider's scopes or audience, or have the issuer allow them to our client.",
+        ),
+        Kind::CourierLost => (
+            "The network process ended during the exchange; another one was started.",
+            WAIT,
+            "If it comes again, the log says why it ended.",
+        ),
+        Kind::NoSpace => (
+            "There is no room for new tokens; no refresh token was spent.",
+            WAIT,
+            "Make room (space or inodes) on the credential directory's file system: df, df -i.",
+        ),
+        Kind::PublishFailed => (
+            "The credential directory did not take the new token.",
+            WAIT,
+            "See owner, mode and mount of the credential directory: evercred doctor.",
+        ),
+        Kind::TopUnreadable => {
+            ("The stored credential cannot be read.", STORE_AGAIN, "See owner and mode of the .top file.")
+        }
+        Kind::TopTooLarge => ("The stored credential is larger than 256 KiB.", STORE_AGAIN, ""),
+        Kind::TopNotUtf8 => ("The stored credential is not text.", STORE_AGAIN, ""),
+        Kind::TopEmpty => ("The stored credential is empty.", STORE_AGAIN, ""),
+        Kind::TopNotRegular => (
+            "The stored credential is a link or no regular file.",
+            STORE_AGAIN,
+            "Find out who put it there: only credd writes .top files.",
+        ),
+        Kind::TopWrongOwner => (
+            "The stored credential belongs to somebody else than root or condor, or others may read it.",
+            STORE_AGAIN,
+            "Find out who put it there: only credd writes .top files.",
+        ),
+        Kind::TopNoToken => ("The stored credential holds no refresh token.", STORE_AGAIN, ""),
+        Kind::TopSealed => (
+            "The stored credential is sealed with a key that is not configured.",
+            STORE_AGAIN,
+            "Name the key in the provider's fernet_key_file.",
+        ),
+    };
+    Advice { meaning, user, admin }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_meaning_and_tells_somebody_what_to_do() {
+        for kind in Kind::ALL {
+            let advice = advice(*kind);
+            assert!(advice.meaning.ends_with('.'), "{kind}");
+            assert!(!advice.user.is_empty() || !advice.admin.is_empty(), "{kind}");
+        }
+    }
+}
