@@ -20,6 +20,7 @@ const DOCTOR: &str = "See what this host sees of the issuer: evercred doctor.";
 
 /// What `kind` means and what to do.
 #[must_use]
+#[expect(clippy::too_many_lines, reason = "a table: one entry for each kind, checked by the compiler")]
 pub fn advice(kind: Kind) -> Advice {
     let (meaning, user, admin) = match kind {
         Kind::Network => ("The issuer could not be reached (name service, connection).", WAIT, DOCTOR),
