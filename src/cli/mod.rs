@@ -6,9 +6,21 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::input::parse_duration;
 
+const CREDMON_EXIT: &str = "\
+Exit status: 0 stopped as asked; 1 failed (a second instance, an unsafe directory, with --once a renewal); 2 wrong \
+arguments; 44 the log cannot be written; 78 bad configuration, or 99 for the same under condor_master, which then does \
+not restart it in a loop.
+
+Signals: HUP looks at every credential, reopens the log and reads the configuration again; TERM, INT and QUIT stop \
+within two seconds, a second one at once.";
+
+const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not, and every problem has been told.";
+
+const DOCTOR_EXIT: &str = "Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
+
 /// HTCondor's credential monitor: renews the tokens of all jobs on this access point.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "condor_credmon_evercred", version)]
+#[command(name = "condor_credmon_evercred", version, after_long_help = CREDMON_EXIT)]
 pub struct Credmon {
     /// Read this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
     #[arg(long, value_name = "FILE")]
@@ -53,6 +65,9 @@ pub enum Command {
     /// The credential monitor, as `condor_credmon_evercred`.
     #[command(hide = true)]
     Credmon(Credmon),
+    /// Man pages and completions, for the packages.
+    #[command(hide = true)]
+    Generate(Generate),
     /// The embedded issuer of demo and tests.
     #[command(hide = true)]
     Issuer(Issuer),
@@ -60,6 +75,7 @@ pub enum Command {
 
 /// `evercred check`
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = CHECK_EXIT)]
 pub struct Check {
     /// Check this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
     #[arg(long, value_name = "FILE")]
@@ -68,6 +84,7 @@ pub struct Check {
 
 /// `evercred doctor`
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = DOCTOR_EXIT)]
 pub struct Doctor {
     /// Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
     #[arg(long, value_name = "FILE")]
@@ -94,6 +111,14 @@ pub struct Demo {
     /// Plain lines, as in a pipe
     #[arg(long)]
     pub plain: bool,
+}
+
+/// `evercred generate`
+#[derive(Debug, Clone, Args)]
+pub struct Generate {
+    /// Where `man` and `completions` are written
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
 }
 
 /// `evercred issuer`

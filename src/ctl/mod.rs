@@ -3,6 +3,7 @@
 pub mod check;
 pub mod doctor;
 pub mod explain;
+mod generate;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ fn run(command: Command) -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
+        Command::Generate(args) => generate::run(&args),
         Command::Issuer(args) => demo::issuer::main(&args.arguments),
     }
 }

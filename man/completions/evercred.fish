@@ -1,0 +1,63 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_evercred_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_evercred_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_evercred_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_evercred_using_subcommand
+    set -l cmd (__fish_evercred_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c evercred -n "__fish_evercred_needs_command" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_needs_command" -s V -l version -d 'Print version'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "check" -d 'Check the configuration and tell every problem in it'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "generate" -d 'Man pages and completions, for the packages'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "issuer" -d 'The embedded issuer of demo and tests'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c evercred -n "__fish_evercred_using_subcommand check" -l config -d 'Check this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand doctor" -l config -d 'Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand doctor" -l json -d 'One JSON object, for scripts'
+complete -c evercred -n "__fish_evercred_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand explain" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand demo" -l for -d 'How long it runs: seconds, or like 30s or 2m' -r
+complete -c evercred -n "__fish_evercred_using_subcommand demo" -l plain -d 'Plain lines, as in a pipe'
+complete -c evercred -n "__fish_evercred_using_subcommand demo" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l config -d 'Read this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l cred-dir -d 'The credential directory, instead of the configured one' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l log -d 'Where to log: a file, syslog, journal or stderr' -r
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l once -d 'Renew what is due, then exit'
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l foreground -d 'Stay in the foreground and log to standard error, unless --log says otherwise'
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l courier -d 'Be the network process; the keeper starts it so'
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -s V -l version -d 'Print version'
+complete -c evercred -n "__fish_evercred_using_subcommand generate" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand issuer" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "check" -d 'Check the configuration and tell every problem in it'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "generate" -d 'Man pages and completions, for the packages'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "issuer" -d 'The embedded issuer of demo and tests'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,75 @@
+//! `evercred generate DIR` (hidden): man pages and completions from the command lines' definitions, so that they
+//! cannot differ from what the programs take. The packages and `man/` are made by it; a test compares.
+
+use std::{fs, io, path::Path, process::ExitCode};
+
+use clap::{Command, CommandFactory};
+use clap_complete::{Shell, generate_to};
+
+use crate::{
+    cli,
+    error::{Report, exit},
+};
+
+/// Write pages into `DIR` and completions into `DIR/completions`.
+#[must_use]
+pub fn run(args: &cli::Generate) -> ExitCode {
+    match write(&args.directory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => Report::new(format!("{}: {e}", args.directory.display()), exit::FAILED)
+            .advise("name a directory that this user may write to")
+            .print("evercred"),
+    }
+}
+
+fn write(man: &Path) -> io::Result<()> {
+    let completions = man.join("completions");
+    fs::create_dir_all(&completions)?;
+    let mut evercred = cli::Evercred::command();
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        generate_to(shell, &mut evercred, "evercred", &completions)?;
+    }
+    let evercred = cli::Evercred::command().disable_help_subcommand(true);
+    for sub in evercred.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        // Names live as long as the program in clap; there are a dozen of them.
+        let name: &'static str = Box::leak(format!("evercred-{}", sub.get_name()).into_boxed_str());
+        page(man, sub.clone().name(name).display_name(name), "1")?;
+    }
+    page(man, evercred, "1")?;
+    page(man, cli::Credmon::command(), "8")
+}
+
+fn page(directory: &Path, command: Command, section: &str) -> io::Result<()> {
+    let path = directory.join(format!("{}.{section}", command.get_name()));
+    let mut text = Vec::new();
+    clap_mangen::Man::new(command).section(section).render(&mut text)?;
+    // Below each command line's help stand its exit codes.
+    fs::write(path, String::from_utf8_lossy(&text).replace(".SH EXTRA", ".SH \"EXIT STATUS\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::PathBuf};
+
+    use super::*;
+
+    fn files(directory: &Path) -> BTreeMap<PathBuf, String> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        let file = |path: PathBuf| (PathBuf::from(path.file_name().unwrap()), fs::read_to_string(path).unwrap());
+        entries.filter(|path| path.is_file()).map(file).collect()
+    }
+
+    #[test]
+    fn the_man_pages_and_completions_in_the_repository_are_those_of_the_programs() {
+        let fresh = tempfile::tempdir().unwrap();
+        write(fresh.path()).unwrap();
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+        for folder in [".", "completions"] {
+            let (new, old) = (files(&fresh.path().join(folder)), files(&here.join(folder)));
+            assert_eq!(new.keys().collect::<Vec<_>>(), old.keys().collect::<Vec<_>>(), "{folder}");
+            for (name, text) in new {
+                assert!(old[&name] == text, "{folder}/{} is old: run `cargo run -- generate man`", name.display());
+            }
+        }
+    }
+}
