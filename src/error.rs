@@ -3,7 +3,7 @@
 
 use std::{fmt, io::Write, process::ExitCode};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// What to do about an error (DESIGN: rule 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub enum Class {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $label:literal, $class:ident;)*) => {
         /// Every way in which a renewal fails.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Kind { $($(#[$doc])* $name,)* }
 
         impl Kind {
@@ -104,6 +104,28 @@ kinds! {
     TopNoToken = "top-no-token", Input;
     /// Fernet text without a key that opens it.
     TopSealed = "top-sealed", Input;
+}
+
+impl Kind {
+    /// The kind of a label.
+    #[must_use]
+    pub fn of_label(label: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.label() == label)
+    }
+}
+
+/// As its label, in frames and in JSON.
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.label())
+    }
+}
+
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let label = String::deserialize(from)?;
+        Self::of_label(&label).ok_or_else(|| D::Error::custom(format!("{label:?} is no kind of error")))
+    }
 }
 
 impl std::fmt::Display for Kind {
@@ -202,6 +224,14 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// The log cannot be written.
     pub const LOG: u8 = 44;
+    /// There is no such credential.
+    pub const MISSING: u8 = 3;
+    /// A human is needed, and there is no terminal.
+    pub const NEEDS_HUMAN: u8 = 3;
+    /// The daemon cannot be reached.
+    pub const UNREACHABLE: u8 = 4;
+    /// Cancelled by the user.
+    pub const CANCELLED: u8 = 130;
     /// Bad configuration.
     pub const CONFIG: u8 = 78;
     /// Bad configuration, under `condor_master`: do not restart in a loop.

@@ -125,8 +125,14 @@ impl World {
             self.identity.push(identity(n as u64));
             self.revoked[n] = self.random.below(100) < script.revoked_percent;
             self.index.insert(id.clone(), n);
-            let found =
-                Found { id: id.clone(), provider: 0, top: Ok(self.identity[n]), use_file: None, top_newer: false };
+            let found = Found {
+                id: id.clone(),
+                provider: 0,
+                top: Ok(self.identity[n]),
+                use_file: None,
+                refresh_ends: None,
+                top_newer: false,
+            };
             let now = self.clock();
             self.planner.handle(now, Event::Scanned { user: id.user, as_of: now.tick, found: vec![found] });
         }
@@ -232,7 +238,10 @@ impl World {
             return (latency, fail(Kind::Revoked, None));
         }
         let rotated = n.is_multiple_of(3);
-        (latency, Ok(Brought { lifetime: Duration::from_millis(LIFETIME), rotated, flagged: None }))
+        (
+            latency,
+            Ok(Brought { lifetime: Duration::from_millis(LIFETIME), refresh_lifetime: None, rotated, flagged: None }),
+        )
     }
 }
 

@@ -26,19 +26,37 @@ end
 
 complete -c evercred -n "__fish_evercred_needs_command" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_needs_command" -s V -l version -d 'Print version'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "status" -d 'Show how credentials stand: state, time left, what is wrong and what to do'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "check" -d 'Check the configuration and tell every problem in it'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "renew" -d 'Renew a credential now, also one that is parked (root)'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "needs-renewal" -d 'Tell whether a person must approve again, by exit code'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "list" -d 'List credentials, those that end first at the top'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "generate" -d 'Man pages and completions, for the packages'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "issuer" -d 'The embedded issuer of demo and tests'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c evercred -n "__fish_evercred_using_subcommand status" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand status" -l json -d 'One JSON object, for scripts'
+complete -c evercred -n "__fish_evercred_using_subcommand status" -l watch -d 'Show it anew every 2 seconds'
+complete -c evercred -n "__fish_evercred_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evercred -n "__fish_evercred_using_subcommand check" -l config -d 'Check this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evercred -n "__fish_evercred_using_subcommand doctor" -l config -d 'Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand doctor" -l json -d 'One JSON object, for scripts'
 complete -c evercred -n "__fish_evercred_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand renew" -l wait -d 'How long to wait for it' -r
+complete -c evercred -n "__fish_evercred_using_subcommand renew" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand renew" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand needs-renewal" -l min -d 'How long the refresh token must still live' -r
+complete -c evercred -n "__fish_evercred_using_subcommand needs-renewal" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand needs-renewal" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand list" -l expiring -d 'Only those whose refresh token ends within this time (like 7d), or has ended or was refused' -r
+complete -c evercred -n "__fish_evercred_using_subcommand list" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand list" -l json -d 'One JSON object, for scripts'
+complete -c evercred -n "__fish_evercred_using_subcommand list" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_using_subcommand explain" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l for -d 'How long it runs: seconds, or like 30s or 2m' -r
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l plain -d 'Plain lines, as in a pipe'
@@ -53,11 +71,15 @@ complete -c evercred -n "__fish_evercred_using_subcommand credmon" -s h -l help 
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -s V -l version -d 'Print version'
 complete -c evercred -n "__fish_evercred_using_subcommand generate" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_using_subcommand issuer" -s h -l help -d 'Print help'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "check" -d 'Check the configuration and tell every problem in it'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "generate" -d 'Man pages and completions, for the packages'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "issuer" -d 'The embedded issuer of demo and tests'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from check doctor explain demo credmon generate issuer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "status" -d 'Show how credentials stand: state, time left, what is wrong and what to do'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "check" -d 'Check the configuration and tell every problem in it'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "renew" -d 'Renew a credential now, also one that is parked (root)'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "needs-renewal" -d 'Tell whether a person must approve again, by exit code'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "list" -d 'List credentials, those that end first at the top'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "generate" -d 'Man pages and completions, for the packages'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "issuer" -d 'The embedded issuer of demo and tests'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

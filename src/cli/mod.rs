@@ -18,6 +18,15 @@ const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not
 
 const DOCTOR_EXIT: &str = "Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
 
+const STATUS_EXIT: &str =
+    "Exit status: 0 shown; 3 there is no credential of that name; 4 the daemon cannot be reached.";
+
+const NEEDS_RENEWAL_EXIT: &str = "Exit status: 0 good; 1 soon: the refresh token ends within --min; 2 dead: it ended, \
+the issuer refuses it, or it cannot be used; 3 missing: there is no such credential; 4 the daemon cannot be reached.";
+
+const RENEW_EXIT: &str = "Exit status: 0 renewed; 1 not renewed, and why; 3 there is no credential of that name; 4 the \
+daemon cannot be reached.";
+
 /// HTCondor's credential monitor: renews the tokens of all jobs on this access point.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "condor_credmon_evercred", version, after_long_help = CREDMON_EXIT)]
@@ -54,10 +63,18 @@ pub struct Evercred {
 /// The subcommands of `evercred`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
+    /// Show how credentials stand: state, time left, what is wrong and what to do
+    Status(Status),
     /// Check the configuration and tell every problem in it
     Check(Check),
     /// Probe the live installation: directory, daemon, HTCondor, tokens, issuers
     Doctor(Doctor),
+    /// Renew a credential now, also one that is parked (root)
+    Renew(Renew),
+    /// Tell whether a person must approve again, by exit code
+    NeedsRenewal(NeedsRenewal),
+    /// List credentials, those that end first at the top
+    List(List),
     /// Explain an error kind or a hold reason, with the next command
     Explain(Explain),
     /// Watch tokens being renewed: needs no root, no HTCondor and no network
@@ -71,6 +88,68 @@ pub enum Command {
     /// The embedded issuer of demo and tests.
     #[command(hide = true)]
     Issuer(Issuer),
+}
+
+/// `evercred status`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = STATUS_EXIT)]
+pub struct Status {
+    /// One credential (USER/SERVICE), or all of a user; users may leave out USER/
+    #[arg(value_name = "USER[/SERVICE]")]
+    pub which: Option<String>,
+    /// One JSON object, for scripts
+    #[arg(long)]
+    pub json: bool,
+    /// Show it anew every 2 seconds
+    #[arg(long)]
+    pub watch: bool,
+    /// The daemon's status socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `evercred list`
+#[derive(Debug, Clone, Args)]
+pub struct List {
+    /// Only those whose refresh token ends within this time (like 7d), or has ended or was refused
+    #[arg(long, value_name = "TIME", value_parser = length)]
+    pub expiring: Option<Duration>,
+    /// One JSON object, for scripts
+    #[arg(long)]
+    pub json: bool,
+    /// The daemon's status socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `evercred needs-renewal`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = NEEDS_RENEWAL_EXIT)]
+pub struct NeedsRenewal {
+    /// The service, or service and handle as `S_H`; as root: USER/SERVICE
+    #[arg(value_name = "SERVICE")]
+    pub which: String,
+    /// How long the refresh token must still live
+    #[arg(long, value_name = "TIME", default_value = "2h", value_parser = length)]
+    pub min: Duration,
+    /// The daemon's status socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `evercred renew`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = RENEW_EXIT)]
+pub struct Renew {
+    /// The credential
+    #[arg(value_name = "USER/SERVICE")]
+    pub which: String,
+    /// How long to wait for it
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = length)]
+    pub wait: Duration,
+    /// The daemon's status socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `evercred check`
@@ -127,6 +206,10 @@ pub struct Issuer {
     /// Passed on as they are.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     pub arguments: Vec<String>,
+}
+
+fn length(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "write it like 30s, 10m, 2h or 7d".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -39,17 +39,50 @@ pub struct Sources {
     pub config: Option<PathBuf>,
     /// `--cred-dir`: wins over the files and over HTCondor.
     pub credential_directory: Option<PathBuf>,
+    /// Whether secret files are read. Users may not read them, and need none.
+    pub secrets: Secrets,
+}
+
+/// Whether secret files are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Secrets {
+    /// They are, and must be readable.
+    #[default]
+    Read,
+    /// Only their names are taken.
+    LeaveAlone,
 }
 
 impl Sources {
-    /// For programs that a user runs: without `--config`, `EVERCRED_CONFIG` of the environment, else of HTCondor.
+    /// For programs that a user runs: without `--config`, `EVERCRED_CONFIG` of the environment; else the usual files if
+    /// they are there; else the file that HTCondor's knob of that name tells (asking HTCondor costs a process).
     #[must_use]
     pub fn of_user(config: Option<PathBuf>) -> Self {
         let config = config
             .or_else(|| std::env::var_os("EVERCRED_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
-            .or_else(|| condor::ask().and_then(|knobs| knobs.config));
-        Self { config, credential_directory: None }
+            .or_else(|| if Path::new(MAIN).exists() { None } else { condor::ask().and_then(|knobs| knobs.config) });
+        Self { config, ..Self::default() }
     }
+
+    /// The same without reading secret files.
+    #[must_use]
+    pub fn without_secrets(self) -> Self {
+        Self { secrets: Secrets::LeaveAlone, ..self }
+    }
+}
+
+/// Where the status socket is, as far as the files tell; whatever else is wrong with them is not asked.
+#[must_use]
+pub fn status_socket(sources: &Sources) -> PathBuf {
+    let files = match &sources.config {
+        Some(file) => vec![file.clone()],
+        None => files(Path::new(MAIN), Path::new(FURTHER)).unwrap_or_default(),
+    };
+    let told = |file: &PathBuf| match fragment::read(file, 0).ok()?.remove("daemon")?.data {
+        Data::Table(mut daemon) => input::path(&daemon.remove("status_socket")?).ok(),
+        _ => None,
+    };
+    files.iter().filter_map(told).next_back().unwrap_or_else(|| settings::STATUS_SOCKET.into())
 }
 
 /// One thing that is wrong with the configuration: `file:line: key: what; what to do`.
@@ -190,7 +223,7 @@ fn settings(
     }
     top.finish();
     let daemon = Section::open("daemon", daemon, problems).and_then(|s| read_daemon(s, sources, knobs));
-    let providers = read_providers(providers?, problems);
+    let providers = read_providers(providers?, sources.secrets, problems);
     Some(Settings { daemon: daemon?, providers })
 }
 
@@ -231,7 +264,7 @@ fn log_target(value: &Value) -> Result<String, input::Wrong> {
     Err(input::wrong("is no place for a log", r#"use a path that begins with /, "syslog", "journal" or "stderr""#))
 }
 
-fn read_providers(value: Value, problems: &mut Vec<Problem>) -> Vec<Provider> {
+fn read_providers(value: Value, secrets: Secrets, problems: &mut Vec<Problem>) -> Vec<Provider> {
     let table = match value.data {
         Data::Table(table) if !table.is_empty() => table,
         Data::Table(_) => {
@@ -251,7 +284,7 @@ fn read_providers(value: Value, problems: &mut Vec<Problem>) -> Vec<Provider> {
         let origin = value.origin.clone();
         let path = format!("provider.{name}");
         let Some(section) = Section::open(path.clone(), value, problems) else { continue };
-        let Some(provider) = provider::read(&name, section) else { continue };
+        let Some(provider) = provider::read(&name, section, secrets) else { continue };
         for service in &provider.services {
             if let Some(owner) = owners.insert(service.clone(), name.clone()) {
                 let what = format!("the service {service} belongs to provider.{owner} already");

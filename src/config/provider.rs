@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
+    Secrets,
     fragment::{self, Value},
     input::{self, Section, Wrong, wrong},
     secret_file,
@@ -20,7 +21,7 @@ enum Kind {
 const OAUTH2_KEYS: [&str; 5] = ["token_endpoint", "client_id", "client_secret_file", "client_auth", "audience_style"];
 
 /// Read one provider; `None` if it cannot be used. Problems are in the section's list.
-pub fn read(name: &str, mut section: Section<'_>) -> Option<Provider> {
+pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Provider> {
     for key in ["client_secret", "secret", "password", "fernet_key"] {
         section.refuse(
             key,
@@ -53,9 +54,9 @@ pub fn read(name: &str, mut section: Section<'_>) -> Option<Provider> {
     let max_per_second = section.take("max_per_second", input::number(1..=100_000)).unwrap_or(50);
     let timeout = section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20));
     let ca_file = section.take("ca_file", readable_file);
-    let fernet_key_file = section.take("fernet_key_file", fernet_key_file);
+    let fernet_key_file = section.take("fernet_key_file", |value| fernet_key_file(value, secrets));
     let kind = match kind {
-        Kind::OAuth2 => oauth2(&mut section, issuer.is_some()).map(ProviderKind::OAuth2),
+        Kind::OAuth2 => oauth2(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2),
         Kind::Mytoken => mytoken(&mut section),
     };
     section.finish();
@@ -130,7 +131,7 @@ fn service(name: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn oauth2(section: &mut Section<'_>, issuer_usable: bool) -> Option<OAuth2> {
+fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> Option<OAuth2> {
     section.refuse("server", r#"belongs to kind = "mytoken""#, "remove it, or set `issuer` or `token_endpoint`");
     // An issuer that is there but wrong has been reported already.
     let endpoint_given = section.has("token_endpoint");
@@ -145,7 +146,10 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool) -> Option<OAuth2> {
     let client_id =
         section.require("client_id", "set it to the id under which evercred is registered there", input::text);
     let secret_given = section.has("client_secret_file");
-    let client_secret = section.take("client_secret_file", client_secret);
+    let client_secret = match secrets {
+        Secrets::Read => section.take("client_secret_file", client_secret),
+        Secrets::LeaveAlone => section.take("client_secret_file", input::path).and(None),
+    };
     let client_auth = section
         .take("client_auth", input::choice(&[("header", ClientAuth::Header), ("body", ClientAuth::Body)]))
         .unwrap_or(ClientAuth::Header);
@@ -155,9 +159,10 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool) -> Option<OAuth2> {
         ("resource", AudienceStyle::Resource),
     ];
     let audience_style = section.take("audience_style", input::choice(styles)).unwrap_or(AudienceStyle::Audience);
-    let usable = (token_endpoint.is_some() || issuer_usable) && (client_secret.is_some() || !secret_given);
+    let usable = (token_endpoint.is_some() || issuer_usable)
+        && (client_secret.is_some() || !secret_given || secrets == Secrets::LeaveAlone);
     let client_id = client_id.filter(|_| usable)?;
-    Some(OAuth2 { token_endpoint, client_id, client_secret, client_auth, audience_style })
+    Some(OAuth2 { token_endpoint, client_id, confidential: secret_given, client_secret, client_auth, audience_style })
 }
 
 fn mytoken(section: &mut Section<'_>) -> Option<ProviderKind> {
@@ -177,9 +182,11 @@ fn client_secret(value: &Value) -> Result<ClientSecret, Wrong> {
     })
 }
 
-fn fernet_key_file(value: &Value) -> Result<PathBuf, Wrong> {
+fn fernet_key_file(value: &Value, secrets: Secrets) -> Result<PathBuf, Wrong> {
     let path = input::path(value)?;
-    secret_file::read(&path)?;
+    if secrets == Secrets::Read {
+        secret_file::read(&path)?;
+    }
     Ok(path)
 }
 

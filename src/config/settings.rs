@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::secret::{ClientSecret, on_wire};
 
+/// Where the status socket is, unless `status_socket` says otherwise.
+pub const STATUS_SOCKET: &str = "/run/evercred/status.sock";
+
 /// Everything that is configured.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -24,7 +27,8 @@ pub struct Daemon {
     pub courier_user: String,
     /// `metrics_listen`; kept for the endpoint.
     pub metrics_listen: Option<SocketAddr>,
-    /// `status_socket`; kept for the endpoint.
+    /// `status_socket`; default: [`STATUS_SOCKET`] if the credmon runs as root or condor. The control socket is
+    /// beside it.
     pub status_socket: Option<PathBuf>,
     /// `full_scan`: how often everything is looked at, whatever the watch says; default 10 min.
     pub full_scan: Duration,
@@ -82,6 +86,17 @@ pub enum ProviderKind {
     },
 }
 
+impl ProviderKind {
+    /// As `kind` is written.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::OAuth2(_) => "oauth2",
+            Self::Mytoken { .. } => "mytoken",
+        }
+    }
+}
+
 /// `kind = "oauth2"`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OAuth2 {
@@ -89,7 +104,9 @@ pub struct OAuth2 {
     pub token_endpoint: Option<String>,
     /// `client_id`
     pub client_id: String,
-    /// Contents of `client_secret_file`, without the newline; absent: a public client.
+    /// There is a `client_secret_file`, whether it was read or not.
+    pub confidential: bool,
+    /// Contents of `client_secret_file`, without the newline; absent: a public client, or not read.
     #[serde(with = "on_wire::option")]
     pub client_secret: Option<ClientSecret>,
     /// `client_auth = "header" | "body"`; default header.

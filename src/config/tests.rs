@@ -14,7 +14,7 @@ fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {
 }
 
 fn sources() -> Sources {
-    Sources { config: None, credential_directory: Some("/creds".into()) }
+    Sources { credential_directory: Some("/creds".into()), ..Sources::default() }
 }
 
 /// The problems of one file, without the directory's name. `DIR` in the text stands for the directory.

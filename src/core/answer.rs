@@ -29,6 +29,8 @@ pub struct Answer {
     pub token_type: String,
     /// Lifetime from the moment of the answer; already the smaller of `expires_in` and the JWT's `exp`.
     pub lifetime: Duration,
+    /// Lifetime of the refresh token from the moment of the answer, if the issuer tells.
+    pub refresh_lifetime: Option<Duration>,
     /// Granted scopes, if the issuer or the token tells.
     pub scopes: Option<Vec<String>>,
     /// Present only if the issuer rotated: the refresh token that must be used from now on.

@@ -4,9 +4,11 @@
 pub mod answer;
 pub mod budget;
 pub mod id;
+pub mod jwt;
 pub mod planner;
 pub mod schedule;
 pub mod secret;
+pub mod snapshot;
 pub mod time;
 pub mod top;
 pub mod use_file;

@@ -12,6 +12,7 @@ use super::{
     budget::{Budget, Limits},
     id::{CredentialId, UserName},
     schedule,
+    snapshot::State,
     time::{Now, Tick, Timestamp},
     top::Identity,
     use_file::Use,
@@ -29,6 +30,8 @@ pub struct Found {
     pub top: Result<Identity, Kind>,
     /// The `.use`, if there is one.
     pub use_file: Option<Use>,
+    /// When the refresh token ends, if the `.top` tells.
+    pub refresh_ends: Option<Timestamp>,
     /// The `.top` was replaced after the `.use` was made.
     pub top_newer: bool,
 }
@@ -100,6 +103,8 @@ pub enum Event {
 pub struct Brought {
     /// Life of the access token from now.
     pub lifetime: Duration,
+    /// Life of the refresh token from now, if the issuer tells.
+    pub refresh_lifetime: Option<Duration>,
     /// A new refresh token came along.
     pub rotated: bool,
     /// A shortfall that the provider lets pass.
@@ -252,8 +257,13 @@ struct Entry {
     top: Result<Identity, Kind>,
     expiry: Option<Timestamp>,
     wait: Wait,
+    refresh_ends: Option<Timestamp>,
     failures: u32,
     last_kind: Option<Kind>,
+    /// Since when it fails.
+    failing_since: Option<Timestamp>,
+    renewed: Option<Timestamp>,
+    flagged: Option<Kind>,
     refused_at: Option<Tick>,
     generation: u64,
     fresh_top: bool,
@@ -261,6 +271,57 @@ struct Entry {
     changed_at: Option<Tick>,
     /// Something was seen while we were writing.
     look: bool,
+}
+
+/// Where one credential stands, for status and metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// Which.
+    pub id: &'a CredentialId,
+    /// Index of its provider.
+    pub provider: usize,
+    /// In a word.
+    pub state: State,
+    /// When the access token ends, if it is known.
+    pub expires: Option<Timestamp>,
+    /// When it is renewed or tried next, if that is a matter of time.
+    pub renews: Option<Timestamp>,
+    /// When the refresh token ends, if that is known.
+    pub refresh_token_expires: Option<Timestamp>,
+    /// When it was renewed last.
+    pub renewed: Option<Timestamp>,
+    /// How often it has been renewed.
+    pub generation: u64,
+    /// What is wrong, since when, how often in a row.
+    pub error: Option<(Kind, Option<Timestamp>, u32)>,
+    /// The last token came with less than was asked for.
+    pub flagged: Option<Kind>,
+}
+
+impl Entry {
+    fn row(&self, now: Now) -> Row<'_> {
+        let at = |tick: Tick| now.wall.plus(tick.since(now.tick));
+        let (state, renews) = match self.wait {
+            _ if self.top.is_err() => (State::Unusable, None),
+            Wait::Due { wall, tick } => (State::Fresh, Some(wall.min(at(tick)))),
+            Wait::Retry(tick) => (State::Retrying, Some(at(tick))),
+            Wait::Queued(_) | Wait::Flying(_) => (State::Renewing, None),
+            Wait::Parked => (State::Parked, None),
+        };
+        let kind = self.top.err().or(self.last_kind);
+        Row {
+            id: &self.id,
+            provider: self.provider,
+            state,
+            expires: self.expiry,
+            renews,
+            refresh_token_expires: self.refresh_ends,
+            renewed: self.renewed,
+            generation: self.generation,
+            error: kind.map(|kind| (kind, self.failing_since, self.failures)),
+            flagged: self.flagged,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -368,12 +429,7 @@ impl Planner {
             Event::Superseded { number } => self.superseded(now, number),
             Event::Renew { id } => {
                 if let Some(slot) = self.slot_of(&id) {
-                    self.leave(slot);
-                    if let Some(Some(entry)) = self.slots.get_mut(slot) {
-                        entry.refused_at = None;
-                        entry.failures = 0;
-                    }
-                    self.enqueue(slot);
+                    self.renew(slot);
                 }
             }
         }
@@ -463,6 +519,28 @@ impl Planner {
         self.slots.get(self.slot_of(id)?)?.as_ref()?.expiry
     }
 
+    /// Whether there is such a credential.
+    #[must_use]
+    pub fn knows(&self, id: &CredentialId) -> bool {
+        self.slot_of(id).is_some()
+    }
+
+    /// Where each credential stands (`user`: only this one's), by user and name.
+    pub fn rows(&self, now: Now, user: Option<&UserName>) -> impl Iterator<Item = Row<'_>> {
+        let range = match user {
+            Some(user) => self.users.range::<UserName, _>(user..=user),
+            None => self.users.range::<UserName, _>(..),
+        };
+        range.flat_map(|(_, slots)| slots).filter_map(move |slot| Some(self.slots.get(*slot)?.as_ref()?.row(now)))
+    }
+
+    /// A provider's issuer: whether it is down, exchanges under way, renewals that wait for their turn.
+    #[must_use]
+    pub fn issuer(&self, provider: usize) -> (bool, u32, usize) {
+        let told = |issuer: &Issuer| (issuer.budget.is_open(), issuer.budget.in_flight(), issuer.queue.len());
+        self.issuers.get(provider).map_or((false, 0, 0), told)
+    }
+
     fn slot_of(&self, id: &CredentialId) -> Option<usize> {
         let is_it = |slot: &&usize| self.slots.get(**slot).and_then(Option::as_ref).is_some_and(|e| e.id == *id);
         self.users.get(&id.user)?.iter().find(is_it).copied()
@@ -506,8 +584,12 @@ impl Planner {
             top: found.top,
             expiry: found.use_file.and_then(|u| u.expiry),
             wait: Wait::Parked,
+            refresh_ends: found.refresh_ends,
             failures: 0,
             last_kind: None,
+            failing_since: None,
+            renewed: None,
+            flagged: None,
             refused_at: None,
             generation: 0,
             fresh_top: found.use_file.is_none() || found.top_newer,
@@ -536,6 +618,7 @@ impl Planner {
 
     fn seen_again(&mut self, as_of: Tick, slot: usize, found: &Found) {
         let Some(Some(entry)) = self.slots.get_mut(slot) else { return };
+        entry.refresh_ends = found.refresh_ends.or(entry.refresh_ends.filter(|_| entry.top == found.top));
         // What was seen while we were writing, or before we wrote, may be our own half-done work: look again after it.
         if let Wait::Flying(number) = entry.wait
             && self.flights.get(&number).is_some_and(|flight| flight.keeping)
@@ -560,6 +643,7 @@ impl Planner {
             entry.refused_at = None;
             entry.failures = 0;
             entry.last_kind = None;
+            entry.failing_since = None;
         }
         let (id, top) = (entry.id.clone(), entry.top);
         self.leave(slot);
@@ -567,6 +651,19 @@ impl Planner {
             Ok(_) => self.enqueue(slot),
             Err(kind) => self.pending.push_back(Action::Announce(Announcement::Unusable { id, kind })),
         }
+    }
+
+    /// Now, whatever was planned. An exchange under way is this very renewal: a second one beside it would spend the
+    /// refresh token twice.
+    fn renew(&mut self, slot: usize) {
+        let Some(Some(entry)) = self.slots.get_mut(slot) else { return };
+        if matches!(entry.wait, Wait::Flying(_)) || entry.top.is_err() {
+            return;
+        }
+        entry.refused_at = None;
+        entry.failures = 0;
+        self.leave(slot);
+        self.enqueue(slot);
     }
 
     fn forget(&mut self, slot: usize) {
@@ -775,8 +872,14 @@ impl Planner {
         let (End::Good(brought), Some(slot)) = (flight.end, flight.slot) else { return };
         let Some(Some(entry)) = self.slots.get_mut(slot) else { return };
         entry.expiry = Some(now.wall.plus(brought.lifetime));
+        entry.renewed = Some(now.wall);
+        entry.flagged = brought.flagged;
+        if let Some(lifetime) = brought.refresh_lifetime {
+            entry.refresh_ends = Some(now.wall.plus(lifetime));
+        }
         let after_failures = std::mem::take(&mut entry.failures);
         entry.last_kind = None;
+        entry.failing_since = None;
         entry.refused_at = None;
         entry.fresh_top = false;
         entry.generation += 1;
@@ -827,6 +930,7 @@ impl Planner {
         let kind = failure.kind;
         entry.failures = if entry.last_kind == Some(kind) { entry.failures + 1 } else { 1 };
         entry.last_kind = Some(kind);
+        entry.failing_since.get_or_insert(now.wall);
         let left = entry.expiry.unwrap_or_default().since(now.wall);
         let (id, provider, times, spread) = (entry.id.clone(), entry.provider, entry.failures, entry.id.spread());
         let next_in = match kind.class() {

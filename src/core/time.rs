@@ -70,3 +70,49 @@ impl Tick {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
+
+/// `#[serde(with = "rfc3339")]`: a [`Timestamp`] as people and scripts read it, `2026-11-24T22:09:50.123Z`.
+pub mod rfc3339 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::Timestamp;
+
+    fn show(time: Timestamp) -> String {
+        // Beyond the year 9999 there is nothing to show.
+        let clamped = time.0.clamp(jiff::Timestamp::MIN.as_millisecond(), jiff::Timestamp::MAX.as_millisecond());
+        jiff::Timestamp::from_millisecond(clamped).unwrap_or_default().to_string()
+    }
+
+    /// As text.
+    pub fn serialize<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&show(*time))
+    }
+
+    /// From text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
+        let text = String::deserialize(from)?;
+        let time: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
+        Ok(Timestamp(time.as_millisecond()))
+    }
+
+    /// `#[serde(with = "rfc3339::option")]`
+    pub mod option {
+        use super::{Deserializer, Serializer, Timestamp, show};
+
+        /// As text, or null.
+        pub fn serialize<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => to.serialize_some(&show(*time)),
+                None => to.serialize_none(),
+            }
+        }
+
+        /// From text or null.
+        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+            use serde::{Deserialize, de::Error};
+            let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+            let time: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
+            Ok(Some(Timestamp(time.as_millisecond())))
+        }
+    }
+}

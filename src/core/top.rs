@@ -13,7 +13,7 @@ use serde::{
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::secret::RefreshToken;
+use super::{jwt, secret::RefreshToken, time::Timestamp};
 use crate::error::Kind;
 
 /// The largest `.top` that we read.
@@ -41,6 +41,8 @@ pub struct Top {
     /// Audiences to ask for, if the `.top` says so.
     pub audience: Option<Vec<String>>,
     refresh_token: RefreshToken,
+    /// When the refresh token ends, if it or the `.top` tells.
+    ends: Option<Timestamp>,
     text: Zeroizing<String>,
     /// Where the token stands in `text`; with its quotes if `json`.
     place: Range<usize>,
@@ -84,6 +86,7 @@ impl Top {
             scopes: None,
             audience: None,
             refresh_token: RefreshToken::parse(body).map_err(|_| Kind::TopNoToken)?,
+            ends: jwt::end_of_refresh_token(body),
             text: Zeroizing::new(text.to_owned()),
             place: place_of(text, body).ok_or(Kind::TopNoToken)?,
             json: false,
@@ -101,9 +104,11 @@ impl Top {
             Some((RefreshToken::parse(&token).ok()?, place_of(text, raw)?))
         };
         let (refresh_token, place) = token("mytoken").or_else(|| token("refresh_token")).ok_or(Kind::TopNoToken)?;
+        let told = || jwt::date(&serde_json::from_str(value("expires_at")?).ok()?);
         Ok(Self {
             scopes: value("scopes").and_then(words),
             audience: value("audience").and_then(words),
+            ends: jwt::end_of_refresh_token(refresh_token.expose()).or_else(told),
             refresh_token,
             text: Zeroizing::new(text.to_owned()),
             place,
@@ -115,6 +120,13 @@ impl Top {
     #[must_use]
     pub fn refresh_token(&self) -> &RefreshToken {
         &self.refresh_token
+    }
+
+    /// When the refresh token ends: by its own word, else by the member `expires_at` (seconds since 1970) that the
+    /// storer writes for a token that does not tell. For people only; what decides is the issuer's answer.
+    #[must_use]
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.ends
     }
 
     /// The same text with another refresh token in the place of the old one.

@@ -1,12 +1,11 @@
 //! `.use`: what a job gets. One line of JSON, or the bare access token, and one newline (contract `HTCondor`, 6.4:
 //! the readers in the sandbox go by lines).
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{answer::Answer, secret::AccessToken, time::Timestamp};
+use super::{answer::Answer, jwt, secret::AccessToken, time::Timestamp};
 use crate::config::settings::UseFormat;
 
 /// What a published `.use` tells about its access token.
@@ -72,8 +71,8 @@ pub fn read(bytes: &[u8]) -> Option<Use> {
     AccessToken::parse(&object.access_token).ok()?;
     let told = claims(&object.access_token);
     Some(Use {
-        issued: object.issued_at.as_ref().and_then(time).or(told.and_then(|t| t.issued)),
-        expiry: object.expires_at.as_ref().and_then(time).or(told.and_then(|t| t.expiry)),
+        issued: object.issued_at.as_ref().and_then(jwt::date).or(told.and_then(|t| t.issued)),
+        expiry: object.expires_at.as_ref().and_then(jwt::date).or(told.and_then(|t| t.expiry)),
     })
 }
 
@@ -84,25 +83,15 @@ fn claims(token: &str) -> Option<Use> {
         iat: Option<Value>,
         exp: Option<Value>,
     }
-    let mut parts = token.split('.');
-    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return None;
-    };
-    let payload = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    Some(Use { issued: claims.iat.as_ref().and_then(time), expiry: claims.exp.as_ref().and_then(time) })
-}
-
-/// Seconds since 1970, also as a fraction (RFC 7519 `NumericDate`).
-fn time(value: &Value) -> Option<Timestamp> {
-    #[expect(clippy::cast_possible_truncation, reason = "a float cast saturates, and whole seconds are wanted")]
-    let secs = value.as_i64().or_else(|| value.as_f64().map(|f| f as i64))?;
-    Some(Timestamp::from_secs(secs))
+    let claims: Claims = jwt::claims(token)?;
+    Some(Use { issued: claims.iat.as_ref().and_then(jwt::date), expiry: claims.exp.as_ref().and_then(jwt::date) })
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
     use super::*;
 
@@ -111,6 +100,7 @@ mod tests {
             access_token: AccessToken::parse(token).unwrap(),
             token_type: "Bearer".into(),
             lifetime: Duration::from_secs(3600),
+            refresh_lifetime: None,
             scopes: Some(vec!["a".into(), "b".into()]),
             rotated: None,
             flagged: None,

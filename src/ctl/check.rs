@@ -6,6 +6,7 @@ use std::{
     process::ExitCode,
 };
 
+use super::show;
 use crate::{
     cli,
     config::{
@@ -30,16 +31,8 @@ pub fn run(args: cli::Check) -> ExitCode {
 
 /// The table; nothing secret is in it.
 fn summary(settings: &Settings) -> String {
-    let mut rows = vec![["PROVIDER", "KIND", "SERVICES", "TOKENS FROM", "LIMITS"].map(str::to_owned)];
-    rows.extend(settings.providers.iter().map(row));
-    let width = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..5).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
+    let head = ["PROVIDER", "KIND", "SERVICES", "TOKENS FROM", "LIMITS"];
+    let mut text = show::table(head, settings.providers.iter().map(row));
     let daemon = &settings.daemon;
     // Writing to a string does not fail.
     writeln!(
@@ -54,13 +47,13 @@ fn summary(settings: &Settings) -> String {
 }
 
 fn row(provider: &Provider) -> [String; 5] {
-    let (kind, from) = match &provider.kind {
-        ProviderKind::OAuth2(oauth2) => ("oauth2", oauth2.token_endpoint.as_ref().or(provider.issuer.as_ref())),
-        ProviderKind::Mytoken { server } => ("mytoken", Some(server)),
+    let from = match &provider.kind {
+        ProviderKind::OAuth2(oauth2) => oauth2.token_endpoint.as_ref().or(provider.issuer.as_ref()),
+        ProviderKind::Mytoken { server } => Some(server),
     };
     [
         provider.name.clone(),
-        kind.to_owned(),
+        provider.kind.word().to_owned(),
         provider.services.join(" "),
         from.cloned().unwrap_or_default(),
         format!("{} in flight, {} a second", provider.max_in_flight, provider.max_per_second),
@@ -80,7 +73,7 @@ mod tests {
                     server = \"https://mytok.eu\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
                     issuer = \"https://i.example.org/\"\nservices = [\"cms\", \"atlas\"]\nmax_in_flight = 8\n";
         std::fs::write(&file, text).unwrap();
-        let sources = Sources { config: Some(file), credential_directory: None };
+        let sources = Sources { config: Some(file), ..Sources::default() };
         let settings = load_with(&sources, &Knobs::default()).unwrap();
         let expected = "\
 PROVIDER   KIND     SERVICES   TOKENS FROM             LIMITS

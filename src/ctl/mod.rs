@@ -1,9 +1,14 @@
 //! `evercred`: parse the command line and hand over to the subcommand.
 
 pub mod check;
+pub mod daemon;
 pub mod doctor;
 pub mod explain;
 mod generate;
+mod needs_renewal;
+mod renew;
+pub mod show;
+mod status;
 
 use std::process::ExitCode;
 
@@ -38,6 +43,10 @@ fn run(command: Command) -> ExitCode {
     match command {
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::List(args) => status::list(&args),
+        Command::NeedsRenewal(args) => needs_renewal::run(&args),
+        Command::Renew(args) => renew::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),

@@ -273,11 +273,12 @@ impl Log {
 
 fn config(issuer: &Running, credentials: &Path) -> String {
     format!(
-        "[daemon]\ncredential_directory = {credentials}\ncourier_user = \"nobody\"\n\n\
+        "[daemon]\ncredential_directory = {credentials}\nstatus_socket = {socket}\ncourier_user = \"nobody\"\n\n\
          [provider.grid]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"demo\"\n\
          scopes = [\"storage.read:/\"]\n\n\
          [provider.mytoken]\nkind = \"mytoken\"\nserver = \"{mytoken}\"\nissuer = \"{url}\"\n",
         credentials = json!(credentials),
+        socket = json!(credentials.with_file_name("status.sock")),
         url = issuer.url(),
         mytoken = issuer.mytoken_url(),
     )

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
 use serde_json::Value;
 
 use crate::{
     config::settings::{Provider, Shortfall},
     core::{
         answer::{Answer, ExchangeError, Grant, Outcome},
+        jwt,
         secret::{AccessToken, RefreshToken},
         time::Timestamp,
     },
@@ -30,6 +30,8 @@ pub struct Claimed {
     pub token_type: String,
     /// `expires_in`, seconds.
     pub expires_in: Option<i64>,
+    /// Seconds that the refresh token lives, where the issuer tells (`refresh_expires_in` and the like).
+    pub refresh_expires_in: Option<i64>,
     /// `scope`
     pub scopes: Option<Vec<String>>,
     /// `audience`
@@ -43,7 +45,7 @@ pub struct Claimed {
 /// # Errors
 /// `wrong-issuer`, `bad-expiry`, `scope-shortfall`, `audience-shortfall`; a rotated refresh token comes along.
 pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestamp) -> Outcome {
-    let claims = claims(claimed.access_token.expose()).unwrap_or_default();
+    let claims: serde_json::Map<String, Value> = jwt::claims(claimed.access_token.expose()).unwrap_or_default();
     let refuse = |kind, detail: String| {
         let mut error = ExchangeError::new(kind, detail);
         error.rotated.clone_from(&claimed.rotated);
@@ -77,6 +79,13 @@ pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestam
         access_token: claimed.access_token,
         token_type: claimed.token_type,
         lifetime,
+        // 0 stands for "never ends" (Keycloak's offline sessions).
+        refresh_lifetime: claimed
+            .refresh_expires_in
+            .and_then(|secs| u64::try_from(secs).ok())
+            .filter(|secs| *secs > 0)
+            .map(Duration::from_secs)
+            .filter(|lifetime| *lifetime <= LONGEST),
         scopes,
         rotated: claimed.rotated,
         flagged,
@@ -89,9 +98,7 @@ fn lifetime(
     expires_in: Option<i64>,
     now: Timestamp,
 ) -> Result<Duration, String> {
-    #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second, and saturating")]
-    let exp = exp.and_then(|exp| exp.as_i64().or_else(|| exp.as_f64().map(|exp| exp as i64)));
-    let left = exp.map(|exp| exp.saturating_sub(now.secs()));
+    let left = exp.and_then(jwt::date).map(|exp| exp.secs().saturating_sub(now.secs()));
     let seconds = match (expires_in, left) {
         (Some(a), Some(b)) => a.min(b),
         (Some(one), None) | (None, Some(one)) => one,
@@ -103,14 +110,6 @@ fn lifetime(
         Some(_) => Err("the access token lives longer than ten years".into()),
         None => Err(format!("the access token expired {} s ago; is this machine's clock right?", -seconds)),
     }
-}
-
-/// The claims of a JWT; `None` for an opaque token.
-fn claims(token: &str) -> Option<serde_json::Map<String, Value>> {
-    let mut parts = token.split('.');
-    let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?;
-    serde_json::from_slice(&bytes).ok()
 }
 
 /// A blank-separated string, or a list of strings.

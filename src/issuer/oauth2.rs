@@ -70,6 +70,8 @@ struct Good {
     scope: Option<Value>,
     audience: Option<Value>,
     refresh_token: Option<String>,
+    #[serde(alias = "refresh_token_expires_in")]
+    refresh_expires_in: Option<Value>,
 }
 
 /// RFC 6749 §5.2.
@@ -100,9 +102,20 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
     let claimed = judge::Claimed {
         scopes: judge::words(good.scope.as_ref()),
         audience: judge::words(good.audience.as_ref()),
+        refresh_expires_in: good.refresh_expires_in.as_ref().and_then(seconds),
         ..claimed
     };
     judge::judge(provider, grant, claimed, now)
+}
+
+/// A number of seconds; some issuers write it as a string or with a fraction.
+fn seconds(value: &Value) -> Option<i64> {
+    #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second, and saturating")]
+    match value {
+        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|n| n as i64)),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
 }
 
 /// What both kinds' good answers have.
@@ -117,16 +130,11 @@ pub(super) fn claimed(
         error.rotated.clone_from(&rotated);
         error
     })?;
-    #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second, and saturating")]
-    let expires_in = expires_in.and_then(|value| match value {
-        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|n| n as i64)),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    });
     Ok(judge::Claimed {
         access_token,
         token_type: token_type.filter(|t| !t.is_empty()).unwrap_or_else(|| "Bearer".into()),
-        expires_in,
+        expires_in: expires_in.and_then(seconds),
+        refresh_expires_in: None,
         scopes: None,
         audience: None,
         rotated,

@@ -21,6 +21,12 @@ impl Announcer {
         self.details.insert(id.clone(), detail);
     }
 
+    /// The words that came with the last error.
+    #[must_use]
+    pub fn detail(&self, id: &CredentialId) -> &str {
+        self.details.get(id).map_or("", String::as_str)
+    }
+
     /// Tell.
     pub fn tell(&mut self, owners: &[Arc<Owner>], announcement: &Announcement) {
         let provider = |index: usize| owners.get(index).map_or("?", |owner| owner.provider.name.as_str());

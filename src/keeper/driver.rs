@@ -7,13 +7,14 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use super::{
     announce::Announcer,
+    control::{Order, Reply},
     disk::{Disk, Job},
     link::Link,
     scanner::Look,
@@ -23,8 +24,9 @@ use crate::{
     core::{
         answer::{Answer, Grant, Outcome},
         id::{CredentialId, UserName},
-        planner::{Action, Brought, Event, Failure, Planner},
+        planner::{Action, Brought, Event, Failure, Planner, Row},
         secret::RefreshToken,
+        snapshot::{Credential, Issuer, SCHEMA, Status, Trouble},
         time::{Now, Tick, Timestamp},
     },
     courier::{frame::ToCourier, probe::Facts},
@@ -115,6 +117,20 @@ pub enum Input {
         /// What was seen.
         facts: Box<Facts>,
     },
+    /// Somebody wants to know how things stand.
+    Status {
+        /// Only this user's credentials.
+        user: Option<UserName>,
+        /// Where the answer goes.
+        reply: SyncSender<Box<Status>>,
+    },
+    /// An admin's order.
+    Order {
+        /// What.
+        order: Order,
+        /// Where the answer goes.
+        reply: SyncSender<Reply>,
+    },
     /// SIGHUP.
     Hangup,
     /// The configuration was read again, is valid and differs.
@@ -127,6 +143,7 @@ pub enum Input {
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
+    wall: Timestamp,
 }
 
 impl Clock {
@@ -134,19 +151,29 @@ impl Clock {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "a clock starts when it is made, not by default")]
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), wall: wall() }
+    }
+
+    /// The wall time at which it was made.
+    #[must_use]
+    pub fn started(self) -> Timestamp {
+        self.wall
     }
 
     /// Read both.
     #[must_use]
     pub fn now(self) -> Now {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Now {
-            wall: Timestamp(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX)),
+            wall: wall(),
             // From 1 on: zero is "never" in some sums.
             tick: Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)),
         }
     }
+}
+
+fn wall() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Why the loop ended.
@@ -189,6 +216,7 @@ pub struct Driver {
     pub hangups: Sender<()>,
     /// The settings that a reload brought.
     pub reloaded: Option<Box<Settings>>,
+    started: Timestamp,
     held: HashMap<u64, Box<Held>>,
     asked: BTreeSet<u64>,
     unsent: Vec<(u64, usize, Grant)>,
@@ -230,6 +258,7 @@ impl Driver {
             once,
             hangups,
             reloaded: None,
+            started: clock.started(),
             held: HashMap::new(),
             asked: BTreeSet::new(),
             unsent: Vec::new(),
@@ -319,6 +348,9 @@ impl Driver {
                 self.answered(now, number, outcome);
             }
             Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } | Input::Probed { .. } => {}
+            // A reader that gave up meanwhile needs no answer.
+            Input::Status { user, reply } => drop(reply.try_send(Box::new(self.status(now, user.as_ref())))),
+            Input::Order { order, reply } => drop(reply.try_send(self.obey(now, &order))),
             Input::Hangup => {
                 drop(self.looks.send(Look::All));
                 // The reloader ends only with the process.
@@ -342,6 +374,74 @@ impl Driver {
                 self.stop_by = Some((Instant::now() + STOP_PATIENCE, End::Stopped));
             }
         }
+    }
+
+    /// How things stand.
+    fn status(&self, now: Now, user: Option<&UserName>) -> Status {
+        let issuer = |(index, owner): (usize, &Arc<Owner>)| {
+            let (down, in_flight, queued) = self.planner.issuer(index);
+            Issuer {
+                provider: owner.provider.name.clone(),
+                kind: owner.provider.kind.word().to_owned(),
+                services: owner.provider.services.clone(),
+                down,
+                in_flight,
+                queued,
+            }
+        };
+        let credential = |row: Row<'_>| Credential {
+            user: row.id.user.to_string(),
+            service: row.id.service.to_string(),
+            handle: row.id.handle.as_ref().map(ToString::to_string),
+            provider: self.owners.get(row.provider).map(|owner| owner.provider.name.clone()).unwrap_or_default(),
+            state: row.state,
+            expires: row.expires,
+            renews: row.renews,
+            refresh_token_expires: row.refresh_token_expires,
+            renewed: row.renewed,
+            generation: row.generation,
+            error: row.error.map(|(kind, since, times)| Trouble {
+                kind,
+                detail: self.announcer.detail(row.id).to_owned(),
+                since,
+                times,
+            }),
+            flagged: row.flagged,
+            replicas: Vec::new(),
+        };
+        Status {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            now: now.wall,
+            started: self.started,
+            everybody: user.is_none(),
+            courier: self.courier_up,
+            providers: self.owners.iter().enumerate().map(issuer).collect(),
+            credentials: self.planner.rows(now, user).map(credential).collect(),
+        }
+    }
+
+    /// Do what an admin orders.
+    fn obey(&mut self, now: Now, order: &Order) -> Reply {
+        let Order::Renew { user, credential } = order;
+        let known: Option<Vec<CredentialId>> = UserName::parse(user).ok().map(|user| {
+            self.planner
+                .rows(now, Some(&user))
+                .filter(|row| credential.as_ref().is_none_or(|base| row.id.base() == *base))
+                .map(|row| row.id.clone())
+                .collect()
+        });
+        let known = known.unwrap_or_default();
+        if known.is_empty() {
+            let name = credential.as_ref().map_or_else(|| user.clone(), |base| format!("{user}/{base}"));
+            return Reply::Refused { why: format!("there is no credential {name}") };
+        }
+        let credentials = known.len();
+        for id in known {
+            self.planner.handle(now, Event::Renew { id });
+        }
+        Reply::Done { credentials }
     }
 
     fn ask(&mut self, number: u64, provider: usize, grant: Grant) {
@@ -368,8 +468,12 @@ impl Driver {
         let result = match outcome {
             Ok(mut answer) => {
                 held.rotated = answer.rotated.take();
-                let brought =
-                    Brought { lifetime: answer.lifetime, rotated: held.rotated.is_some(), flagged: answer.flagged };
+                let brought = Brought {
+                    lifetime: answer.lifetime,
+                    refresh_lifetime: answer.refresh_lifetime,
+                    rotated: held.rotated.is_some(),
+                    flagged: answer.flagged,
+                };
                 held.answer = Some(answer);
                 Ok(brought)
             }

@@ -14,16 +14,17 @@ use std::{
 use nix::unistd::{User, geteuid};
 
 use super::{
+    control,
     disk::{self, Disk},
     driver::{Clock, Driver, End, Input, Owner},
     link::{Link, Recipe},
-    log, scanner,
+    log, scanner, status,
 };
 use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Provider, Settings},
+        settings::{Provider, STATUS_SOCKET, Settings},
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
@@ -55,14 +56,16 @@ fn failed(error: impl std::error::Error) -> Report {
 }
 
 fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
-    let sources = Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone() };
+    let sources =
+        Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone(), ..Sources::default() };
     let mut settings = config::load(&sources).map_err(|problems| config::report(&problems).with_code(config_exit()))?;
     let log =
         log::start(&log_target(args, &settings), "evercred").map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
     let condor = User::from_name("condor").ok().flatten();
     let mut accepted = vec![0, geteuid().as_raw()];
-    accepted.extend(condor.map(|user| user.uid.as_raw()));
+    let condor = condor.map(|user| user.uid.as_raw());
+    accepted.extend(condor);
     let directory = settings.daemon.credential_directory.clone();
     let spool = Arc::new(Spool::open(&directory, Owners { accepted }).map_err(failed)?);
     tracing::info!(
@@ -76,6 +79,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     signals(inputs.clone()).map_err(failed)?;
     let (hangups, hung_up) = channel();
     let (looks, look_queue) = channel();
+    sockets(&settings, condor, &inputs)?;
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
     let mut owners = owners(&settings)?;
     let mut link = courier(&settings, courier_args, 1, &inputs)?;
@@ -115,6 +119,28 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     spool.retire();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The status and control sockets. One that is configured must work; the default one is a convenience that the log
+/// may miss (another uid's `/run/evercred`, a second credmon for another directory).
+fn sockets(settings: &Settings, condor: Option<u32>, inputs: &Sender<Input>) -> Result<(), Report> {
+    let us = geteuid().as_raw();
+    let usual = || (us == 0 || Some(us) == condor).then(|| STATUS_SOCKET.into());
+    let configured = settings.daemon.status_socket.clone();
+    let Some(path) = configured.clone().or_else(usual) else { return Ok(()) };
+    let started = status::start(&path, status::trusted(condor), inputs.clone())
+        .and_then(|()| control::start(&status::control_path(&path), inputs.clone()));
+    match started {
+        Ok(()) => Ok(()),
+        Err(error) if configured.is_some() => {
+            Err(Report::new(format!("status_socket {}: {error}", path.display()), exit::FAILED)
+                .advise("let its directory exist and belong to the credmon's user, or name another in [daemon]"))
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "no status socket; `evercred status` will not work");
+            Ok(())
+        }
+    }
 }
 
 /// `--log`, else `--foreground`, else the configuration (which knows HTCondor's knob), else standard error.

@@ -1,14 +1,16 @@
 //! The privileged process: it reads and writes the credential directory, and opens no network socket.
 //!
 //! [`driver`] is the loop around the planner; [`disk`] does the file work on threads of its own, [`scanner`] looks at
-//! directories, [`link`] runs the courier. If any of them is interrupted, nothing is torn: files change by rename only.
+//! directories, [`link`] runs the courier; [`status`] tells and [`control`] takes orders, on local sockets. If any of them is interrupted, nothing is torn: files change by rename only.
 
 pub mod announce;
+pub mod control;
 pub mod disk;
 pub mod driver;
 pub mod lifecycle;
 pub mod link;
 pub mod log;
 pub mod scanner;
+pub mod status;
 
 pub use lifecycle::{courier, run};

@@ -135,6 +135,7 @@ fn look(
                         provider,
                         top: seen.top,
                         use_file: seen.use_file,
+                        refresh_ends: seen.refresh_ends,
                         top_newer: seen.top_newer,
                     })
                 })

@@ -41,6 +41,8 @@ pub struct Seen {
     pub top: Result<Identity, Kind>,
     /// What its `.use` tells; none if there is none, or no token in it.
     pub use_file: Option<Use>,
+    /// When the refresh token ends, if the `.top` tells without a key.
+    pub refresh_ends: Option<Timestamp>,
     /// The `.top` was put there after the `.use`, or there is no `.use`.
     pub top_newer: bool,
     /// When the `.use` was written, by its file time.
@@ -53,6 +55,7 @@ pub(super) struct Entry {
     base: Box<str>,
     top_key: u64,
     top: Result<Identity, Kind>,
+    refresh_ends: Option<Timestamp>,
     use_key: u64,
     use_file: Option<Use>,
 }
@@ -94,6 +97,7 @@ impl Spool {
                 id: CredentialId { user: user.clone(), service, handle },
                 top: found.entry.top,
                 use_file: found.entry.use_file,
+                refresh_ends: found.entry.refresh_ends,
                 top_newer: found.use_stat.is_none_or(|stat| dir::ctime_ns(&found.top_stat) > dir::ctime_ns(&stat)),
                 use_written: found.use_stat.map(|stat| Timestamp(dir::mtime_ns(&stat).div_euclid(1_000_000))),
             });
@@ -128,20 +132,25 @@ impl Spool {
         let use_stat = fstatat(home, use_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok();
         let top_key = self.key(&top_stat);
         let use_key = use_stat.as_ref().map_or(0, |stat| self.key(stat));
-        let top = match known {
+        let (top, refresh_ends) = match known {
             // An unreadable file may become readable without any change of its own.
-            Some(entry) if entry.top_key == top_key && entry.top != Err(Kind::TopUnreadable) => entry.top,
+            Some(entry) if entry.top_key == top_key && entry.top != Err(Kind::TopUnreadable) => {
+                (entry.top, entry.refresh_ends)
+            }
             _ => match dir::read_top(home, &top_name, &self.owners) {
-                Ok((stat, bytes)) => judge(&bytes).map(|()| dir::identity(&stat, &bytes)),
+                Ok((stat, bytes)) => match judge(&bytes) {
+                    Ok(ends) => (Ok(dir::identity(&stat, &bytes)), ends),
+                    Err(kind) => (Err(kind), None),
+                },
                 Err(Refusal::Missing) => return None,
-                Err(Refusal::Bad(kind)) => Err(kind),
+                Err(Refusal::Bad(kind)) => (Err(kind), None),
             },
         };
         let use_file = match known {
             Some(entry) if entry.use_key == use_key => entry.use_file,
             _ => use_stat.and_then(|_| read_use(home, &use_name)),
         };
-        let entry = Entry { base: base.into(), top_key, top, use_key, use_file };
+        let entry = Entry { base: base.into(), top_key, top, refresh_ends, use_key, use_file };
         Some(Found { top_stat, use_stat, entry })
     }
 
@@ -179,9 +188,9 @@ struct Found {
     entry: Entry,
 }
 
-/// What can be told without a key.
-fn judge(bytes: &[u8]) -> Result<(), Kind> {
-    if Seal::looks_sealed(bytes) { Ok(()) } else { Top::parse(bytes).map(drop) }
+/// What can be told without a key: whether it is good, and when the refresh token ends.
+fn judge(bytes: &[u8]) -> Result<Option<Timestamp>, Kind> {
+    if Seal::looks_sealed(bytes) { Ok(None) } else { Top::parse(bytes).map(|top| top.ends()) }
 }
 
 /// The text as stored, or what is inside of Fernet text.

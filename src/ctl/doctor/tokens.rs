@@ -162,7 +162,7 @@ mod tests {
             dir.path().display()
         );
         std::fs::write(&file, text).unwrap();
-        let sources = Sources { config: Some(file), credential_directory: None };
+        let sources = Sources { config: Some(file), ..Sources::default() };
         let settings = load_with(&sources, &Knobs::default()).unwrap();
         assert_eq!(examine(&settings)[0].verdict, Verdict::Skipped);
         let now = jiff::Timestamp::now().as_second();

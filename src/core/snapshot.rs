@@ -1,0 +1,176 @@
+//! What the daemon tells of itself: the document behind `evercred status --json`, the status page and the storer.
+//!
+//! [`SCHEMA`] counts; fields are added, never renamed and never given another meaning. Times are RFC 3339, durations
+//! seconds. No secret is in it, nor anything from which one could be guessed.
+
+use serde::{Deserialize, Serialize};
+
+use super::time::{Timestamp, rfc3339};
+use crate::error::Kind;
+
+/// Grows when a reader of old must know better.
+pub const SCHEMA: u32 = 1;
+
+/// The whole document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`]
+    pub schema: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When this was told, by the daemon's clock.
+    #[serde(with = "rfc3339")]
+    pub now: Timestamp,
+    /// When the daemon started.
+    #[serde(with = "rfc3339")]
+    pub started: Timestamp,
+    /// Whether `credentials` are everybody's (root and condor see that), or only the reader's own.
+    pub everybody: bool,
+    /// The network process is up.
+    pub courier: bool,
+    /// The providers, in the order of their names.
+    pub providers: Vec<Issuer>,
+    /// The credentials, by user and name.
+    pub credentials: Vec<Credential>,
+}
+
+/// A provider and how its issuer does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Issuer {
+    /// Name of the provider.
+    pub provider: String,
+    /// Its kind, as configured.
+    pub kind: String,
+    /// The services that it owns.
+    pub services: Vec<String>,
+    /// Only single probes go out: it is down, or refuses our client.
+    pub down: bool,
+    /// Exchanges under way.
+    pub in_flight: u32,
+    /// Renewals that wait for their turn.
+    pub queued: usize,
+}
+
+/// One credential.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Whose.
+    pub user: String,
+    /// Service.
+    pub service: String,
+    /// Handle.
+    pub handle: Option<String>,
+    /// Name of its provider.
+    pub provider: String,
+    /// Where it stands.
+    pub state: State,
+    /// When the access token ends; absent: there is none, or it does not tell.
+    #[serde(with = "rfc3339::option")]
+    pub expires: Option<Timestamp>,
+    /// When it is renewed or tried next; absent: not before its `.top` changes, or right now.
+    #[serde(with = "rfc3339::option")]
+    pub renews: Option<Timestamp>,
+    /// When the refresh token ends, if it tells.
+    #[serde(with = "rfc3339::option")]
+    pub refresh_token_expires: Option<Timestamp>,
+    /// When this daemon last renewed it.
+    #[serde(with = "rfc3339::option")]
+    pub renewed: Option<Timestamp>,
+    /// How often this daemon has renewed it.
+    pub generation: u64,
+    /// What is wrong, until it is mended.
+    pub error: Option<Trouble>,
+    /// The last token was published with less than was asked for.
+    pub flagged: Option<Kind>,
+    /// Its copies at remote sites.
+    #[serde(default)]
+    pub replicas: Vec<Replica>,
+}
+
+impl Credential {
+    /// `S` or `S_H`, as on disk.
+    #[must_use]
+    pub fn base(&self) -> String {
+        match &self.handle {
+            None => self.service.clone(),
+            Some(handle) => format!("{}_{handle}", self.service),
+        }
+    }
+
+    /// `user/S_H`
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.user, self.base())
+    }
+
+    /// Whether jobs have a token that lives at `now`.
+    #[must_use]
+    pub fn lives(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|expires| expires > now)
+    }
+}
+
+/// What went wrong last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Stable kind, for `evercred explain`.
+    pub kind: Kind,
+    /// In the issuer's or the system's words; may be empty.
+    pub detail: String,
+    /// When it began.
+    #[serde(with = "rfc3339::option")]
+    pub since: Option<Timestamp>,
+    /// How often in a row.
+    pub times: u32,
+}
+
+/// A copy at a remote site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Name of the site.
+    pub site: String,
+    /// The last generation that the site confirmed.
+    pub generation: Option<u64>,
+    /// When it did.
+    #[serde(with = "rfc3339::option")]
+    pub confirmed: Option<Timestamp>,
+    /// Whether a newer generation waits to be sent.
+    pub behind: bool,
+    /// What is wrong; absent: nothing.
+    pub error: Option<String>,
+}
+
+/// Where a credential stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The token is good, and not due.
+    Fresh,
+    /// It is being renewed, or waits for its turn.
+    Renewing,
+    /// The last try failed; it is tried again.
+    Retrying,
+    /// The issuer refused for good; nothing is asked until the `.top` changes.
+    Parked,
+    /// The `.top` cannot be used; nothing is asked until it changes.
+    Unusable,
+}
+
+impl State {
+    /// All states.
+    pub const ALL: [Self; 5] = [Self::Fresh, Self::Renewing, Self::Retrying, Self::Parked, Self::Unusable];
+
+    /// The word for people, metrics and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Renewing => "renewing",
+            Self::Retrying => "retrying",
+            Self::Parked => "parked",
+            Self::Unusable => "unusable",
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `evercred needs-renewal`: one word for scripts, and an exit code.
+
+use std::{io::Write as _, process::ExitCode};
+
+use super::{daemon, show, status::chosen};
+use crate::{
+    advice::advice,
+    cli,
+    config::{self, Sources},
+    core::{
+        snapshot::{Credential, State},
+        time::Timestamp,
+    },
+    error::exit,
+};
+
+/// Whether a person must approve again, and how soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Nothing to do within the asked time.
+    Good,
+    /// The refresh token ends within it.
+    Soon,
+    /// It has ended, is refused, or cannot be used.
+    Dead,
+    /// There is none.
+    Missing,
+}
+
+impl Need {
+    fn of(credential: Option<&Credential>, now: Timestamp, min: std::time::Duration) -> Self {
+        match credential {
+            None => Self::Missing,
+            Some(c) if matches!(c.state, State::Parked | State::Unusable) => Self::Dead,
+            Some(c) => match c.refresh_token_expires {
+                Some(end) if end <= now => Self::Dead,
+                Some(end) if end < now.plus(min) => Self::Soon,
+                _ => Self::Good,
+            },
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Good => exit::OK,
+            Self::Soon => 1,
+            Self::Dead => 2,
+            Self::Missing => exit::MISSING,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Soon => "soon",
+            Self::Dead => "dead",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached.
+#[must_use]
+pub fn run(args: &cli::NeedsRenewal) -> ExitCode {
+    let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
+    let status = match daemon::status(&socket) {
+        Ok(status) => status,
+        Err(error) => return error.report().print("evercred"),
+    };
+    let credential = chosen(&status, Some(&args.which)).next();
+    let need = Need::of(credential, status.now, args.min);
+    let mut line = format!("{}: {}", args.which, need.word());
+    if let Some(credential) = credential {
+        if let Some(error) = &credential.error {
+            line = format!("{line}, {}: {}", error.kind, advice(error.kind).meaning);
+        } else {
+            line = format!("{line}, refresh token left: {}", show::left(credential.refresh_token_expires, status.now));
+        }
+    }
+    // Nobody is left to tell if standard output is closed.
+    writeln!(std::io::stdout().lock(), "{line}").ok();
+    ExitCode::from(need.code())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_refused_or_ended_refresh_token_is_dead_one_that_ends_within_the_asked_time_is_soon() {
+        let now = Timestamp::from_secs(1_000_000);
+        let with = |state, left: i64| Credential {
+            user: "a".into(),
+            service: "s".into(),
+            handle: None,
+            provider: "s".into(),
+            state,
+            expires: None,
+            renews: None,
+            refresh_token_expires: Some(Timestamp(now.0 + left * 1000)),
+            renewed: None,
+            generation: 0,
+            error: None,
+            flagged: None,
+            replicas: Vec::new(),
+        };
+        let need = |c: Option<&Credential>| Need::of(c, now, Duration::from_secs(7200));
+        assert_eq!(need(Some(&with(State::Fresh, 7200))), Need::Good);
+        assert_eq!(need(Some(&with(State::Retrying, 7199))), Need::Soon);
+        assert_eq!(need(Some(&with(State::Fresh, 0))), Need::Dead);
+        assert_eq!(need(Some(&with(State::Parked, 99_999))), Need::Dead);
+        assert_eq!(need(None), Need::Missing);
+        let unlimited = Credential { refresh_token_expires: None, ..with(State::Fresh, 0) };
+        assert_eq!(need(Some(&unlimited)), Need::Good);
+    }
+}

@@ -1,0 +1,72 @@
+//! `evercred renew`: an admin orders a renewal now, also of what is parked, and waits for what becomes of it.
+
+use std::{
+    io::Write as _,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use super::{daemon, status::chosen};
+use crate::{
+    advice::advice,
+    cli,
+    config::{self, Sources},
+    core::snapshot::{Credential, State},
+    error::{Report, exit},
+    keeper::control::{Order, Reply},
+};
+
+const LOOK: Duration = Duration::from_millis(200);
+
+/// `evercred renew`: 0 renewed, 1 not within `--wait`, 3 there is none, 4 the daemon cannot be reached.
+#[must_use]
+pub fn run(args: &cli::Renew) -> ExitCode {
+    match renew(args) {
+        Ok(line) => {
+            // Nobody is left to tell if standard output is closed.
+            writeln!(std::io::stdout().lock(), "{line}").ok();
+            ExitCode::SUCCESS
+        }
+        Err(report) => report.print("evercred"),
+    }
+}
+
+fn renew(args: &cli::Renew) -> Result<String, Report> {
+    let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
+    let Some((user, base)) = args.which.split_once('/') else {
+        return Err(Report::new(format!("{:?} is not USER/SERVICE", args.which), exit::USAGE)
+            .advise("name the credential as evercred status does"));
+    };
+    let find = || -> Result<Option<Credential>, Report> {
+        let status = daemon::status(&socket).map_err(|error| error.report())?;
+        Ok(chosen(&status, Some(&args.which)).next().cloned())
+    };
+    let before = find()?.map_or(0, |credential| credential.generation);
+    let order = Order::Renew { user: user.to_owned(), credential: Some(base.to_owned()) };
+    match daemon::order(&socket, &order).map_err(|error| error.report())? {
+        Reply::Done { .. } => {}
+        Reply::Refused { why } => {
+            return Err(Report::new(why, exit::MISSING).advise("evercred status shows those that are there"));
+        }
+    }
+    let end = Instant::now() + args.wait;
+    loop {
+        let Some(now) = find()? else {
+            return Err(Report::new(format!("{} was removed meanwhile", args.which), exit::MISSING));
+        };
+        if now.generation > before {
+            return Ok(format!("{}: renewed", args.which));
+        }
+        if let (Some(error), State::Retrying | State::Parked | State::Unusable) = (&now.error, now.state) {
+            let words = advice(error.kind);
+            return Err(Report::new(format!("{}: not renewed, {}: {}", args.which, error.kind, words.meaning), 1)
+                .with_details((!error.detail.is_empty()).then(|| error.detail.clone()))
+                .advise(if words.admin.is_empty() { words.user } else { words.admin }));
+        }
+        if Instant::now() >= end {
+            return Err(Report::new(format!("{}: not renewed yet", args.which), exit::FAILED)
+                .advise("it goes on; evercred status shows how it ends"));
+        }
+        std::thread::sleep(LOOK);
+    }
+}

@@ -1,0 +1,281 @@
+//! `evercred status` and `evercred list`: what the daemon says of its credentials, for people or as JSON.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
+
+use super::{
+    daemon,
+    show::{self, Colour},
+};
+use crate::{
+    advice::advice,
+    cli,
+    config::{self, Sources},
+    core::{
+        snapshot::{Credential, State, Status},
+        time::Timestamp,
+    },
+    error::{Report, exit},
+};
+
+/// Between two looks of `--watch`.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// `evercred status`: 0, 3 if the named credential is not there, 4 if the daemon cannot be reached.
+#[must_use]
+pub fn run(args: &cli::Status) -> ExitCode {
+    let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
+    loop {
+        let status = match daemon::status(&socket) {
+            Ok(status) => status,
+            Err(error) => return error.report().print("evercred"),
+        };
+        let mine: Vec<&Credential> = chosen(&status, args.which.as_deref()).collect();
+        if let (Some(which), true, false) = (&args.which, mine.is_empty(), args.watch) {
+            return nothing(&status, which).print("evercred");
+        }
+        let text = if args.json { json(&status, &mine) } else { page(&status, &mine, Colour::of_stdout()) };
+        let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
+        // Nobody is left to tell if standard output is closed.
+        if write!(io::stdout().lock(), "{clear}{text}").is_err() || !args.watch {
+            return ExitCode::SUCCESS;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// `evercred list`: names, one a line; 0, 4 if the daemon cannot be reached.
+#[must_use]
+pub fn list(args: &cli::List) -> ExitCode {
+    let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
+    let status = match daemon::status(&socket) {
+        Ok(status) => status,
+        Err(error) => return error.report().print("evercred"),
+    };
+    let ends = |c: &Credential| match c.state {
+        // Refused or unusable: it has ended already.
+        State::Parked | State::Unusable => Some(status.now),
+        _ => c.refresh_token_expires,
+    };
+    let due =
+        |c: &&Credential| args.expiring.is_none_or(|within| ends(c).is_some_and(|end| end <= status.now.plus(within)));
+    let mut mine: Vec<&Credential> = status.credentials.iter().filter(due).collect();
+    mine.sort_by_key(|c| (ends(c).is_none(), ends(c)));
+    let text = if args.json {
+        json(&status, &mine)
+    } else {
+        show::table(
+            ["CREDENTIAL", "PROVIDER", "STATE", "REFRESH TOKEN LEFT"],
+            mine.iter().map(|c| {
+                [
+                    c.name(),
+                    c.provider.clone(),
+                    c.state.word().to_owned(),
+                    show::left(c.refresh_token_expires, status.now),
+                ]
+            }),
+        )
+    };
+    // Nobody is left to tell if standard output is closed.
+    io::stdout().lock().write_all(text.as_bytes()).ok();
+    ExitCode::SUCCESS
+}
+
+/// `USER`, `USER/S_H`, or for the own credentials `S_H` alone.
+pub(super) fn chosen<'a>(status: &'a Status, which: Option<&'a str>) -> impl Iterator<Item = &'a Credential> {
+    let everybody = status.everybody;
+    status.credentials.iter().filter(move |credential| match which.map(|which| which.split_once('/').ok_or(which)) {
+        None => true,
+        Some(Ok((user, base))) => credential.user == user && credential.base() == base,
+        Some(Err(one)) => credential.user == one || (!everybody && credential.base() == one),
+    })
+}
+
+fn nothing(status: &Status, which: &str) -> Report {
+    let whose = if status.everybody { "" } else { " of yours" };
+    Report::new(format!("there is no credential{whose} called {which}"), exit::MISSING)
+        .advise("evercred status shows those that are there; a new one comes with evercred login SERVICE or a submit")
+}
+
+fn json(status: &Status, chosen: &[&Credential]) -> String {
+    let part = Status { credentials: chosen.iter().map(|c| (*c).clone()).collect(), ..status.clone() };
+    // Only numbers, texts and times are in it.
+    serde_json::to_string_pretty(&part).map_or_else(|_| String::new(), |text| text + "\n")
+}
+
+/// The table, then what is wrong and what to do.
+fn page(status: &Status, chosen: &[&Credential], colour: Colour) -> String {
+    let now = status.now;
+    if chosen.is_empty() {
+        let whose = if status.everybody { "There are no credentials" } else { "You have no credentials here" };
+        return format!(
+            "{whose}. A job with use_oauth_services brings one, or: evercred login SERVICE\n{}",
+            foot(status)
+        );
+    }
+    let replicas = chosen.iter().any(|c| !c.replicas.is_empty());
+    let rows = chosen.iter().map(|c| {
+        [
+            if status.everybody { c.name() } else { c.base() },
+            c.provider.clone(),
+            show::state(c, now),
+            show::left(c.expires, now),
+            c.renews.map_or_else(
+                || if c.state == State::Renewing { "now".into() } else { "-".into() },
+                |at| {
+                    if at <= now { "now".into() } else { format!("in {}", show::short(at.since(now))) }
+                },
+            ),
+            show::left(c.refresh_token_expires, now),
+            behind(c),
+        ]
+    });
+    let text = if replicas {
+        let head = ["CREDENTIAL", "PROVIDER", "STATE", "TOKEN LEFT", "NEXT RENEWAL", "REFRESH TOKEN LEFT", "REPLICAS"];
+        show::table(head, rows)
+    } else {
+        let head = ["CREDENTIAL", "PROVIDER", "STATE", "TOKEN LEFT", "NEXT RENEWAL", "REFRESH TOKEN LEFT"];
+        show::table(head, rows.map(|[a, b, c, d, e, f, _]| [a, b, c, d, e, f]))
+    };
+    let mut lines = text.lines();
+    let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
+    for (line, credential) in lines.zip(chosen) {
+        text.push_str(&colour.line(credential, now, line));
+        text.push('\n');
+    }
+    for credential in chosen {
+        text.push_str(&trouble(credential, status.everybody, now));
+    }
+    text + &foot(status)
+}
+
+fn behind(credential: &Credential) -> String {
+    match (credential.replicas.len(), credential.replicas.iter().filter(|r| r.behind).count()) {
+        (0, _) => "-".into(),
+        (all, 0) => format!("{all} up to date"),
+        (all, behind) => format!("{behind} of {all} behind"),
+    }
+}
+
+/// What is wrong with a credential, what it means, what to do.
+fn trouble(credential: &Credential, everybody: bool, now: Timestamp) -> String {
+    let Some(error) = &credential.error else { return String::new() };
+    let words = advice(error.kind);
+    let name = if everybody { credential.name() } else { credential.base() };
+    let since = error.since.map(|since| format!(", since {}", show::short(now.since(since)))).unwrap_or_default();
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    writeln!(text, "\n{name}: {}{since}", error.kind).ok();
+    writeln!(text, "  {}", words.meaning).ok();
+    if !error.detail.is_empty() {
+        writeln!(text, "  It was told: {}", error.detail).ok();
+    }
+    let todo = if everybody && !words.admin.is_empty() { words.admin } else { words.user };
+    if !todo.is_empty() {
+        writeln!(text, "  What to do: {}", todo.replace("SERVICE", &credential.base())).ok();
+    }
+    text
+}
+
+/// The state of issuers that are down, and of the daemon.
+fn foot(status: &Status) -> String {
+    let mut text = String::new();
+    for issuer in status.providers.iter().filter(|issuer| issuer.down) {
+        // Writing to a string does not fail.
+        writeln!(text, "\nThe issuer of {} is down or refuses us; {} wait.", issuer.provider, issuer.queued).ok();
+    }
+    if !status.courier {
+        text.push_str("\nThe network process is down; the daemon starts another.\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::snapshot::{Issuer, SCHEMA, Trouble},
+        error::Kind,
+    };
+
+    const NOW: Timestamp = Timestamp(1_790_000_000_000);
+
+    fn credential(user: &str, service: &str, state: State) -> Credential {
+        Credential {
+            user: user.into(),
+            service: service.into(),
+            handle: None,
+            provider: service.into(),
+            state,
+            expires: Some(NOW.plus(Duration::from_secs(2530))),
+            renews: Some(NOW.plus(Duration::from_secs(700))),
+            refresh_token_expires: Some(NOW.plus(Duration::from_secs(604_798))),
+            renewed: Some(NOW),
+            generation: 3,
+            error: None,
+            flagged: None,
+            replicas: Vec::new(),
+        }
+    }
+
+    fn status() -> Status {
+        let mut parked = credential("alice", "helmholtz", State::Parked);
+        parked.expires = Some(NOW.minus(Duration::from_secs(60)));
+        parked.renews = None;
+        parked.error = Some(Trouble {
+            kind: Kind::Revoked,
+            detail: "the mytoken server says invalid_token".into(),
+            since: Some(NOW.minus(Duration::from_secs(3600))),
+            times: 2,
+        });
+        Status {
+            schema: SCHEMA,
+            version: "0".into(),
+            pid: 1,
+            now: NOW,
+            started: NOW,
+            everybody: false,
+            courier: true,
+            providers: vec![Issuer {
+                provider: "wlcg".into(),
+                kind: "oauth2".into(),
+                services: vec!["wlcg".into()],
+                down: true,
+                in_flight: 0,
+                queued: 7,
+            }],
+            credentials: vec![parked, credential("alice", "wlcg", State::Fresh)],
+        }
+    }
+
+    #[test]
+    fn the_table_tells_the_state_in_words_and_what_to_do() {
+        let status = status();
+        let all: Vec<_> = chosen(&status, None).collect();
+        insta::assert_snapshot!(page(&status, &all, Colour::none()));
+    }
+
+    #[test]
+    fn json_has_a_schema_number_rfc_3339_times_and_labels() {
+        let status = status();
+        let text = json(&status, &chosen(&status, Some("helmholtz")).collect::<Vec<_>>());
+        insta::assert_snapshot!(text);
+        let back: Status = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.credentials.len(), 1);
+    }
+
+    #[test]
+    fn a_user_names_the_own_credential_by_its_service_alone_and_an_admin_by_user_too() {
+        let mut status = status();
+        assert_eq!(chosen(&status, Some("wlcg")).count(), 1);
+        assert_eq!(chosen(&status, Some("alice/wlcg")).count(), 1);
+        assert_eq!(chosen(&status, Some("alice")).count(), 2);
+        assert_eq!(chosen(&status, Some("bob")).count(), 0);
+        status.everybody = true;
+        assert_eq!(chosen(&status, Some("wlcg")).count(), 0);
+    }
+}

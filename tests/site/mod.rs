@@ -1,0 +1,129 @@
+//! One site for component tests: the embedded issuer, a credential directory, a configuration, and the real credmon
+//! (both processes) while it runs.
+
+#![allow(dead_code, reason = "no test needs all of this")]
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
+
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use evercred::demo::issuer::{Issuer, Options, Rotation, Running, TokenWish};
+use tempfile::TempDir;
+
+/// One site: issuer, directory, configuration, and the credmon while it runs.
+pub struct Site {
+    pub home: TempDir,
+    pub issuer: Running,
+    pub credmon: Option<Child>,
+}
+
+impl Site {
+    pub fn new(lifetime: u64, rotation: Rotation) -> Self {
+        let home = TempDir::with_prefix("evercred-test-").unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let issuer =
+            Issuer::start(&Options { access_lifetime: Duration::from_secs(lifetime), rotation, ..Options::default() })
+                .unwrap();
+        let site = Self { home, issuer, credmon: None };
+        fs::DirBuilder::new().mode(0o700).create(site.credentials()).unwrap();
+        site.configure("");
+        site
+    }
+
+    pub fn credentials(&self) -> PathBuf {
+        self.home.path().join("credentials")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.home.path().join("status.sock")
+    }
+
+    pub fn configure(&self, more: &str) {
+        let text = format!(
+            "[daemon]\ncredential_directory = \"{}\"\nstatus_socket = \"{}\"\ncourier_user = \"nobody\"\n\n[provider.grid]\nkind = \"oauth2\"\n\
+             issuer = \"{url}\"\nclient_id = \"test\"\nscopes = [\"storage.read:/\"]\nmax_per_second = 1000\n\
+             timeout = \"3s\"\n{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n",
+            self.credentials().display(),
+            self.socket().display(),
+            url = self.issuer.url(),
+        );
+        fs::write(self.home.path().join("evercred.toml"), text).unwrap();
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_condor_credmon_evercred"));
+        command.arg("--config").arg(self.home.path().join("evercred.toml"));
+        command.arg("--log").arg(self.home.path().join("log")).stdin(Stdio::null());
+        command
+    }
+
+    pub fn start(&mut self) {
+        self.credmon = Some(self.command().spawn().unwrap());
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    /// As credd stores: a file beside it, renamed into place.
+    pub fn store(&self, user: &str, base: &str, content: &[u8]) {
+        let directory = self.credentials().join(user);
+        if !directory.exists() {
+            fs::DirBuilder::new().mode(0o700).create(&directory).unwrap();
+        }
+        let (temporary, path) = (directory.join(format!("{base}.top.tmp")), directory.join(format!("{base}.top")));
+        fs::write(&temporary, content).unwrap();
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&temporary, &path).unwrap();
+    }
+
+    pub fn refresh_token(&self, user: &str) -> String {
+        self.issuer.control().refresh_token(&TokenWish {
+            user: user.into(),
+            client_id: None,
+            scope: "storage.read:/ offline_access".into(),
+            audience: vec![],
+        })
+    }
+
+    pub fn grid(&self, user: &str) -> String {
+        let token = self.refresh_token(user);
+        self.store(user, "grid", format!("{{\"refresh_token\":\"{token}\"}}").as_bytes());
+        token
+    }
+
+    pub fn file(&self, user: &str, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.credentials().join(user).join(name)).ok()
+    }
+
+    pub fn exchanges(&self, user: &str) -> u64 {
+        self.issuer.control().records(Some(user)).iter().map(|r| r.exchanges).sum()
+    }
+
+    pub fn wait(&self, what: &str, seconds: u64, mut done: impl FnMut(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while !done(self) {
+            assert!(Instant::now() < end, "not in {seconds} s: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.credmon.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.credmon.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}

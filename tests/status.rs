@@ -1,0 +1,153 @@
+//! What the daemon tells and to whom: the status socket, `evercred status`, `needs-renewal`, `list` and `renew`.
+
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
+
+mod site;
+
+use std::{
+    io::Read,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use evercred::demo::issuer::{Outage, Rotation};
+use serde_json::Value;
+
+use self::site::Site;
+
+fn evercred(site: &Site, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    command.args(arguments).arg("--socket").arg(site.socket()).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn started(users: &[&str]) -> Site {
+    let mut site = Site::new(600, Rotation::Strict);
+    for user in users {
+        site.grid(user);
+    }
+    site.start();
+    for user in users {
+        site.wait(user, 20, |s| s.file(user, "grid.use").is_some());
+    }
+    site.wait("all renewed", 10, |s| {
+        let status = text(&evercred(s, &["status", "--json"]));
+        status.matches("\"fresh\"").count() == users.len()
+    });
+    site
+}
+
+#[test]
+fn status_shows_what_is_fresh_and_json_has_a_schema_and_no_secret() {
+    let site = started(&["alice", "bob"]);
+    let shown = text(&evercred(&site, &["status"]));
+    assert!(shown.contains("alice/grid  grid      fresh  "), "{shown}");
+    let json = text(&evercred(&site, &["status", "bob/grid", "--json"]));
+    let value: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value.get("schema"), Some(&Value::from(1)));
+    assert_eq!(value.get("credentials").and_then(Value::as_array).map(Vec::len), Some(1));
+    let token = String::from_utf8(site.file("bob", "grid.top").unwrap()).unwrap();
+    assert!(!json.contains(token.split('"').nth(3).unwrap()));
+    assert_eq!(evercred(&site, &["status", "nobody-here/grid"]).status.code(), Some(3));
+}
+
+#[test]
+fn a_user_sees_the_own_credentials_only() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can look as somebody else");
+        return;
+    }
+    let site = started(&["alice", "nobody"]);
+    std::fs::set_permissions(site.home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The test's own build may stand where nobody can look: a copy stands with the site.
+    let program = site.home.path().join("evercred");
+    std::fs::copy(env!("CARGO_BIN_EXE_evercred"), &program).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(&program).args(arguments);
+        command.arg("--socket").arg(site.socket()).output().unwrap()
+    };
+    let shown = as_nobody(&["status"]);
+    assert!(shown.status.success(), "{}", text(&shown));
+    let shown = text(&shown);
+    assert!(shown.contains("grid        grid      fresh") && !shown.contains("alice"), "{shown}");
+    assert_eq!(as_nobody(&["status", "alice/grid"]).status.code(), Some(3));
+    assert_eq!(as_nobody(&["needs-renewal", "grid"]).status.code(), Some(0));
+    let refused = as_nobody(&["renew", "nobody/grid"]);
+    assert_eq!(refused.status.code(), Some(4));
+    assert!(text(&refused).contains("run it as root"), "{}", text(&refused));
+}
+
+#[test]
+fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
+    let site = started(&["alice"]);
+    let code = |which: &str| evercred(&site, &["needs-renewal", which, "--min", "2h"]).status.code();
+    assert_eq!(code("alice/grid"), Some(0));
+    assert_eq!(code("alice/other"), Some(3));
+    site.store("alice", "grid", b"{}");
+    site.wait("the bad .top", 10, |_| code("alice/grid") == Some(2));
+    let listed = text(&evercred(&site, &["list", "--expiring", "7d"]));
+    assert!(listed.contains("alice/grid") && listed.contains("unusable"), "{listed}");
+    drop(site);
+    let gone = Site::new(600, Rotation::None);
+    let output = evercred(&gone, &["needs-renewal", "grid"]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output).contains("What to do"), "{}", text(&output));
+}
+
+#[test]
+fn an_order_to_renew_is_carried_out_at_once_and_tells_why_not() {
+    let site = started(&["alice"]);
+    let before = site.file("alice", "grid.use");
+    let renewed = evercred(&site, &["renew", "alice/grid"]);
+    assert_eq!(text(&renewed), "alice/grid: renewed\n");
+    assert_ne!(site.file("alice", "grid.use"), before);
+    assert_eq!(evercred(&site, &["renew", "alice/other"]).status.code(), Some(3));
+    site.issuer.control().set_outage(Outage::Unavailable);
+    let refused = evercred(&site, &["renew", "alice/grid"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("server-error"), "{}", text(&refused));
+}
+
+#[test]
+fn readers_that_never_read_and_a_thousand_at_once_do_not_delay_a_renewal() {
+    let site = started(&["alice"]);
+    // So many rows that the document does not fit into a socket's buffer.
+    for n in 0..3000 {
+        site.store(&format!("user{n}"), "grid", b"{}");
+    }
+    site.wait("3,000 more rows", 30, |s| {
+        let status = text(&evercred(s, &["list", "--json"]));
+        status.matches("\"unusable\"").count() == 3000
+    });
+    // None of them reads, and each holds a place for a while.
+    let idle: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(site.socket()).unwrap()).collect();
+    let asked = Instant::now();
+    let renewed = evercred(&site, &["renew", "alice/grid"]);
+    println!("renewed in {:?} beside {} readers that do not read", asked.elapsed(), idle.len());
+    assert_eq!(text(&renewed), "alice/grid: renewed\n");
+    drop(idle);
+    let readers: Vec<_> = (0..1000)
+        .map(|_| {
+            let socket = site.socket();
+            std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+                let mut stream = UnixStream::connect(socket).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                let mut document = Vec::new();
+                // Whole from its first byte to its last: parsing a megabyte a thousand times would measure the test.
+                stream
+                    .read_to_end(&mut document)
+                    .is_ok_and(|_| document.starts_with(b"{\"schema\":") && document.ends_with(b"]}\n"))
+            })
+        })
+        .collect();
+    site.grid("bob");
+    site.wait("a new credential beside a thousand readers", 10, |s| s.file("bob", "grid.use").is_some());
+    let told = readers.into_iter().filter_map(|reader| reader.unwrap().join().ok()).filter(|told| *told).count();
+    println!("{told} of 1000 readers got the document");
+    assert_eq!(told, 1000);
+}
