@@ -101,9 +101,13 @@ impl Budget {
         was_down
     }
 
-    /// The issuer failed for credential `slot`: true if the circuit opens with this one.
-    pub fn failed(&mut self, now: Tick, slot: usize) -> bool {
+    /// The issuer failed for credential `slot`: true if the circuit opens with this one. `probe`: it was asked while
+    /// the circuit was open; the others that were under way when it opened say nothing new.
+    pub fn failed(&mut self, now: Tick, slot: usize, probe: bool) -> bool {
         if let Some(before) = self.open_for {
+            if !probe {
+                return false;
+            }
             let wait = before.saturating_mul(2).min(RETRY_MOST);
             self.open_for = Some(wait);
             self.not_before = self.not_before.max(now.plus(wait));
@@ -139,5 +143,34 @@ impl Budget {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.parked || self.open_for.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_house_that_fails_at_once_opens_the_circuit_for_the_first_delay_only() {
+        let mut budget = Budget::new(Limits { in_flight: 64, per_second: 100 });
+        let now = Tick(1000);
+        for _ in 0..64 {
+            budget.may_start(now).unwrap();
+            budget.started();
+        }
+        for slot in 0..64 {
+            budget.ended();
+            budget.failed(now, slot, false);
+        }
+        assert_eq!(budget.may_start(now), Err(Some(now.plus(RETRY_FIRST))));
+        let probe = now.plus(RETRY_FIRST);
+        budget.may_start(probe).unwrap();
+        budget.started();
+        assert_eq!(budget.may_start(probe), Err(None), "one probe at a time");
+        budget.ended();
+        assert!(!budget.failed(probe, 1, true));
+        assert_eq!(budget.may_start(probe), Err(Some(probe.plus(RETRY_FIRST * 2))));
+        assert!(budget.answered());
+        assert_eq!(budget.may_start(probe), Ok(()));
     }
 }

@@ -329,6 +329,8 @@ struct Flight {
     slot: Option<usize>,
     provider: usize,
     identity: Identity,
+    /// It was asked while the issuer counted as down.
+    probe: bool,
     end: End,
     keeping: bool,
     keep_failures: u32,
@@ -749,6 +751,7 @@ impl Planner {
             entry.wait = Wait::Parked;
             return None;
         };
+        let probe = issuer.budget.is_open();
         issuer.budget.started();
         let number = self.next_number;
         self.next_number += 1;
@@ -759,6 +762,7 @@ impl Planner {
                 slot: Some(place.slot),
                 provider: index,
                 identity,
+                probe,
                 end: End::Asked,
                 keeping: false,
                 keep_failures: 0,
@@ -772,13 +776,13 @@ impl Planner {
         if !matches!(flight.end, End::Asked) {
             return;
         }
-        let (provider, slot) = (flight.provider, flight.slot);
+        let (provider, slot, probe) = (flight.provider, flight.slot, flight.probe);
         flight.end = match result {
             Ok(brought) => End::Good(brought),
             Err(failure) => End::Bad(failure),
         };
         let identity = flight.identity;
-        self.judge_issuer(now, provider, slot, result.as_ref().err().copied());
+        self.judge_issuer(now, provider, slot, probe, result.as_ref().err().copied());
         let rotated = result.map_or_else(|f| f.rotated, |b| b.rotated);
         let Some(flight) = self.flights.get_mut(&number) else { return };
         if slot.is_none() {
@@ -795,7 +799,7 @@ impl Planner {
     }
 
     /// What the answer says about the issuer, apart from the credential.
-    fn judge_issuer(&mut self, now: Now, provider: usize, slot: Option<usize>, failure: Option<Failure>) {
+    fn judge_issuer(&mut self, now: Now, provider: usize, slot: Option<usize>, probe: bool, failure: Option<Failure>) {
         let Some(issuer) = self.issuers.get_mut(provider) else { return };
         issuer.budget.ended();
         let down = match failure.map(|f| (f.kind, f.kind.class())) {
@@ -819,7 +823,7 @@ impl Planner {
                     issuer.budget.pause(now.tick, wait);
                     return;
                 }
-                if !issuer.budget.failed(now.tick, slot.unwrap_or(usize::MAX)) {
+                if !issuer.budget.failed(now.tick, slot.unwrap_or(usize::MAX), probe) {
                     return;
                 }
                 Some(kind)
