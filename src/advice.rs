@@ -1,6 +1,8 @@
 //! What each error kind means for people, and what to do next: one table for `explain`, `status`, notices and pages.
 
-use crate::error::Kind;
+use std::fmt::Write as _;
+
+use crate::error::{Class, Kind};
 
 /// Words for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +151,36 @@ pub fn advice(kind: Kind) -> Advice {
         ),
     };
     Advice { meaning, user, admin }
+}
+
+/// docs/error-kinds.md.
+#[must_use]
+pub fn page() -> String {
+    let mut text = String::from(
+        "# Error kinds\n\n<!-- Made by `evercred generate`; a test compares it with the program. -->\n\n\
+         The labels in the log (`kind=`), in `evercred status`, in metrics and in notices. `evercred explain LABEL` says \
+         the same on\nthe command line.\n",
+    );
+    for (class, heading) in [
+        (Class::Transient, "Tried again soon: 5 s doubling to 5 min, never before the issuer's `Retry-After`"),
+        (Class::Slow, "Tried again slowly: 5 min doubling to 1 h"),
+        (
+            Class::Refused,
+            "Refused: asked once more after 60 s, then parked until the `.top` changes or an admin renews",
+        ),
+        (Class::Ours, "Ours: the provider is parked and probed every 5 min"),
+        (Class::Input, "The stored credential: looked at again when it changes"),
+    ] {
+        text.push_str("\n## ");
+        text.push_str(heading);
+        text.push_str("\n\n| kind | meaning | the user | the admin |\n|---|---|---|---|\n");
+        for kind in Kind::ALL.iter().filter(|kind| kind.class() == class) {
+            let Advice { meaning, user, admin } = advice(*kind);
+            // Writing to a string does not fail.
+            writeln!(text, "| `{kind}` | {meaning} | {user} | {admin} |").ok();
+        }
+    }
+    text
 }
 
 #[cfg(test)]

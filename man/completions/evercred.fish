@@ -35,7 +35,7 @@ complete -c evercred -n "__fish_evercred_needs_command" -f -a "list" -d 'List cr
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
-complete -c evercred -n "__fish_evercred_needs_command" -f -a "generate" -d 'Man pages and completions, for the packages'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "generate" -d 'Man pages, completions and reference pages, for the packages'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "issuer" -d 'The embedded issuer of demo and tests'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c evercred -n "__fish_evercred_using_subcommand status" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
@@ -80,6 +80,6 @@ complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_s
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "explain" -d 'Explain an error kind or a hold reason, with the next command'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "demo" -d 'Watch tokens being renewed: needs no root, no HTCondor and no network'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "credmon" -d 'The credential monitor, as `condor_credmon_evercred`'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "generate" -d 'Man pages and completions, for the packages'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "generate" -d 'Man pages, completions and reference pages, for the packages'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "issuer" -d 'The embedded issuer of demo and tests'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

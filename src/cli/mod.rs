@@ -82,7 +82,7 @@ pub enum Command {
     /// The credential monitor, as `condor_credmon_evercred`.
     #[command(hide = true)]
     Credmon(Credmon),
-    /// Man pages and completions, for the packages.
+    /// Man pages, completions and reference pages, for the packages.
     #[command(hide = true)]
     Generate(Generate),
     /// The embedded issuer of demo and tests.
@@ -195,7 +195,7 @@ pub struct Demo {
 /// `evercred generate`
 #[derive(Debug, Clone, Args)]
 pub struct Generate {
-    /// Where `man` and `completions` are written
+    /// The root of the repository
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
 }

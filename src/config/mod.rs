@@ -7,6 +7,7 @@ pub mod condor;
 pub mod fragment;
 pub mod input;
 mod provider;
+pub mod reference;
 mod secret_file;
 pub mod settings;
 

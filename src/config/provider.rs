@@ -94,8 +94,10 @@ fn kind(value: &Value) -> Result<Kind, Wrong> {
 }
 
 fn services(name: &str, section: &mut Section<'_>) -> Vec<String> {
-    if section.has("services") {
-        return section.take("services", services_of).unwrap_or_default();
+    let given = section.has("services");
+    let services = section.take("services", services_of);
+    if given {
+        return services.unwrap_or_default();
     }
     if let Err(wrong) = service(name) {
         section.complain("", &wrong.what, "rename this table, or name the services with `services`");

@@ -1,5 +1,6 @@
-//! `evercred generate DIR` (hidden): man pages and completions from the command lines' definitions, so that they
-//! cannot differ from what the programs take. The packages and `man/` are made by it; a test compares.
+//! `evercred generate DIR` (hidden): man pages and completions from the command lines' definitions, pages of
+//! configuration keys and error kinds from the tables in the program, so that none of them can differ from what it
+//! does. `man/` and a part of `docs/` are made by it, below `DIR`; a test compares.
 
 use std::{fs, io, path::Path, process::ExitCode};
 
@@ -7,11 +8,12 @@ use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 
 use crate::{
-    cli,
+    advice, cli,
+    config::reference,
     error::{Report, exit},
 };
 
-/// Write pages into `DIR` and completions into `DIR/completions`.
+/// Write everything below `DIR`, the root of the repository.
 #[must_use]
 pub fn run(args: &cli::Generate) -> ExitCode {
     match write(&args.directory) {
@@ -22,7 +24,16 @@ pub fn run(args: &cli::Generate) -> ExitCode {
     }
 }
 
-fn write(man: &Path) -> io::Result<()> {
+fn write(root: &Path) -> io::Result<()> {
+    let docs = root.join("docs");
+    fs::create_dir_all(&docs)?;
+    for (name, text) in [("configuration.md", reference::page()), ("error-kinds.md", advice::page())] {
+        fs::write(docs.join(name), text)?;
+    }
+    man_pages(&root.join("man"))
+}
+
+fn man_pages(man: &Path) -> io::Result<()> {
     let completions = man.join("completions");
     fs::create_dir_all(&completions)?;
     let mut evercred = cli::Evercred::command();
@@ -60,15 +71,18 @@ mod tests {
     }
 
     #[test]
-    fn the_man_pages_and_completions_in_the_repository_are_those_of_the_programs() {
+    fn the_generated_files_in_the_repository_are_those_of_the_programs() {
         let fresh = tempfile::tempdir().unwrap();
         write(fresh.path()).unwrap();
-        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
-        for folder in [".", "completions"] {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for folder in ["man", "man/completions", "docs"] {
             let (new, old) = (files(&fresh.path().join(folder)), files(&here.join(folder)));
-            assert_eq!(new.keys().collect::<Vec<_>>(), old.keys().collect::<Vec<_>>(), "{folder}");
+            if folder != "docs" {
+                assert_eq!(new.keys().collect::<Vec<_>>(), old.keys().collect::<Vec<_>>(), "{folder}");
+            }
             for (name, text) in new {
-                assert!(old[&name] == text, "{folder}/{} is old: run `cargo run -- generate man`", name.display());
+                let same = old.get(&name) == Some(&text);
+                assert!(same, "{folder}/{} is old: run `cargo run -- generate .`", name.display());
             }
         }
     }

@@ -1,0 +1,159 @@
+//! Every configuration key with its default and meaning: the table behind docs/configuration.md. A test holds it
+//! against what the readers really take.
+
+use std::fmt::Write as _;
+
+/// One key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Its table, as it is written.
+    pub table: &'static str,
+    /// Its name.
+    pub key: &'static str,
+    /// What holds without it; empty: it is required.
+    pub default: &'static str,
+    /// What it means, with its unit or its values.
+    pub meaning: &'static str,
+}
+
+const fn key(table: &'static str, key: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key { table, key, default, meaning }
+}
+
+const DAEMON: &str = "[daemon]";
+const PROVIDER: &str = "[provider.NAME]";
+const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
+const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
+
+/// All keys, in the order in which people meet them.
+pub const KEYS: &[Key] = &[
+    key(
+        DAEMON,
+        "credential_directory",
+        "HTCondor's `SEC_CREDENTIAL_DIRECTORY_OAUTH`",
+        "Where credd stores credentials. An absolute path.",
+    ),
+    key(
+        DAEMON,
+        "courier_user",
+        "`\"evercred\"`",
+        "Who the network process becomes when the credmon is started as root. Never root.",
+    ),
+    key(
+        DAEMON,
+        "status_socket",
+        "`/run/evercred/status.sock`, if started as root or condor",
+        "Where `evercred status` and the storer ask. The control socket `control.sock` is beside it.",
+    ),
+    key(DAEMON, "metrics_listen", "no listener", "Address and port of the metrics and health endpoint."),
+    key(
+        DAEMON,
+        "full_scan",
+        "`\"10m\"`",
+        "How often every credential is looked at, whatever the watch says. 1 s to 24 h.",
+    ),
+    key(DAEMON, "log", "HTCondor's `CREDMON_OAUTH_LOG`", "A path, `\"syslog\"`, `\"journal\"` or `\"stderr\"`."),
+    key(PROVIDER, "kind", "", "`\"oauth2\"` or `\"mytoken\"`."),
+    key(PROVIDER, "services", "the service called NAME", "The services that this provider owns; names without `_`."),
+    key(
+        PROVIDER,
+        "issuer",
+        "none",
+        "The OAuth2/OIDC issuer, for discovery and to check tokens; for mytoken the provider behind the server.",
+    ),
+    key(PROVIDER, "scopes", "the issuer's", "What to ask for, unless the `.top` says otherwise. A list."),
+    key(PROVIDER, "audience", "the issuer's", "For whom to ask, unless the `.top` says otherwise. A list."),
+    key(
+        PROVIDER,
+        "shortfall",
+        "`\"refuse\"`",
+        "If less is granted than was asked for: `\"refuse\"` the token, or `\"flag\"` it and publish.",
+    ),
+    key(PROVIDER, "default_lifetime", "`\"1h\"`", "Of access tokens that come without any expiry. 1 s to 366 d."),
+    key(PROVIDER, "use_format", "`\"json\"`", "A `.use` is one line of JSON, or `\"bare\"`: the access token alone."),
+    key(PROVIDER, "max_in_flight", "64", "Requests under way at this issuer at once. 1 to 10,000."),
+    key(PROVIDER, "max_per_second", "50", "Requests started in one second at this issuer. 1 to 100,000."),
+    key(PROVIDER, "timeout", "`\"20s\"`", "Of one exchange. 1 s to 10 min."),
+    key(PROVIDER, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(
+        PROVIDER,
+        "fernet_key_file",
+        "none",
+        "Opens `.top` files that are Fernet text. Owner root or the credmon's, mode 0600.",
+    ),
+    key(OAUTH2, "token_endpoint", "by discovery at `issuer`", "Where tokens are asked for."),
+    key(OAUTH2, "client_id", "", "Under which id evercred is registered at the issuer."),
+    key(
+        OAUTH2,
+        "client_secret_file",
+        "a public client",
+        "A file with the client's secret alone. Owner root or the credmon's, mode 0600.",
+    ),
+    key(OAUTH2, "client_auth", "`\"header\"`", "The secret goes into the header (HTTP Basic) or into the `\"body\"`."),
+    key(
+        OAUTH2,
+        "audience_style",
+        "`\"audience\"`",
+        "`audience=a b`; or `\"repeated\"`: `audience=a&audience=b`; or `\"resource\"` (RFC 8707).",
+    ),
+    key(MYTOKEN, "server", "", "The mytoken server, like `https://mytok.eu`."),
+];
+
+/// docs/configuration.md.
+#[must_use]
+pub fn page() -> String {
+    let mut text = String::from(
+        "# Configuration keys\n\n<!-- Made by `evercred generate`; a test compares it with the program. -->\n\n\
+         `/etc/evercred/evercred.toml`, then `/etc/evercred/conf.d/*.toml` in the order of their names; a key given twice \
+         keeps the\nlater value. Durations are written like `\"20s\"`, `\"10m\"`, `\"2h\"` or `\"7d\"`. `http://` is \
+         accepted only for loopback\naddresses. Secrets are files, never values. `evercred check` tells every problem at \
+         once, as\n`file:line: key: what; what to do`. A commented example: [evercred.toml](examples/evercred.toml).\n",
+    );
+    let mut table = "";
+    for key in KEYS {
+        if key.table != table {
+            table = key.table;
+            // Writing to a string does not fail.
+            write!(text, "\n## `{table}`\n\n| key | default | meaning |\n|---|---|---|\n").ok();
+        }
+        let default = if key.default.is_empty() { "**required**" } else { key.default };
+        writeln!(text, "| `{}` | {default} | {} |", key.key, key.meaning).ok();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::{Sources, condor::Knobs, load_with};
+
+    /// What the reader of a table offers when it meets a key that nobody knows.
+    fn known(text: &str) -> BTreeSet<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(&file, text).unwrap();
+        let sources = Sources { config: Some(file), ..Sources::default() };
+        let problems = load_with(&sources, &Knobs::default()).unwrap_err();
+        let told = problems.iter().find_map(|p| p.advice.strip_prefix("known here: ")).unwrap();
+        told.split(", ").map(str::to_owned).collect()
+    }
+
+    fn documented(tables: &[&str]) -> BTreeSet<String> {
+        KEYS.iter().filter(|key| tables.contains(&key.table)).map(|key| key.key.to_owned()).collect()
+    }
+
+    #[test]
+    fn every_key_that_is_taken_is_documented_and_no_other() {
+        let daemon = "[daemon]\ncredential_directory = \"/c\"\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \"mytoken\"\n\
+                      server = \"https://m.example.org\"\n";
+        assert_eq!(known(daemon), documented(&[DAEMON]));
+        let provider =
+            |more: &str| format!("[daemon]\ncredential_directory = \"/c\"\n[provider.p]\nxqzxqzxqzxqz = 1\n{more}");
+        let oauth2 = provider("kind = \"oauth2\"\nclient_id = \"c\"\nissuer = \"https://i.example.org\"\n");
+        assert_eq!(known(&oauth2), documented(&[PROVIDER, OAUTH2]));
+        let mytoken = provider("kind = \"mytoken\"\nserver = \"https://m.example.org\"\n");
+        assert_eq!(known(&mytoken), documented(&[PROVIDER, MYTOKEN]));
+    }
+}
