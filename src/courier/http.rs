@@ -172,11 +172,7 @@ fn failure(error: &reqwest::Error) -> ExchangeError {
     let mut tls = false;
     let mut cause = error.source();
     while let Some(one) = cause {
-        tls |= one.downcast_ref::<rustls::Error>().is_some()
-            || one
-                .downcast_ref::<std::io::Error>()
-                .and_then(std::io::Error::get_ref)
-                .is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some());
+        tls |= is_tls(one);
         detail = one.to_string();
         cause = one.source();
     }
@@ -188,4 +184,13 @@ fn failure(error: &reqwest::Error) -> ExchangeError {
         Kind::Network
     };
     ExchangeError::new(kind, detail)
+}
+
+/// TLS errors come inside of IO errors, which may come inside of another and do not tell of it as their source.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    if error.is::<rustls::Error>() {
+        return true;
+    }
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    inner.is_some_and(|inner| is_tls(inner))
 }
