@@ -11,8 +11,9 @@
 
 use std::{
     collections::HashSet,
+    fmt::Write as _,
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Write as _},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -105,13 +106,15 @@ impl Site {
             self.path("credentials").display()
         );
         for (name, client, more) in providers {
-            text += &format!(
+            write!(
+                text,
                 "\n[provider.{name}]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"{client}\"\n\
                  audience_style = \"resource\"\n{more}\n",
                 self.url
-            );
+            )
+            .unwrap();
             if !more.contains("ca_file") {
-                text += &format!("ca_file = \"{}\"\n", self.path("issuer/ca.pem").display());
+                writeln!(text, "ca_file = \"{}\"", self.path("issuer/ca.pem").display()).unwrap();
             }
         }
         fs::write(self.path("evercred.toml"), text).unwrap();
