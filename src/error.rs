@@ -23,7 +23,7 @@ pub enum Class {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $label:literal, $class:ident;)*) => {
         /// Every way in which a renewal fails.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind { $($(#[$doc])* $name,)* }
 
         impl Kind {

@@ -28,6 +28,8 @@ pub struct Knobs {
     pub log: Option<PathBuf>,
     /// `MAX_CREDMON_OAUTH_LOG`, bytes.
     pub log_limit: Option<u64>,
+    /// `MAX_NUM_CREDMON_OAUTH_LOG`
+    pub log_keep: Option<u32>,
     /// `EVERCRED_CONFIG`
     pub config: Option<PathBuf>,
 }
@@ -62,10 +64,11 @@ pub fn ask_program(program: &Path) -> Knobs {
         "SEC_CREDENTIAL_REFRESH",
         "CREDMON_OAUTH_LOG",
         "MAX_CREDMON_OAUTH_LOG",
+        "MAX_NUM_CREDMON_OAUTH_LOG",
         "EVERCRED_CONFIG",
     ];
     // One process for each knob, side by side: the answers for several in one call do not say which is which.
-    let [directory, refresh, log, log_limit, config] =
+    let [directory, refresh, log, log_limit, log_keep, config] =
         names.map(|name| start(program, &[name])).map(|child| child.and_then(|child| answer(child, deadline)));
     Knobs {
         credential_directory: directory.and_then(absolute),
@@ -75,6 +78,7 @@ pub fn ask_program(program: &Path) -> Knobs {
             .map(Duration::from_secs),
         log: log.and_then(absolute),
         log_limit: log_limit.and_then(|text| bytes(&text)),
+        log_keep: log_keep.and_then(|text| text.parse().ok()),
         config: config.and_then(absolute),
     }
 }
@@ -150,6 +154,7 @@ mod tests {
                 SEC_CREDENTIAL_DIRECTORY_OAUTH) echo /var/lib/condor/oauth_credentials;;
                 SEC_CREDENTIAL_REFRESH) echo 120;;
                 MAX_CREDMON_OAUTH_LOG) echo 10 Mb;;
+                MAX_NUM_CREDMON_OAUTH_LOG) echo 5;;
                 *) echo "Not defined: $1"; exit 1;;
             esac"#,
         );
@@ -158,6 +163,7 @@ mod tests {
             refresh: Some(Duration::from_secs(120)),
             log: None,
             log_limit: Some(10 << 20),
+            log_keep: Some(5),
             config: None,
         };
         assert_eq!(ask_program(&program), expected);

@@ -22,7 +22,7 @@ use self::{
     condor::Knobs,
     fragment::{Data, Origin, Table, Value},
     input::Section,
-    settings::{Daemon, Provider, Settings},
+    settings::{Daemon, LogFormat, Provider, Settings},
 };
 use crate::error::{Report, exit};
 
@@ -251,7 +251,12 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs) -> Op
             .unwrap_or(minutes(10)),
         refresh: knobs.refresh.unwrap_or(minutes(5)),
         log: section.take("log", log_target).or_else(|| knobs.log.as_ref().map(|p| p.display().to_string())),
+        log_format: section
+            .take("log_format", input::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]))
+            .unwrap_or_default(),
         log_limit: knobs.log_limit.unwrap_or(LOG_LIMIT),
+        log_keep: knobs.log_keep.unwrap_or(1),
+        audit_log: section.take("audit_log", input::path),
     };
     section.finish();
     directory.map(|_| daemon)

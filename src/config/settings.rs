@@ -36,8 +36,39 @@ pub struct Daemon {
     pub refresh: Duration,
     /// `log`: a path, `syslog`, `journal` or `stderr`; default: `CREDMON_OAUTH_LOG` / the knob of our daemon's name.
     pub log: Option<String>,
-    /// `MAX_CREDMON_OAUTH_LOG`, bytes: a log file above it becomes `.old`; default 10 MiB.
+    /// `log_format = "text" | "json"`; default text.
+    pub log_format: LogFormat,
+    /// `MAX_CREDMON_OAUTH_LOG`, bytes: a log file above it is rotated; default 10 MiB.
     pub log_limit: u64,
+    /// `MAX_NUM_CREDMON_OAUTH_LOG`: so many rotated log files stay; default 1 (`.old`).
+    pub log_keep: u32,
+    /// `audit_log`: every decision as a line of JSON is appended to this file; absent: no audit.
+    pub audit_log: Option<PathBuf>,
+}
+
+/// What the network process serves and tells besides its exchanges.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outward {
+    /// `metrics_listen`
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Daemon {
+    /// What of it the network process is told.
+    #[must_use]
+    pub fn outward(&self) -> Outward {
+        Outward { metrics_listen: self.metrics_listen }
+    }
 }
 
 /// `[provider.NAME]`

@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod budget;
+pub mod figures;
 pub mod id;
 pub mod jwt;
 pub mod planner;

@@ -183,6 +183,8 @@ pub enum Announcement {
         after_failures: u32,
         /// How often this credential has been renewed.
         generation: u64,
+        /// The first token of this `.top`.
+        first: bool,
     },
     /// A renewal failed.
     Failed {
@@ -885,7 +887,7 @@ impl Planner {
         entry.last_kind = None;
         entry.failing_since = None;
         entry.refused_at = None;
-        entry.fresh_top = false;
+        let first = std::mem::take(&mut entry.fresh_top);
         entry.generation += 1;
         entry.changed_at = Some(now.tick);
         let after = schedule::renew_after(brought.lifetime, entry.id.spread(), self.refresh);
@@ -897,6 +899,7 @@ impl Planner {
             flagged: brought.flagged,
             after_failures,
             generation: entry.generation,
+            first,
         }));
         self.wait(slot, Wait::Due { wall: now.wall.plus(after), tick: now.tick.plus(after) });
     }

@@ -2,12 +2,18 @@
 //! The first frame to a courier is `Configure`; its answer is `Ready`, after privileges are gone.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
 use zeroize::Zeroizing;
 
 use crate::{
-    config::settings::Provider,
-    core::answer::{Grant, Outcome},
+    config::settings::{Outward, Provider},
+    core::{
+        answer::{Grant, Outcome},
+        figures::Figures,
+    },
     courier::probe::Facts,
 };
 
@@ -23,7 +29,11 @@ pub enum ToCourier {
         providers: Vec<Provider>,
         /// uid and gid to drop to, if started as root.
         become_ids: Option<(u32, u32)>,
+        /// What it serves and tells besides.
+        outward: Outward,
     },
+    /// The figures that it asked for.
+    Figures(Box<Figures>),
     /// Do one exchange.
     Exchange {
         /// Comes back with the answer.
@@ -54,6 +64,17 @@ pub enum FromCourier {
         number: u64,
         /// How it ended.
         outcome: Outcome,
+        /// How long the issuer took.
+        took: Duration,
+    },
+    /// A reader wants figures.
+    WantFigures,
+    /// A line for the log.
+    Tell {
+        /// It is a warning.
+        warn: bool,
+        /// In words.
+        text: String,
     },
     /// A probe ended.
     Probed {

@@ -2,9 +2,11 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::{fd::AsFd, unix::net::UnixStream},
     process::ExitCode,
     sync::Arc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -14,11 +16,13 @@ use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::{
+    endpoint::{self, Board, Want},
     frame::{self, FromCourier, MAX_FRAME, ToCourier},
     http::Caller,
     probe, sandbox,
 };
 use crate::{
+    config::settings::Outward,
     core::answer::ExchangeError,
     error::{Kind, exit},
 };
@@ -41,7 +45,7 @@ fn run() -> io::Result<()> {
     }
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&block), None)?;
     let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let Some(ToCourier::Configure { providers, become_ids }) = frame::read(&mut stream)? else {
+    let Some(ToCourier::Configure { providers, become_ids, outward }) = frame::read(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
     let prepared = sandbox::drop_privileges(become_ids).and_then(|()| {
@@ -57,28 +61,52 @@ fn run() -> io::Result<()> {
     };
     frame::write(&mut stream, &FromCourier::Ready { sandbox })?;
     stream.set_nonblocking(true)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, callers))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, callers, outward))
+}
+
+/// Start the endpoint, and pass on to the keeper what it wants.
+fn open_endpoint(listen: SocketAddr, done: mpsc::Sender<FromCourier>) -> io::Result<Board> {
+    let (board, mut wanted) = endpoint::start(listen)?;
+    tokio::spawn(async move {
+        while let Some(want) = wanted.recv().await {
+            let frame = match want {
+                Want::Figures => FromCourier::WantFigures,
+                Want::Trouble(address, why) => FromCourier::Tell {
+                    warn: true,
+                    text: format!("metrics_listen {address} cannot be had ({why}); renewals go on, trying again"),
+                },
+                Want::Listening(address) => {
+                    FromCourier::Tell { warn: false, text: format!("metrics are at http://{address}/metrics") }
+                }
+            };
+            if done.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(board)
 }
 
 async fn work(callers: &[Caller], frame: ToCourier) -> Option<FromCourier> {
     match frame {
         ToCourier::Exchange { number, provider, grant } => {
+            let began = Instant::now();
             let outcome = match callers.get(provider) {
                 Some(caller) => caller.exchange(&grant).await,
                 None => Err(ExchangeError::new(Kind::CourierLost, "no such provider")),
             };
-            Some(FromCourier::Answer { number, outcome })
+            Some(FromCourier::Answer { number, outcome, took: began.elapsed() })
         }
         ToCourier::Probe { provider } => {
             let facts = Box::new(probe::probe(callers.get(provider)?).await);
             Some(FromCourier::Probed { provider, facts })
         }
-        // Only the first frame configures.
-        ToCourier::Configure { .. } => None,
+        // Only the first frame configures; figures have been put on the board.
+        ToCourier::Configure { .. } | ToCourier::Figures(_) => None,
     }
 }
 
-async fn serve(stream: UnixStream, callers: Vec<Caller>) -> io::Result<()> {
+async fn serve(stream: UnixStream, callers: Vec<Caller>, outward: Outward) -> io::Result<()> {
     let callers: Arc<[Caller]> = callers.into();
     let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
@@ -96,8 +124,16 @@ async fn serve(stream: UnixStream, callers: Vec<Caller>) -> io::Result<()> {
         }
         Ok::<_, io::Error>(())
     });
+    let board = match outward.metrics_listen {
+        Some(listen) => Some(open_endpoint(listen, done.clone())?),
+        None => None,
+    };
     while let Some(body) = requests.next().await {
         let frame = frame::decode(&body?)?;
+        if let (ToCourier::Figures(figures), Some(board)) = (&frame, &board) {
+            board.figures.send_replace(Some((Instant::now(), Arc::new((**figures).clone()))));
+            continue;
+        }
         let (callers, done) = (Arc::clone(&callers), done.clone());
         tokio::spawn(async move {
             if let Some(answer) = work(&callers, frame).await {

@@ -1,24 +1,81 @@
-//! Announcements become log lines: one per renewal, the same field names everywhere; identical errors are told three
-//! times, then only at debug level, and once more when they end.
+//! Announcements become log lines, audit lines and counts. One log line per renewal, the same field names everywhere;
+//! an identical error is told three times, then only at debug level, and once more when it ends. Where many
+//! credentials of a provider fail alike, twenty a minute are told one by one, and then how many more there were.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::driver::Owner;
-use crate::core::{id::CredentialId, planner::Announcement};
+use super::{
+    audit::{self, Audit, Decision, Entry},
+    driver::Owner,
+    tally::Tally,
+};
+use crate::{
+    config::settings::ProviderKind,
+    core::{
+        answer::Answer,
+        id::CredentialId,
+        planner::Announcement,
+        time::{Now, Tick},
+    },
+    error::{Class, Kind},
+};
 
 /// How often the same error of the same credential is told.
 const TOLD: u32 = 3;
+/// How many credentials with the same error of the same provider are told one by one in [`WINDOW`].
+const ALIKE: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(60);
 
-/// Remembers what went wrong, in words, until it is mended.
+/// Tells, and remembers what went wrong, in words, until it is mended.
 #[derive(Debug, Default)]
 pub struct Announcer {
+    /// The counters.
+    pub tally: Tally,
+    audit: Audit,
     details: HashMap<CredentialId, String>,
+    /// The `jti`, hashed, of tokens that are being published.
+    hashes: HashMap<CredentialId, String>,
+    floods: HashMap<(usize, Kind), Flood>,
+}
+
+/// Lines of one provider and kind in a window.
+#[derive(Debug)]
+struct Flood {
+    since: Tick,
+    told: u32,
+    held: u32,
 }
 
 impl Announcer {
+    /// With this audit log.
+    #[must_use]
+    pub fn new(audit: Audit) -> Self {
+        Self { audit, ..Self::default() }
+    }
+
+    /// The audit log.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// From now on this audit log.
+    pub fn audit_to(&mut self, audit: Audit) {
+        self.audit = audit;
+    }
+
     /// Note the words that came with an error.
     pub fn note(&mut self, id: &CredentialId, detail: String) {
         self.details.insert(id.clone(), detail);
+    }
+
+    /// Note the token that is about to be published.
+    pub fn note_answer(&mut self, id: &CredentialId, answer: &Answer) {
+        if self.audit.is_on()
+            && let Some(hash) = audit::jti_sha256(&answer.access_token)
+        {
+            self.hashes.insert(id.clone(), hash);
+        }
     }
 
     /// The words that came with the last error.
@@ -28,23 +85,44 @@ impl Announcer {
     }
 
     /// Tell.
-    pub fn tell(&mut self, owners: &[Arc<Owner>], announcement: &Announcement) {
+    pub fn tell(&mut self, now: Now, owners: &[Arc<Owner>], announcement: &Announcement) {
+        self.tally.tell(owners, announcement);
+        if self.audit.is_on()
+            && let Some(entry) = self.entry(now, owners, announcement)
+        {
+            self.audit.record(entry);
+        }
+        self.log(now, owners, announcement);
+        match announcement {
+            Announcement::Renewed { id, .. } | Announcement::Forgotten { id } => {
+                self.details.remove(id);
+                self.hashes.remove(id);
+            }
+            _ => {}
+        }
+    }
+
+    fn log(&mut self, now: Now, owners: &[Arc<Owner>], announcement: &Announcement) {
         let provider = |index: usize| owners.get(index).map_or("?", |owner| owner.provider.name.as_str());
         match announcement {
-            Announcement::Renewed { id, provider: p, expires_in, rotated, flagged, after_failures, generation } => {
-                self.details.remove(id);
+            Announcement::Renewed {
+                id, provider: p, expires_in, rotated, flagged, after_failures, generation, ..
+            } => {
                 let (user, service, handle) = names(id);
-                let (expires_in, provider) = (expires_in.as_secs(), provider(*p));
+                let (expires_in, provider, issuer) = (expires_in.as_secs(), provider(*p), issuer(owners, *p));
+                // The one line on recovery is this one.
+                let message = if *after_failures > 0 { "renewed again" } else { "renewed" };
                 tracing::info!(
                     user,
                     service,
                     handle,
                     provider,
+                    issuer,
                     expires_in,
                     generation,
                     rotated,
                     after_failures,
-                    "renewed"
+                    "{message}"
                 );
                 if let Some(kind) = flagged {
                     tracing::warn!(user, service, handle, provider, %kind, "published with less than was asked for");
@@ -52,19 +130,24 @@ impl Announcer {
             }
             Announcement::Failed { id, provider: p, kind, times, next_in } => {
                 let (user, service, handle) = names(id);
-                let (next_in, provider) = (next_in.map_or(0, |d| d.as_secs()), provider(*p));
-                let detail = self.details.get(id).map_or("", String::as_str);
-                if *times <= TOLD {
-                    tracing::warn!(user, service, handle, provider, %kind, times, next_in, detail, "not renewed");
+                let (next_in, issuer) = (next_in.map_or(0, |d| d.as_secs()), issuer(owners, *p));
+                let told = *times <= TOLD && self.may_tell(now.tick, owners, *p, *kind);
+                let (detail, provider) = (self.detail(id), provider(*p));
+                if told {
+                    tracing::warn!(
+                        user, service, handle, provider, issuer, %kind, times, next_in, detail, "not renewed"
+                    );
                 } else {
-                    tracing::debug!(user, service, handle, provider, %kind, times, next_in, detail, "not renewed");
+                    tracing::debug!(
+                        user, service, handle, provider, issuer, %kind, times, next_in, detail, "not renewed"
+                    );
                 }
             }
             Announcement::Parked { id, provider: p, kind } => {
                 let (user, service, handle) = names(id);
-                let detail = self.details.get(id).map_or("", String::as_str);
                 tracing::error!(
-                    user, service, handle, provider = provider(*p), %kind, detail,
+                    user, service, handle, provider = provider(*p), issuer = issuer(owners, *p), %kind,
+                    detail = self.detail(id),
                     "parked: refused twice; the user must approve again (its files stay as they are)"
                 );
             }
@@ -73,20 +156,96 @@ impl Announcer {
                 tracing::warn!(user, service, handle, %kind, "the .top cannot be used; waiting for another");
             }
             Announcement::Forgotten { id } => {
-                self.details.remove(id);
                 let (user, service, handle) = names(id);
                 tracing::info!(user, service, handle, "forgotten: its .top is gone");
             }
             Announcement::Issuer { provider: p, down: Some(kind) } => {
-                tracing::error!(provider = provider(*p), %kind, "issuer is down or refuses us: single probes only");
+                tracing::error!(
+                    provider = provider(*p), issuer = issuer(owners, *p), %kind,
+                    "issuer is down or refuses us: single probes only"
+                );
             }
             Announcement::Issuer { provider: p, down: None } => {
-                tracing::info!(provider = provider(*p), "issuer answers again");
+                tracing::info!(provider = provider(*p), issuer = issuer(owners, *p), "issuer answers again");
             }
+        }
+    }
+
+    /// Whether one more line of this provider and kind is told one by one.
+    fn may_tell(&mut self, now: Tick, owners: &[Arc<Owner>], index: usize, kind: Kind) -> bool {
+        let flood = self.floods.entry((index, kind)).or_insert(Flood { since: now, told: 0, held: 0 });
+        if now.since(flood.since) >= WINDOW {
+            if flood.held > 0 {
+                let provider = owners.get(index).map_or("?", |owner| owner.provider.name.as_str());
+                tracing::warn!(provider, %kind, more = flood.held, "not renewed: that many more, for the same reason");
+            }
+            *flood = Flood { since: now, told: 0, held: 0 };
+        }
+        let told = flood.told < ALIKE;
+        if told {
+            flood.told += 1;
+        } else {
+            flood.held += 1;
+        }
+        told
+    }
+
+    /// The audit line, if it is a decision of the issuer's or ours (a network that fails decides nothing).
+    fn entry(&self, now: Now, owners: &[Arc<Owner>], announcement: &Announcement) -> Option<Entry> {
+        let entry = |event, id| Entry::new(now.wall, event).of(id);
+        let (provider, entry) = match announcement {
+            Announcement::Renewed { id, provider, expires_in, first, flagged, .. } => {
+                let event = if *first { Decision::Issued } else { Decision::Renewed };
+                let mut entry = entry(event, id);
+                entry.expires = Some(now.wall.plus(*expires_in));
+                entry.jti_sha256 = self.hashes.get(id).cloned();
+                entry.detail = flagged.map(|kind| format!("with less than was asked for: {kind}"));
+                (Some(*provider), entry)
+            }
+            Announcement::Failed { id, provider, kind, .. } if kind.class() != Class::Transient => {
+                (Some(*provider), entry(Decision::Refused, id).because(*kind).saying(self.detail(id)))
+            }
+            Announcement::Parked { id, provider, kind } => {
+                (Some(*provider), entry(Decision::Parked, id).because(*kind).saying(self.detail(id)))
+            }
+            Announcement::Unusable { id, kind } => (None, entry(Decision::Unusable, id).because(*kind)),
+            Announcement::Forgotten { id } => (None, entry(Decision::Forgotten, id)),
+            Announcement::Failed { .. } | Announcement::Issuer { .. } => return None,
+        };
+        let Some(provider) = provider.and_then(|index| Some((owners.get(index)?, index))) else { return Some(entry) };
+        let (owner, index) = provider;
+        let issuer = Some(issuer(owners, index).to_owned()).filter(|issuer| !issuer.is_empty());
+        Some(Entry { provider: Some(owner.provider.name.clone()), issuer, ..entry })
+    }
+}
+
+/// Who is asked, as configured.
+fn issuer(owners: &[Arc<Owner>], index: usize) -> &str {
+    let Some(provider) = owners.get(index).map(|owner| &owner.provider) else { return "" };
+    match &provider.kind {
+        ProviderKind::Mytoken { server } => server,
+        ProviderKind::OAuth2(oauth2) => {
+            provider.issuer.as_deref().or(oauth2.token_endpoint.as_deref()).unwrap_or_default()
         }
     }
 }
 
 fn names(id: &CredentialId) -> (&str, &str, &str) {
     (id.user.as_str(), id.service.as_str(), id.handle.as_ref().map_or("", |handle| handle.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twenty_errors_alike_a_minute_are_told_one_by_one_and_another_kind_has_its_own_count() {
+        let mut announcer = Announcer::default();
+        let told = |announcer: &mut Announcer, tick, kind| announcer.may_tell(Tick(tick), &[], 0, kind);
+        let first: u32 = (0..100).map(|tick| u32::from(told(&mut announcer, tick, Kind::Timeout))).sum();
+        assert_eq!(first, ALIKE);
+        assert!(told(&mut announcer, 100, Kind::Network));
+        assert!(!told(&mut announcer, 59_000, Kind::Timeout));
+        assert!(told(&mut announcer, 60_000, Kind::Timeout), "a new minute");
+    }
 }

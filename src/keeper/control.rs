@@ -85,7 +85,9 @@ fn serve(mut caller: &UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
         Ok(order) => {
             tracing::info!(uid, ?order, "order");
             let (sender, answer): (SyncSender<Reply>, _) = sync_channel(1);
-            inputs.send(Input::Order { order, reply: sender }).map_err(|_| io::Error::other("the daemon stops"))?;
+            inputs
+                .send(Input::Order { uid, order, reply: sender })
+                .map_err(|_| io::Error::other("the daemon stops"))?;
             answer.recv_timeout(PATIENCE).map_err(io::Error::other)?
         }
         Err(error) => Reply::Refused { why: format!("not an order: {error}") },

@@ -14,15 +14,18 @@ use std::{
 
 use super::{
     announce::Announcer,
+    audit::{Decision, Entry},
     control::{Order, Reply},
     disk::{Disk, Job},
     link::Link,
+    log::LogHandle,
     scanner::Look,
 };
 use crate::{
     config::settings::{Provider, Settings},
     core::{
         answer::{Answer, Grant, Outcome},
+        figures::Figures,
         id::{CredentialId, UserName},
         planner::{Action, Brought, Event, Failure, Planner, Row},
         secret::RefreshToken,
@@ -109,6 +112,13 @@ pub enum Input {
         number: u64,
         /// How.
         outcome: Outcome,
+        /// How long the issuer took.
+        took: Duration,
+    },
+    /// A reader of metrics waits for figures.
+    WantFigures {
+        /// Of which link.
+        generation: u64,
     },
     /// A probe ended; only `evercred doctor` asks for any.
     Probed {
@@ -126,6 +136,8 @@ pub enum Input {
     },
     /// An admin's order.
     Order {
+        /// Who.
+        uid: u32,
         /// What.
         order: Order,
         /// Where the answer goes.
@@ -216,12 +228,15 @@ pub struct Driver {
     pub hangups: Sender<()>,
     /// The settings that a reload brought.
     pub reloaded: Option<Box<Settings>>,
+    /// The log, for what it could not write.
+    pub log: Option<LogHandle>,
     started: Timestamp,
     held: HashMap<u64, Box<Held>>,
     asked: BTreeSet<u64>,
     unsent: Vec<(u64, usize, Grant)>,
     courier_up: bool,
-    announcer: Announcer,
+    /// Log, audit and counts; a reload hands it on.
+    pub announcer: Announcer,
     stop_by: Option<(Instant, End)>,
     scanned: bool,
     failed: bool,
@@ -246,6 +261,7 @@ impl Driver {
         looks: Sender<Look>,
         hangups: Sender<()>,
         once: bool,
+        announcer: Announcer,
     ) -> Self {
         Self {
             planner,
@@ -258,12 +274,13 @@ impl Driver {
             once,
             hangups,
             reloaded: None,
+            log: None,
             started: clock.started(),
             held: HashMap::new(),
             asked: BTreeSet::new(),
             unsent: Vec::new(),
             courier_up: false,
-            announcer: Announcer::default(),
+            announcer,
             stop_by: None,
             scanned: false,
             failed: false,
@@ -309,12 +326,18 @@ impl Driver {
     fn take(&mut self, input: Input) {
         let now = self.clock.now();
         match input {
-            Input::Event(event) => self.planner.handle(now, event),
+            Input::Event(event) => {
+                if let Event::Published { number } = &event {
+                    self.announcer.tally.published(*number);
+                }
+                self.planner.handle(now, event);
+            }
             Input::FullScan(users) => {
                 self.planner.handle(now, Event::FullScan { users });
                 if let Err(error) = self.spool.touch_complete() {
                     tracing::warn!(%error, "cannot touch CREDMON_COMPLETE");
                 }
+                self.announcer.tally.last_scan = Some(now.wall);
                 self.scanned = true;
             }
             Input::Ask { number, grant, held } => {
@@ -339,18 +362,27 @@ impl Driver {
             }
             Input::CourierDown { generation, why } if generation == self.link.generation() => {
                 tracing::error!(why, lost = self.asked.len(), "courier is down; starting another");
+                self.announcer.tally.courier_restarts += 1;
                 self.courier_up = false;
                 for number in std::mem::take(&mut self.asked) {
                     self.lost(now, number);
                 }
             }
-            Input::Answer { generation, number, outcome } if generation == self.link.generation() => {
+            Input::Answer { generation, number, outcome, took } if generation == self.link.generation() => {
+                if let Some(held) = self.held.get(&number) {
+                    self.announcer.tally.answered(&held.owner, number, took);
+                }
                 self.answered(now, number, outcome);
             }
-            Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } | Input::Probed { .. } => {}
+            Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
+            Input::CourierUp { .. }
+            | Input::CourierDown { .. }
+            | Input::Answer { .. }
+            | Input::WantFigures { .. }
+            | Input::Probed { .. } => {}
             // A reader that gave up meanwhile needs no answer.
             Input::Status { user, reply } => drop(reply.try_send(Box::new(self.status(now, user.as_ref())))),
-            Input::Order { order, reply } => drop(reply.try_send(self.obey(now, &order))),
+            Input::Order { uid, order, reply } => drop(reply.try_send(self.obey(now, uid, &order))),
             Input::Hangup => {
                 drop(self.looks.send(Look::All));
                 // The reloader ends only with the process.
@@ -373,6 +405,21 @@ impl Driver {
                 self.planner.stop();
                 self.stop_by = Some((Instant::now() + STOP_PATIENCE, End::Stopped));
             }
+        }
+    }
+
+    /// Send the courier the figures that it asked for; it asks at most once a second.
+    fn tell_figures(&self, now: Now) {
+        let (audit_written, audit_lost) = self.announcer.audit().counts();
+        let figures = Figures {
+            started: self.started,
+            log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
+            audit_written,
+            audit_lost,
+            ..self.announcer.tally.figures(now, &self.planner, &self.owners)
+        };
+        if let Err(error) = self.link.send(&ToCourier::Figures(Box::new(figures))) {
+            tracing::debug!(%error, "the courier does not take the figures");
         }
     }
 
@@ -423,7 +470,7 @@ impl Driver {
     }
 
     /// Do what an admin orders.
-    fn obey(&mut self, now: Now, order: &Order) -> Reply {
+    fn obey(&mut self, now: Now, uid: u32, order: &Order) -> Reply {
         let Order::Renew { user, credential } = order;
         let known: Option<Vec<CredentialId>> = UserName::parse(user).ok().map(|user| {
             self.planner
@@ -439,6 +486,8 @@ impl Driver {
         }
         let credentials = known.len();
         for id in known {
+            let entry = Entry { by: format!("uid {uid}"), ..Entry::new(now.wall, Decision::Admin).of(&id) };
+            self.announcer.audit().record(entry.saying("renew"));
             self.planner.handle(now, Event::Renew { id });
         }
         Reply::Done { credentials }
@@ -474,6 +523,7 @@ impl Driver {
                     rotated: held.rotated.is_some(),
                     flagged: answer.flagged,
                 };
+                self.announcer.note_answer(&held.id, &answer);
                 held.answer = Some(answer);
                 Ok(brought)
             }
@@ -504,13 +554,14 @@ impl Driver {
                 }
             }
             Action::Discard { number } => {
+                self.announcer.tally.discarded(number);
                 self.held.remove(&number);
             }
             Action::Look { user } => drop(self.looks.send(Look::User(user))),
             Action::Announce(announcement) => {
                 use crate::core::planner::Announcement as A;
                 self.failed |= matches!(announcement, A::Failed { .. } | A::Parked { .. } | A::Unusable { .. });
-                self.announcer.tell(&self.owners, &announcement);
+                self.announcer.tell(now, &self.owners, &announcement);
             }
         }
     }

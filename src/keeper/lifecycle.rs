@@ -14,6 +14,8 @@ use std::{
 use nix::unistd::{User, geteuid};
 
 use super::{
+    announce::Announcer,
+    audit::Audit,
     control,
     disk::{self, Disk},
     driver::{Clock, Driver, End, Input, Owner},
@@ -24,13 +26,15 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Provider, STATUS_SOCKET, Settings},
+        settings::{Outward, Provider, STATUS_SOCKET, Settings},
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
     spool::{Owners, Spool, Watch},
 };
 
+/// How long a stop waits for the last lines of the audit log.
+const LAST_LINES: Duration = Duration::from_millis(300);
 /// At most one reload in this time.
 const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
 
@@ -59,9 +63,12 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let sources =
         Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone(), ..Sources::default() };
     let mut settings = config::load(&sources).map_err(|problems| config::report(&problems).with_code(config_exit()))?;
-    let log =
-        log::start(&log_target(args, &settings), "evercred").map_err(|error| Report::of(&error, error.exit_code()))?;
+    let log = log::start(&log_target(args, &settings), settings.daemon.log_format, "evercred")
+        .map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
+    let mut audit_log = settings.daemon.audit_log.clone();
+    let audit = Audit::start(audit_log.as_deref())
+        .map_err(|error| Report::of(&error, exit::LOG).advise("correct `audit_log` in [daemon], or its directory"))?;
     let condor = User::from_name("condor").ok().flatten();
     let mut accepted = vec![0, geteuid().as_raw()];
     let condor = condor.map(|user| user.uid.as_raw());
@@ -82,9 +89,10 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     sockets(&settings, condor, &inputs)?;
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
     let mut owners = owners(&settings)?;
-    let mut link = courier(&settings, courier_args, 1, &inputs)?;
+    let mut link = courier(&settings, settings.daemon.outward(), courier_args, 1, &inputs)?;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, clock)?;
-    reloader(sources, log, fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
+    reloader(sources, log.clone(), fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
+    let mut announcer = Announcer::new(audit.clone());
     for generation in 2.. {
         let planner = Planner::new(&limits(&settings.providers), settings.daemon.refresh);
         let mut driver = Driver::new(
@@ -97,7 +105,9 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             looks.clone(),
             hangups.clone(),
             args.once,
+            announcer,
         );
+        driver.log = Some(log.clone());
         match driver.run(&queue) {
             End::Stopped | End::Done { failed: false } => break,
             End::SpoolGone(error) => return Err(failed(error)),
@@ -109,14 +119,25 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         if let Some(new) = driver.reloaded.take() {
             settings = *new;
         }
+        announcer = std::mem::take(&mut driver.announcer);
         drop(driver);
+        if settings.daemon.audit_log != audit_log {
+            match Audit::start(settings.daemon.audit_log.as_deref()) {
+                Ok(audit) => {
+                    announcer.audit_to(audit);
+                    audit_log.clone_from(&settings.daemon.audit_log);
+                }
+                Err(error) => tracing::error!(%error, "keeping the audit log that is open"),
+            }
+        }
         owners = self::owners(&settings)?;
-        link = courier(&settings, courier_args, generation, &inputs)?;
+        link = courier(&settings, settings.daemon.outward(), courier_args, generation, &inputs)?;
         // The scanner keeps its watches and tells the new planner everything.
         drop(looks.send(scanner::Look::Owners(owners.clone())));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
     spool.retire();
+    audit.flush(LAST_LINES);
     tracing::info!("stopped");
     Ok(())
 }
@@ -147,7 +168,8 @@ fn sockets(settings: &Settings, condor: Option<u32>, inputs: &Sender<Input>) -> 
 fn log_target(args: &cli::Credmon, settings: &Settings) -> log::Target {
     let configured = settings.daemon.log.as_deref().filter(|_| !args.foreground);
     let text = args.log.as_deref().or(configured).unwrap_or("stderr");
-    log::Target::parse(text, settings.daemon.log_limit)
+    let rotation = log::Rotation { limit: settings.daemon.log_limit, keep: settings.daemon.log_keep };
+    log::Target::parse(text, rotation)
 }
 
 fn harden() -> nix::Result<()> {
@@ -170,11 +192,17 @@ fn owners(settings: &Settings) -> Result<Vec<Arc<Owner>>, Report> {
         .collect()
 }
 
-/// Start a courier for these providers.
+/// Start a courier for these providers; `outward`: what it serves and tells besides.
 ///
 /// # Errors
 /// There is no such `courier_user`, or it is root.
-pub fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sender<Input>) -> Result<Link, Report> {
+pub fn courier(
+    settings: &Settings,
+    outward: Outward,
+    args: &[&str],
+    generation: u64,
+    inputs: &Sender<Input>,
+) -> Result<Link, Report> {
     let become_ids = if geteuid().is_root() {
         let name = &settings.daemon.courier_user;
         let user = User::from_name(name).ok().flatten().ok_or_else(|| {
@@ -193,6 +221,7 @@ pub fn courier(settings: &Settings, args: &[&str], generation: u64, inputs: &Sen
         args: args.iter().map(ToString::to_string).collect(),
         become_ids,
         providers: settings.providers.clone(),
+        outward,
     };
     Link::start(recipe, generation, inputs.clone()).map_err(failed)
 }

@@ -12,7 +12,7 @@ use std::{
 
 use super::driver::Input;
 use crate::{
-    config::settings::Provider,
+    config::settings::{Outward, Provider},
     courier::frame::{self, FromCourier, ToCourier},
 };
 
@@ -30,6 +30,8 @@ pub struct Recipe {
     pub become_ids: Option<(u32, u32)>,
     /// What it is told.
     pub providers: Vec<Provider>,
+    /// What it serves and tells besides.
+    pub outward: Outward,
 }
 
 /// The supervisor's handle; dropping it ends the courier.
@@ -142,7 +144,11 @@ fn converse(
     pid: u32,
 ) -> io::Result<()> {
     ours.set_write_timeout(Some(WRITE_PATIENCE))?;
-    let configure = ToCourier::Configure { providers: recipe.providers.clone(), become_ids: recipe.become_ids };
+    let configure = ToCourier::Configure {
+        providers: recipe.providers.clone(),
+        become_ids: recipe.become_ids,
+        outward: recipe.outward.clone(),
+    };
     frame::write(ours, &configure)?;
     let mut reader = io::BufReader::new(ours.try_clone()?);
     while let Some(frame) = frame::read::<FromCourier>(&mut reader)? {
@@ -153,7 +159,16 @@ fn converse(
                 }
                 Input::CourierUp { generation, pid, sandbox }
             }
-            FromCourier::Answer { number, outcome } => Input::Answer { generation, number, outcome },
+            FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },
+            FromCourier::WantFigures => Input::WantFigures { generation },
+            FromCourier::Tell { warn: true, text } => {
+                tracing::warn!("{text}");
+                continue;
+            }
+            FromCourier::Tell { warn: false, text } => {
+                tracing::info!("{text}");
+                continue;
+            }
             FromCourier::Probed { provider, facts } => Input::Probed { provider, facts },
             FromCourier::Failed { why } => return Err(io::Error::other(why)),
         };

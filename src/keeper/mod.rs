@@ -4,6 +4,7 @@
 //! directories, [`link`] runs the courier; [`status`] tells and [`control`] takes orders, on local sockets. If any of them is interrupted, nothing is torn: files change by rename only.
 
 pub mod announce;
+pub mod audit;
 pub mod control;
 pub mod disk;
 pub mod driver;
@@ -12,5 +13,6 @@ pub mod link;
 pub mod log;
 pub mod scanner;
 pub mod status;
+pub mod tally;
 
 pub use lifecycle::{courier, run};

@@ -44,10 +44,15 @@ impl Site {
     }
 
     pub fn configure(&self, more: &str) {
+        self.configure_with("", more, "");
+    }
+
+    /// Further keys of `[daemon]` and of `[provider.grid]`, and further sections.
+    pub fn configure_with(&self, daemon: &str, more: &str, sections: &str) {
         let text = format!(
-            "[daemon]\ncredential_directory = \"{}\"\nstatus_socket = \"{}\"\ncourier_user = \"nobody\"\n\n[provider.grid]\nkind = \"oauth2\"\n\
+            "[daemon]\ncredential_directory = \"{}\"\nstatus_socket = \"{}\"\ncourier_user = \"nobody\"\n{daemon}\n\n[provider.grid]\nkind = \"oauth2\"\n\
              issuer = \"{url}\"\nclient_id = \"test\"\nscopes = [\"storage.read:/\"]\nmax_per_second = 1000\n\
-             timeout = \"3s\"\n{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n",
+             timeout = \"3s\"\n{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n\n{sections}\n",
             self.credentials().display(),
             self.socket().display(),
             url = self.issuer.url(),

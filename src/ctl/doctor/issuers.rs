@@ -7,7 +7,7 @@ use std::{
 
 use super::Finding;
 use crate::{
-    config::settings::{Provider, Settings},
+    config::settings::{Outward, Provider, Settings},
     courier::{frame::ToCourier, probe::Facts},
     error::{Class, Kind},
     keeper,
@@ -22,7 +22,7 @@ const SKEW_WARNS: i64 = 10;
 
 pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     let (inputs, queue) = channel();
-    let link = match keeper::courier(settings, &["credmon", "--courier"], 1, &inputs) {
+    let link = match keeper::courier(settings, Outward::default(), &["credmon", "--courier"], 1, &inputs) {
         Ok(link) => link,
         Err(report) => {
             return vec![Finding::failed("Network process", "courier", report.to_string().trim().replace('\n', ". "))];

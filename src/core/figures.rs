@@ -1,0 +1,210 @@
+//! The daemon's figures: what the keeper counts, told to the courier, which serves it as metrics. No user is in it, so
+//! that its size depends on the number of providers alone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{planner::Announcement, snapshot::State, time::Timestamp};
+use crate::error::{Class, Kind};
+
+/// Everything at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// When these were taken.
+    pub now: Timestamp,
+    /// When the daemon started.
+    pub started: Timestamp,
+    /// Everything has been looked at at least once.
+    pub scanned: bool,
+    /// When everything was looked at last.
+    pub last_scan: Option<Timestamp>,
+    /// Providers, in their order.
+    pub providers: Vec<ProviderFigures>,
+    /// How long file work took, from the answer to the `.use` in place.
+    pub publish: Histogram,
+    /// How often the courier had to be started again.
+    pub courier_restarts: u64,
+    /// Lines of the log that could not be written.
+    pub log_lost: u64,
+    /// Lines of the audit log that were written.
+    pub audit_written: u64,
+    /// Lines of the audit log that were lost.
+    pub audit_lost: u64,
+    /// Notices by way of delivery (`mail`, `webhook`, …): delivered, failed.
+    pub notices: BTreeMap<String, (u64, u64)>,
+    /// Refresh tokens revoked at the end of life: done, failed.
+    pub revocations: (u64, u64),
+}
+
+/// One provider's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProviderFigures {
+    /// Its name.
+    pub name: String,
+    /// Credentials by state, in the order of [`State::ALL`].
+    pub states: [u64; State::ALL.len()],
+    /// The soonest end of an access token.
+    pub soonest_expiry: Option<Timestamp>,
+    /// Credentials whose access token has ended.
+    pub expired: u64,
+    /// The soonest end of a refresh token.
+    pub soonest_refresh_token_expiry: Option<Timestamp>,
+    /// Renewals that wait for their turn.
+    pub queued: u64,
+    /// Exchanges under way.
+    pub in_flight: u64,
+    /// Its issuer is down, or refuses our client.
+    pub down: bool,
+    /// `max_in_flight`
+    pub max_in_flight: u32,
+    /// `max_per_second`
+    pub max_per_second: u32,
+    /// What was counted since the start.
+    pub counts: Counts,
+}
+
+impl ProviderFigures {
+    /// Renewals a second that its issuer's latency and our limits allow; none before the first exchange.
+    #[must_use]
+    pub fn capacity(&self) -> Option<f64> {
+        let latency = self.counts.latency?;
+        Some((f64::from(self.max_in_flight) / latency.max(0.000_1)).min(f64::from(self.max_per_second)))
+    }
+
+    /// Renewals a second that its living credentials need, by the lifetime that it grants.
+    #[must_use]
+    pub fn demand(&self) -> Option<f64> {
+        let lifetime = self.counts.lifetime?;
+        let parked = [State::Parked, State::Unusable];
+        let living: u64 =
+            State::ALL.iter().zip(self.states).filter(|(state, _)| !parked.contains(state)).map(|(_, n)| n).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a figure for a graph")]
+        let living = living as f64;
+        // Each is renewed after half of its life (rule 4).
+        Some(living / (lifetime / 2.0).max(0.001))
+    }
+}
+
+/// What is counted of one provider.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Good renewals.
+    pub renewed: u64,
+    /// Of those, with a new refresh token.
+    pub rotated: u64,
+    /// Failed renewals by kind.
+    pub errors: BTreeMap<Kind, u64>,
+    /// Credentials parked.
+    pub parked: u64,
+    /// How long exchanges took.
+    pub exchange: Histogram,
+    /// Mean of late, seconds.
+    pub latency: Option<f64>,
+    /// Mean of late, seconds.
+    pub lifetime: Option<f64>,
+}
+
+impl Counts {
+    /// An exchange ended.
+    pub fn exchanged(&mut self, took: Duration) {
+        self.exchange.observe(took);
+        follow(&mut self.latency, took.as_secs_f64());
+    }
+
+    /// What was announced of a credential or issuer of this provider.
+    pub fn tell(&mut self, announcement: &Announcement) {
+        match announcement {
+            Announcement::Renewed { expires_in, rotated, .. } => {
+                self.renewed += 1;
+                self.rotated += u64::from(*rotated);
+                follow(&mut self.lifetime, expires_in.as_secs_f64());
+            }
+            Announcement::Failed { kind, .. } => *self.errors.entry(*kind).or_default() += 1,
+            Announcement::Parked { kind, .. } => {
+                *self.errors.entry(*kind).or_default() += 1;
+                self.parked += 1;
+            }
+            Announcement::Unusable { .. } | Announcement::Forgotten { .. } | Announcement::Issuer { .. } => {}
+        }
+    }
+}
+
+/// A mean that follows: the last twenty or so count.
+fn follow(mean: &mut Option<f64>, value: f64) {
+    const WEIGHT: f64 = 0.05;
+    *mean = Some(mean.map_or(value, |mean| mean + WEIGHT * (value - mean)));
+}
+
+/// Upper ends of the buckets, seconds; one more is open above.
+pub const BOUNDS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 20.0];
+
+/// Durations, counted by size.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// How many fell into each bucket; the last is above all bounds.
+    pub counts: [u64; BOUNDS.len() + 1],
+    /// All together, seconds.
+    pub sum: f64,
+}
+
+impl Histogram {
+    /// Count one.
+    pub fn observe(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let place = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        if let Some(count) = self.counts.get_mut(place) {
+            *count += 1;
+        }
+        self.sum += seconds;
+    }
+
+    /// How many in all.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+}
+
+/// Whether the kind is the user's to mend.
+#[must_use]
+pub fn is_users(kind: Kind) -> bool {
+    matches!(kind.class(), Class::Refused | Class::Input)
+        || matches!(
+            kind,
+            Kind::ReauthNeeded
+                | Kind::Restricted
+                | Kind::ScopeShortfall
+                | Kind::AudienceShortfall
+                | Kind::RequestRefused
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_falls_into_the_first_bucket_that_holds_it() {
+        let mut histogram = Histogram::default();
+        for millis in [1, 2, 60_000] {
+            histogram.observe(Duration::from_millis(millis));
+        }
+        assert_eq!((histogram.counts[0], histogram.counts[1], histogram.counts[12]), (1, 1, 1));
+        assert_eq!(histogram.count(), 3);
+        assert!((histogram.sum - 60.003).abs() < 1e-9);
+    }
+
+    #[test]
+    fn capacity_is_the_smaller_of_latency_and_limit_and_demand_comes_from_lifetimes() {
+        let mut figures = ProviderFigures { max_in_flight: 64, max_per_second: 1000, ..ProviderFigures::default() };
+        assert_eq!((figures.capacity(), figures.demand()), (None, None));
+        figures.counts.exchanged(Duration::from_millis(100));
+        assert!((figures.capacity().unwrap() - 640.0).abs() < 1e-6);
+        figures.max_per_second = 50;
+        assert!((figures.capacity().unwrap() - 50.0).abs() < 1e-6);
+        figures.states = [90, 5, 5, 1000, 1000];
+        figures.counts.lifetime = Some(100.0);
+        assert!((figures.demand().unwrap() - 2.0).abs() < 1e-6);
+    }
+}
