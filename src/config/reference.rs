@@ -45,7 +45,12 @@ pub const KEYS: &[Key] = &[
         "`/run/evercred/status.sock`, if started as root or condor",
         "Where `evercred status` and the storer ask. The control socket `control.sock` is beside it.",
     ),
-    key(DAEMON, "metrics_listen", "no listener", "Address and port of the metrics and health endpoint."),
+    key(
+        DAEMON,
+        "metrics_listen",
+        "no listener",
+        "Address and port of the metrics and health endpoint ([metrics](metrics.md)).",
+    ),
     key(
         DAEMON,
         "full_scan",
@@ -53,6 +58,13 @@ pub const KEYS: &[Key] = &[
         "How often every credential is looked at, whatever the watch says. 1 s to 24 h.",
     ),
     key(DAEMON, "log", "HTCondor's `CREDMON_OAUTH_LOG`", "A path, `\"syslog\"`, `\"journal\"` or `\"stderr\"`."),
+    key(DAEMON, "log_format", "`\"text\"`", "What a line looks like: `\"text\"`, or `\"json\"` (one object a line)."),
+    key(
+        DAEMON,
+        "audit_log",
+        "no audit",
+        "A file to which every decision is appended as one line of JSON; never a secret.",
+    ),
     key(PROVIDER, "kind", "", "`\"oauth2\"` or `\"mytoken\"`."),
     key(PROVIDER, "services", "the service called NAME", "The services that this provider owns; names without `_`."),
     key(
