@@ -149,6 +149,12 @@ pub fn advice(kind: Kind) -> Advice {
             STORE_AGAIN,
             "Name the key in the provider's fernet_key_file.",
         ),
+        Kind::MetaMismatch => (
+            "The old web page had it approved for another client or token endpoint than the configured one: it is not sent.",
+            APPROVE,
+            "If the .meta file is right, correct the provider (evercred import stock compares them all); else have the \
+             users approve anew.",
+        ),
     };
     Advice { meaning, user, admin }
 }

@@ -104,6 +104,8 @@ kinds! {
     TopNoToken = "top-no-token", Input;
     /// Fernet text without a key that opens it.
     TopSealed = "top-sealed", Input;
+    /// The `.meta` beside it is of another client or token endpoint than the configured one.
+    MetaMismatch = "meta-mismatch", Input;
 }
 
 impl Kind {

@@ -4,6 +4,7 @@
 //! No HTCondor is not an error: then its knobs are absent.
 
 use std::{
+    collections::BTreeMap,
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -32,6 +33,8 @@ pub struct Knobs {
     pub log_keep: Option<u32>,
     /// `EVERCRED_CONFIG`
     pub config: Option<PathBuf>,
+    /// Who answered, to be asked for more.
+    pub program: Option<PathBuf>,
 }
 
 /// Ask HTCondor; `None` if `condor_config_val` is nowhere.
@@ -80,8 +83,86 @@ pub fn ask_program(program: &Path) -> Knobs {
         log_limit: log_limit.and_then(|text| bytes(&text)),
         log_keep: log_keep.and_then(|text| text.parse().ok()),
         config: config.and_then(absolute),
+        program: Some(program.to_owned()),
     }
 }
+
+/// What HTCondor's configuration says of one service that is approved on a web page (`<S>_CLIENT_ID` and so on).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceKnobs {
+    /// `<S>_CLIENT_ID`
+    pub client_id: Option<String>,
+    /// `<S>_CLIENT_SECRET_FILE`
+    pub client_secret_file: Option<String>,
+    /// `<S>_TOKEN_URL`
+    pub token_url: Option<String>,
+    /// `<S>_AUTHORIZATION_URL`
+    pub authorization_url: Option<String>,
+    /// `<S>_RETURN_URL_SUFFIX`
+    pub return_url_suffix: Option<String>,
+}
+
+/// The knobs of web approvals, as credd sees them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WebKnobs {
+    /// `CREDMON_WEB_PREFIX`
+    pub prefix: Option<String>,
+    /// By service as the knobs spell it. HTCondor's names ignore case: ask through [`WebKnobs::of`].
+    pub services: BTreeMap<String, ServiceKnobs>,
+}
+
+impl WebKnobs {
+    /// The knobs of a service.
+    #[must_use]
+    pub fn of(&self, service: &str) -> Option<&ServiceKnobs> {
+        self.services.iter().find(|(name, _)| name.eq_ignore_ascii_case(service)).map(|(_, knobs)| knobs)
+    }
+}
+
+/// Ask for the knobs of web approvals: one process, whatever the number of services.
+#[must_use]
+pub fn web_knobs(program: &Path) -> WebKnobs {
+    let pattern = "_(CLIENT_ID|CLIENT_SECRET_FILE|TOKEN_URL|AUTHORIZATION_URL|RETURN_URL_SUFFIX)$|^CREDMON_WEB_PREFIX$";
+    let deadline = Instant::now() + PATIENCE;
+    let dump = start(program, &["-subsystem", "CREDD", "-dump", pattern]).and_then(|child| output(child, deadline));
+    read_dump(&dump.unwrap_or_default())
+}
+
+/// Lines `NAME = value`; comments between them.
+fn read_dump(text: &str) -> WebKnobs {
+    let mut knobs = WebKnobs::default();
+    for (name, value) in text.lines().filter_map(|line| line.split_once(" = ")) {
+        let value = value.trim();
+        if name.starts_with('#') || value.is_empty() {
+            continue;
+        }
+        if name.eq_ignore_ascii_case("CREDMON_WEB_PREFIX") {
+            knobs.prefix = Some(value.to_owned());
+            continue;
+        }
+        let Some((service, pick)) = PARTS.iter().find_map(|(suffix, pick)| {
+            let at = name.len().checked_sub(suffix.len())?;
+            let (service, rest) = (name.get(..at)?, name.get(at..)?);
+            (!service.is_empty() && rest.eq_ignore_ascii_case(suffix)).then_some((service, pick))
+        }) else {
+            continue;
+        };
+        let known = knobs.services.keys().find(|known| known.eq_ignore_ascii_case(service)).cloned();
+        let entry = knobs.services.entry(known.unwrap_or_else(|| service.to_owned())).or_default();
+        *pick(entry) = Some(value.to_owned());
+    }
+    knobs
+}
+
+/// Which part of a service's knobs a name's end stands for.
+type Pick = fn(&mut ServiceKnobs) -> &mut Option<String>;
+const PARTS: [(&str, Pick); 5] = [
+    ("_CLIENT_ID", |knobs| &mut knobs.client_id),
+    ("_CLIENT_SECRET_FILE", |knobs| &mut knobs.client_secret_file),
+    ("_TOKEN_URL", |knobs| &mut knobs.token_url),
+    ("_AUTHORIZATION_URL", |knobs| &mut knobs.authorization_url),
+    ("_RETURN_URL_SUFFIX", |knobs| &mut knobs.return_url_suffix),
+];
 
 fn start(program: &Path, arguments: &[&str]) -> Option<Child> {
     let mut command = Command::new(program);
@@ -92,7 +173,15 @@ fn start(program: &Path, arguments: &[&str]) -> Option<Child> {
     command.spawn().ok()
 }
 
-fn answer(mut child: Child, deadline: Instant) -> Option<String> {
+fn answer(child: Child, deadline: Instant) -> Option<String> {
+    let text = output(child, deadline)?;
+    let value = text.lines().next()?.trim().to_owned();
+    (!value.is_empty()).then_some(value)
+}
+
+/// Everything that it prints, if it ends well.
+fn output(mut child: Child, deadline: Instant) -> Option<String> {
+    // A pipe holds 64 KiB, as much as we read: the program never waits for us.
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -107,8 +196,7 @@ fn answer(mut child: Child, deadline: Instant) -> Option<String> {
     };
     let mut text = String::new();
     child.stdout.take()?.take(MAX_VALUE).read_to_string(&mut text).ok()?;
-    let value = text.lines().next()?.trim().to_owned();
-    (status.success() && !value.is_empty()).then_some(value)
+    status.success().then_some(text)
 }
 
 fn absolute(text: String) -> Option<PathBuf> {
@@ -165,8 +253,41 @@ mod tests {
             log_limit: Some(10 << 20),
             log_keep: Some(5),
             config: None,
+            program: Some(program.clone()),
         };
         assert_eq!(ask_program(&program), expected);
+    }
+
+    #[test]
+    fn the_knobs_of_web_approvals_come_from_one_dump_as_credd_sees_it() {
+        let (_dir, program) = fake(
+            r#"test "$1 $2 $3" = "-subsystem CREDD -dump" || exit 1
+            cat <<'EOF'
+# Configuration from machine: ap.example.org
+
+# Parameters with names that match x:
+BOX_TOKEN_URL = https://api.box.com/oauth2/token
+CREDMON_WEB_PREFIX = https://ap.example.org/credmon
+cms_AUTHORIZATION_URL = https://i.example.org/auth?a=b = c
+CMS_client_id = web"client
+cms_CLIENT_SECRET_FILE = /etc/condor/secrets/cms
+cms_RETURN_URL_SUFFIX = /return/cms
+_CLIENT_ID = nobody's
+# Contributing configuration file(s):
+EOF"#,
+        );
+        let knobs = web_knobs(&program);
+        assert_eq!(knobs.prefix.as_deref(), Some("https://ap.example.org/credmon"));
+        assert_eq!(knobs.services.len(), 2, "{knobs:?}");
+        let cms = ServiceKnobs {
+            client_id: Some("web\"client".into()),
+            client_secret_file: Some("/etc/condor/secrets/cms".into()),
+            token_url: None,
+            authorization_url: Some("https://i.example.org/auth?a=b = c".into()),
+            return_url_suffix: Some("/return/cms".into()),
+        };
+        assert_eq!(knobs.of("Cms"), Some(&cms));
+        assert_eq!(knobs.of("atlas"), None);
     }
 
     #[test]

@@ -272,8 +272,12 @@ pub fn listen(value: &Value) -> Result<SocketAddr, Wrong> {
 
 /// The URL of an issuer, server or endpoint: `https://`, or `http://` on loopback; as it was written.
 pub fn url(value: &Value) -> Result<String, Wrong> {
-    let text = text(value)?;
-    let url = url::Url::parse(&text)
+    url_text(&text(value)?)
+}
+
+/// As [`url`], for a text from elsewhere.
+pub fn url_text(text: &str) -> Result<String, Wrong> {
+    let url = url::Url::parse(text)
         .map_err(|e| wrong(format!("is not a URL ({e})"), r#"write it like "https://issuer.example.org/""#))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(wrong("holds a user name or password", "remove it from the URL"));
@@ -282,8 +286,8 @@ pub fn url(value: &Value) -> Result<String, Wrong> {
         return Err(wrong("holds a blank or a #fragment", "remove it from the URL"));
     }
     match url.scheme() {
-        "https" => Ok(text),
-        "http" if is_loopback(&url) => Ok(text),
+        "https" => Ok(text.to_owned()),
+        "http" if is_loopback(&url) => Ok(text.to_owned()),
         "http" => Err(wrong("is http://, which would send secrets in the clear", "use https://")),
         _ => Err(wrong("is not an https:// URL", r#"write it like "https://issuer.example.org/""#)),
     }

@@ -10,6 +10,7 @@ mod provider;
 pub mod reference;
 mod secret_file;
 pub mod settings;
+mod stock;
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +24,7 @@ use self::{
     fragment::{Data, Origin, Table, Value},
     input::Section,
     settings::{Daemon, LogFormat, Provider, Settings},
+    stock::Stock,
 };
 use crate::error::{Report, exit};
 
@@ -223,12 +225,13 @@ fn settings(
         top.complain("provider", "no provider is configured", "add a table [provider.NAME] for each service");
     }
     top.finish();
-    let daemon = Section::open("daemon", daemon, problems).and_then(|s| read_daemon(s, sources, knobs));
-    let providers = read_providers(providers?, sources.secrets, problems);
+    let stock = Stock::new(knobs.program.as_deref());
+    let daemon = Section::open("daemon", daemon, problems).and_then(|s| read_daemon(s, sources, knobs, &stock));
+    let providers = read_providers(providers?, sources.secrets, &stock, problems);
     Some(Settings { daemon: daemon?, providers })
 }
 
-fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs) -> Option<Daemon> {
+fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock: &Stock<'_>) -> Option<Daemon> {
     let configured = section.has("credential_directory");
     let directory = section.take("credential_directory", input::path);
     let directory = sources.credential_directory.clone().or(directory);
@@ -257,6 +260,7 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs) -> Op
         log_limit: knobs.log_limit.unwrap_or(LOG_LIMIT),
         log_keep: knobs.log_keep.unwrap_or(1),
         audit_log: section.take("audit_log", input::path),
+        web_approval: stock::web_approval(&mut section, stock),
     };
     section.finish();
     directory.map(|_| daemon)
@@ -270,7 +274,7 @@ fn log_target(value: &Value) -> Result<String, input::Wrong> {
     Err(input::wrong("is no place for a log", r#"use a path that begins with /, "syslog", "journal" or "stderr""#))
 }
 
-fn read_providers(value: Value, secrets: Secrets, problems: &mut Vec<Problem>) -> Vec<Provider> {
+fn read_providers(value: Value, secrets: Secrets, stock: &Stock<'_>, problems: &mut Vec<Problem>) -> Vec<Provider> {
     let table = match value.data {
         Data::Table(table) if !table.is_empty() => table,
         Data::Table(_) => {
@@ -290,7 +294,7 @@ fn read_providers(value: Value, secrets: Secrets, problems: &mut Vec<Problem>) -
         let origin = value.origin.clone();
         let path = format!("provider.{name}");
         let Some(section) = Section::open(path.clone(), value, problems) else { continue };
-        let Some(provider) = provider::read(&name, section, secrets) else { continue };
+        let Some(provider) = provider::read(&name, section, secrets, stock) else { continue };
         for service in &provider.services {
             if let Some(owner) = owners.insert(service.clone(), name.clone()) {
                 let what = format!("the service {service} belongs to provider.{owner} already");

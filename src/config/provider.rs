@@ -8,20 +8,31 @@ use super::{
     input::{self, Section, Wrong, wrong},
     secret_file,
     settings::{AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall, UseFormat},
+    stock,
+    stock::Stock,
 };
 use crate::core::{id::Service, secret::ClientSecret};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     OAuth2,
+    HTCondor,
     Mytoken,
 }
 
 /// Keys of `kind = "oauth2"` alone.
-const OAUTH2_KEYS: [&str; 5] = ["token_endpoint", "client_id", "client_secret_file", "client_auth", "audience_style"];
+const OAUTH2_KEYS: [&str; 7] = [
+    "token_endpoint",
+    "client_id",
+    "client_secret_file",
+    "client_auth",
+    "audience_style",
+    "authorization_endpoint",
+    "return_path",
+];
 
 /// Read one provider; `None` if it cannot be used. Problems are in the section's list.
-pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Provider> {
+pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stock<'_>) -> Option<Provider> {
     for key in ["client_secret", "secret", "password", "fernet_key"] {
         section.refuse(
             key,
@@ -32,7 +43,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Pr
     for key in ["profile", "lifetime"] {
         section.refuse(key, "belongs to approvals, which are not part of this version", "remove it");
     }
-    let kind = section.require("kind", r#"set it to "oauth2" or "mytoken""#, kind);
+    let kind = section.require("kind", r#"set it to "oauth2", "htcondor" or "mytoken""#, kind);
     let Some(kind) = kind else {
         section.abandon();
         return None;
@@ -57,6 +68,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Pr
     let fernet_key_file = section.take("fernet_key_file", |value| fernet_key_file(value, secrets));
     let kind = match kind {
         Kind::OAuth2 => oauth2(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2),
+        Kind::HTCondor => stock::read(&services, &mut section, secrets, stock).map(ProviderKind::OAuth2),
         Kind::Mytoken => mytoken(&mut section),
     };
     section.finish();
@@ -81,14 +93,15 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Pr
 fn kind(value: &Value) -> Result<Kind, Wrong> {
     match input::text(value)?.as_str() {
         "oauth2" => Ok(Kind::OAuth2),
+        "htcondor" => Ok(Kind::HTCondor),
         "mytoken" => Ok(Kind::Mytoken),
         later @ ("vault" | "token-exchange" | "client-credentials" | "local") => Err(wrong(
             format!("the kind {later:?} is not part of this version"),
-            r#"use "oauth2" or "mytoken", or remove this provider"#,
+            r#"use "oauth2", "htcondor" or "mytoken", or remove this provider"#,
         )),
-        other => Err(match input::nearest(other, &["oauth2", "mytoken"]) {
+        other => Err(match input::nearest(other, &["oauth2", "htcondor", "mytoken"]) {
             Some(near) => wrong(format!("{other:?} is not a kind"), format!("did you mean {near:?}?")),
-            None => wrong(format!("{other:?} is not a kind"), r#"use "oauth2" or "mytoken""#),
+            None => wrong(format!("{other:?} is not a kind"), r#"use "oauth2", "htcondor" or "mytoken""#),
         }),
     }
 }
@@ -152,19 +165,46 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
         Secrets::Read => section.take("client_secret_file", client_secret),
         Secrets::LeaveAlone => section.take("client_secret_file", input::path).and(None),
     };
-    let client_auth = section
-        .take("client_auth", input::choice(&[("header", ClientAuth::Header), ("body", ClientAuth::Body)]))
-        .unwrap_or(ClientAuth::Header);
+    let client_auth = client_auth(section).unwrap_or(ClientAuth::Header);
+    let audience_style = audience_style(section).unwrap_or(AudienceStyle::Audience);
+    let authorization_endpoint = section.take("authorization_endpoint", input::url);
+    let return_path = section.take("return_path", |value| return_path(&input::text(value)?));
+    let usable = (token_endpoint.is_some() || issuer_usable)
+        && (client_secret.is_some() || !secret_given || secrets == Secrets::LeaveAlone);
+    let client_id = client_id.filter(|_| usable)?;
+    Some(OAuth2 {
+        token_endpoint,
+        client_id,
+        confidential: secret_given,
+        client_secret,
+        client_auth,
+        audience_style,
+        from_htcondor: false,
+        authorization_endpoint,
+        return_path,
+    })
+}
+
+pub(super) fn client_auth(section: &mut Section<'_>) -> Option<ClientAuth> {
+    section.take("client_auth", input::choice(&[("header", ClientAuth::Header), ("body", ClientAuth::Body)]))
+}
+
+pub(super) fn audience_style(section: &mut Section<'_>) -> Option<AudienceStyle> {
     let styles = &[
         ("audience", AudienceStyle::Audience),
         ("repeated", AudienceStyle::Repeated),
         ("resource", AudienceStyle::Resource),
     ];
-    let audience_style = section.take("audience_style", input::choice(styles)).unwrap_or(AudienceStyle::Audience);
-    let usable = (token_endpoint.is_some() || issuer_usable)
-        && (client_secret.is_some() || !secret_given || secrets == Secrets::LeaveAlone);
-    let client_id = client_id.filter(|_| usable)?;
-    Some(OAuth2 { token_endpoint, client_id, confidential: secret_given, client_secret, client_auth, audience_style })
+    section.take("audience_style", input::choice(styles))
+}
+
+/// A path below the page's URL: `/return/wlcg`.
+pub(super) fn return_path(text: &str) -> Result<String, Wrong> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~+=".contains(c);
+    if text.starts_with('/') && text.len() > 1 && text.chars().all(plain) && !text.contains("//") {
+        return Ok(text.to_owned());
+    }
+    Err(wrong(format!("{text:?} is not a path"), r#"write it like "/return/wlcg""#))
 }
 
 fn mytoken(section: &mut Section<'_>) -> Option<ProviderKind> {

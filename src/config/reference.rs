@@ -23,6 +23,7 @@ const fn key(table: &'static str, key: &'static str, default: &'static str, mean
 const DAEMON: &str = "[daemon]";
 const PROVIDER: &str = "[provider.NAME]";
 const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
+const HTCONDOR: &str = "[provider.NAME] kind = \"htcondor\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
 
 /// All keys, in the order in which people meet them.
@@ -65,7 +66,19 @@ pub const KEYS: &[Key] = &[
         "no audit",
         "A file to which every decision is appended as one line of JSON; never a secret.",
     ),
-    key(PROVIDER, "kind", "", "`\"oauth2\"` or `\"mytoken\"`."),
+    key(
+        DAEMON,
+        "web_approval_listen",
+        "no page",
+        "A loopback address and port: the page where users approve, for the web server of this host to pass on to.",
+    ),
+    key(
+        DAEMON,
+        "web_approval_url",
+        "HTCondor's `CREDMON_WEB_PREFIX`",
+        "How browsers reach that page. credd tells users this URL.",
+    ),
+    key(PROVIDER, "kind", "", "`\"oauth2\"`, `\"htcondor\"` (the client is in HTCondor's knobs) or `\"mytoken\"`."),
     key(PROVIDER, "services", "the service called NAME", "The services that this provider owns; names without `_`."),
     key(
         PROVIDER,
@@ -107,6 +120,31 @@ pub const KEYS: &[Key] = &[
         "audience_style",
         "`\"audience\"`",
         "`audience=a b`; or `\"repeated\"`: `audience=a&audience=b`; or `\"resource\"` (RFC 8707).",
+    ),
+    key(
+        OAUTH2,
+        "authorization_endpoint",
+        "by discovery at `issuer`",
+        "Where users approve in a browser. Only the page for approvals needs it.",
+    ),
+    key(
+        OAUTH2,
+        "return_path",
+        "`/return/SERVICE`",
+        "Where the issuer sends the browser back to, below the page's URL: HTCondor's `<S>_RETURN_URL_SUFFIX`.",
+    ),
+    key(
+        HTCONDOR,
+        "client_auth",
+        "`\"body\"`",
+        "As for `\"oauth2\"`. The client itself is `<NAME>_CLIENT_ID`, `_CLIENT_SECRET_FILE`, `_TOKEN_URL`, \
+         `_AUTHORIZATION_URL` and `_RETURN_URL_SUFFIX`, as credd sees them.",
+    ),
+    key(
+        HTCONDOR,
+        "audience_style",
+        "`\"resource\"`",
+        "How the page for approvals asks; renewals ask for neither scope nor audience.",
     ),
     key(MYTOKEN, "server", "", "The mytoken server, like `https://mytok.eu`."),
 ];
@@ -165,6 +203,8 @@ mod tests {
             |more: &str| format!("[daemon]\ncredential_directory = \"/c\"\n[provider.p]\nxqzxqzxqzxqz = 1\n{more}");
         let oauth2 = provider("kind = \"oauth2\"\nclient_id = \"c\"\nissuer = \"https://i.example.org\"\n");
         assert_eq!(known(&oauth2), documented(&[PROVIDER, OAUTH2]));
+        let htcondor = provider("kind = \"htcondor\"\n");
+        assert_eq!(known(&htcondor), documented(&[PROVIDER, HTCONDOR]));
         let mytoken = provider("kind = \"mytoken\"\nserver = \"https://m.example.org\"\n");
         assert_eq!(known(&mytoken), documented(&[PROVIDER, MYTOKEN]));
     }

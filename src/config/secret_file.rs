@@ -18,6 +18,17 @@ use super::{
 /// The largest secret.
 const MAX: u64 = 16 << 10;
 
+/// The text of a secret file as credd reads those of `<S>_CLIENT_SECRET_FILE`: up to the first control character.
+pub fn read_as_credd(path: &Path) -> Result<Zeroizing<String>, Wrong> {
+    let mut text = read(path)?;
+    let kept = text.find(char::is_control).unwrap_or(text.len());
+    text.truncate(kept);
+    if text.is_empty() {
+        return Err(wrong(format!("{} is empty", path.display()), "write the secret into it"));
+    }
+    Ok(text)
+}
+
 /// The text of a secret file without the newline at its end. No message holds any of it.
 pub fn read(path: &Path) -> Result<Zeroizing<String>, Wrong> {
     let shown = path.display();

@@ -44,6 +44,8 @@ pub struct Daemon {
     pub log_keep: u32,
     /// `audit_log`: every decision as a line of JSON is appended to this file; absent: no audit.
     pub audit_log: Option<PathBuf>,
+    /// `web_approval_listen` and `web_approval_url`; absent: no page for approvals.
+    pub web_approval: Option<WebApproval>,
 }
 
 /// What the network process serves and tells besides its exchanges.
@@ -51,6 +53,8 @@ pub struct Daemon {
 pub struct Outward {
     /// `metrics_listen`
     pub metrics_listen: Option<SocketAddr>,
+    /// The page for approvals.
+    pub web_approval: Option<WebApproval>,
 }
 
 /// What a line of the log looks like.
@@ -67,8 +71,17 @@ impl Daemon {
     /// What of it the network process is told.
     #[must_use]
     pub fn outward(&self) -> Outward {
-        Outward { metrics_listen: self.metrics_listen }
+        Outward { metrics_listen: self.metrics_listen, web_approval: self.web_approval.clone() }
     }
+}
+
+/// Where the page for approvals is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebApproval {
+    /// `web_approval_listen`: a loopback address.
+    pub listen: SocketAddr,
+    /// `web_approval_url`, how browsers reach it; default `CREDMON_WEB_PREFIX`. Without a slash at its end.
+    pub url: String,
 }
 
 /// `[provider.NAME]`
@@ -122,6 +135,7 @@ impl ProviderKind {
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
+            Self::OAuth2(oauth2) if oauth2.from_htcondor => "htcondor",
             Self::OAuth2(_) => "oauth2",
             Self::Mytoken { .. } => "mytoken",
         }
@@ -144,6 +158,21 @@ pub struct OAuth2 {
     pub client_auth: ClientAuth,
     /// `audience_style = "audience" | "repeated" | "resource"`; default audience (blank-separated).
     pub audience_style: AudienceStyle,
+    /// `kind = "htcondor"`: the client is in HTCondor's knobs. Renewals ask for neither scope nor audience, as the stock
+    /// credmon never did: what was approved is renewed.
+    pub from_htcondor: bool,
+    /// `authorization_endpoint`; absent: discovery at `issuer`.
+    pub authorization_endpoint: Option<String>,
+    /// `return_path`: where the issuer sends the browser back to, below the page's URL; absent: `/return/SERVICE`.
+    pub return_path: Option<String>,
+}
+
+impl OAuth2 {
+    /// Where the issuer sends the browser back to, below the page's URL.
+    #[must_use]
+    pub fn return_path_of(&self, service: &str) -> String {
+        self.return_path.clone().unwrap_or_else(|| format!("/return/{service}"))
+    }
 }
 
 /// How the client shows its secret.

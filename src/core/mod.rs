@@ -6,6 +6,7 @@ pub mod budget;
 pub mod figures;
 pub mod id;
 pub mod jwt;
+pub mod key_file;
 pub mod planner;
 pub mod schedule;
 pub mod secret;

@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::driver::{Held, Input, Owner};
 use crate::{
-    config::settings::Provider,
+    config::settings::{Provider, ProviderKind},
     core::{answer::Grant, id::CredentialId, planner::Event, time::Timestamp, top::Identity, use_file},
     error::Kind,
     spool::{PublishError, Seal, Spool},
@@ -141,6 +141,10 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     if found != identity {
         return Input::Event(Event::Superseded { number });
     }
+    if let Err(error) = approved_here(spool, &id, &owner.provider) {
+        tracing::warn!(credential = %id, provider = owner.provider.name, error, "not sent");
+        return fail(Kind::MetaMismatch);
+    }
     let room = usize::try_from(identity.size).unwrap_or(0).saturating_add(8192);
     let reservation = match spool.reserve(&id, room, 16 * 1024) {
         Ok(reservation) => reservation,
@@ -150,8 +154,45 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, answer: None, rotated: None }) }
 }
 
-/// The `.top`'s own wishes come before the provider's.
+/// A refresh token that the stock web page had approved goes only to the client and endpoint it was approved for.
+fn approved_here(spool: &Spool, id: &CredentialId, provider: &Provider) -> Result<(), String> {
+    let ProviderKind::OAuth2(client) = &provider.kind else { return Ok(()) };
+    let meta = match spool.meta(id) {
+        Ok(Some(meta)) => meta,
+        Ok(None) => return Ok(()),
+        Err(()) => return Err("the .meta beside it cannot be read".into()),
+    };
+    let short = |text: &str| text.chars().take(200).collect::<String>();
+    if meta.client_id != client.client_id {
+        let theirs = short(&meta.client_id);
+        return Err(format!("it was approved for the client {theirs:?}, configured is {:?}", client.client_id));
+    }
+    let same = match (&client.token_endpoint, &provider.issuer) {
+        (Some(endpoint), _) => *endpoint == meta.token_url,
+        // The endpoint is found by discovery, which is the courier's: the issuer's own host is the same place.
+        (None, Some(issuer)) => origin(issuer).is_some_and(|ours| Some(ours) == origin(&meta.token_url)),
+        (None, None) => false,
+    };
+    if same {
+        return Ok(());
+    }
+    let configured = client.token_endpoint.as_ref().or(provider.issuer.as_ref());
+    Err(format!(
+        "it was approved for {:?}, configured is {:?}",
+        short(&meta.token_url),
+        configured.map_or("", String::as_str)
+    ))
+}
+
+fn origin(url: &str) -> Option<url::Origin> {
+    url::Url::parse(url).ok().map(|url| url.origin()).filter(url::Origin::is_tuple)
+}
+
+/// The `.top`'s own wishes come before the provider's; from HTCondor's knobs, what was approved is renewed unasked.
 fn grant(provider: &Provider, top: &crate::core::top::Top) -> Grant {
+    if matches!(&provider.kind, ProviderKind::OAuth2(client) if client.from_htcondor) {
+        return Grant { refresh_token: top.refresh_token().clone(), scopes: Vec::new(), audience: Vec::new() };
+    }
     Grant {
         refresh_token: top.refresh_token().clone(),
         scopes: top.scopes.clone().unwrap_or_else(|| provider.scopes.clone()),

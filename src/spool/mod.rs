@@ -11,6 +11,7 @@
 mod dir;
 mod inventory;
 mod lock;
+mod meta;
 mod pidfile;
 mod publish;
 mod seal;
@@ -31,6 +32,7 @@ use nix::{errno::Errno, unistd::UnlinkatFlags};
 use thiserror::Error;
 
 pub use inventory::{Seen, Wanted};
+pub use meta::{Meta, StockCredential, stock_credentials};
 pub use publish::{PublishError, Reservation};
 pub use seal::{Seal, SealError};
 pub use watch::{Hint, Watch, WatchError};
