@@ -160,7 +160,7 @@ fn approved_here(spool: &Spool, id: &CredentialId, provider: &Provider) -> Resul
     let meta = match spool.meta(id) {
         Ok(Some(meta)) => meta,
         Ok(None) => return Ok(()),
-        Err(()) => return Err("the .meta beside it cannot be read".into()),
+        Err(_) => return Err("the .meta beside it cannot be read".into()),
     };
     let short = |text: &str| text.chars().take(200).collect::<String>();
     if meta.client_id != client.client_id {

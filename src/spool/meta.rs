@@ -14,7 +14,10 @@ use super::{
     Spool,
     dir::{self, Refusal},
 };
-use crate::core::id::{CredentialId, UserName};
+use crate::{
+    core::id::{CredentialId, UserName},
+    error::Kind,
+};
 
 /// The largest `.meta` that is read.
 const MAX_META: usize = 64 * 1024;
@@ -49,18 +52,18 @@ pub struct StockCredential {
 }
 
 impl Spool {
-    /// What the `.meta` of a credential says, where it counts. `Err`: it is there and counts, and is no `.meta`.
+    /// What the `.meta` of a credential says, where it counts.
     ///
     /// # Errors
-    /// Nothing that can be compared: the caller must not go on as if there were none.
-    pub fn meta(&self, id: &CredentialId) -> Result<Option<Meta>, ()> {
+    /// [`Kind::MetaMismatch`]: it is there, counts, and says nothing that could be compared.
+    pub fn meta(&self, id: &CredentialId) -> Result<Option<Meta>, Kind> {
         let home = match self.top.user(id.user.as_str(), &self.owners) {
             Ok(home) => home,
             Err(Errno::ENOENT) => return Ok(None),
-            Err(_) => return Err(()),
+            Err(_) => return Err(Kind::MetaMismatch),
         };
         match look(&home, id) {
-            Some((meta, true)) => meta.map(Some).ok_or(()),
+            Some((meta, true)) => meta.map(Some).ok_or(Kind::MetaMismatch),
             _ => Ok(None),
         }
     }
