@@ -1,8 +1,9 @@
 // A person with a browser, and a client, for tests against an issuer of issuer.mjs, by plain HTTP.
 //
-//   node client.mjs approve    --dir DIR --issuer URL [--client ID] --user U --scope 'S ...' [--resource R]
+//   node client.mjs approve    --dir DIR --issuer URL [--client ID] --user U --scope 'S ...' [--resource R] [--top]
 //       The device flow from end to end: asks for a code, walks through the issuer's pages as a browser does (forms,
-//       cookies, redirects; signs in as U, consents), fetches the tokens. Prints the token endpoint's answer.
+//       cookies, redirects; signs in as U, consents), fetches the tokens. Prints the token endpoint's answer;
+//       with --top what a .top holds: {"refresh_token":…}.
 //   node client.mjs page       --dir DIR --user U  < verification URI
 //       The person's part alone, for a code that somebody else asked for.
 //   node client.mjs revoke     --dir DIR --issuer URL [--client ID]  < token      prints {}
@@ -30,6 +31,7 @@ const { values: args, positionals: [command] } = parseArgs({
     user: { type: 'string' },
     scope: { type: 'string', default: 'openid offline_access' },
     resource: { type: 'string' },
+    top: { type: 'boolean', default: false },
   },
 });
 
@@ -121,7 +123,7 @@ async function approve() {
   await walk(asked.answer.verification_uri_complete);
   for (let tries = 0; tries < 20; tries += 1) {
     const got = await asClient(token, { grant_type: DEVICE_GRANT, device_code: asked.answer.device_code, ...resource });
-    if (got.status === 200) return got.answer;
+    if (got.status === 200) return args.top ? { refresh_token: got.answer.refresh_token } : got.answer;
     if (got.answer.error !== 'authorization_pending') throw new Refused(`no token: ${got.answer.error_description}`);
     await sleep(250);
   }

@@ -6,6 +6,8 @@
 //   ca.pem        what a client must trust (made by openssl, as are the server's own issuer.pem and issuer-key.pem)
 //   secret        the client secret, mode 0600, one line
 //
+// --for 0 makes just that and ends.
+//
 // The first line on standard output is `ready https://127.0.0.1:PORT`; then one line for each answer of the token
 // endpoint, with digests (first 12 hex digits of SHA-256) in the place of tokens. It ends at SIGTERM, or after --for
 // seconds. Everything it issued lives in memory and ends with it.

@@ -5,8 +5,9 @@ end=$(( $(date +%s) + ${1:-10} ))
 old=
 while [ "$(date +%s)" -lt "$end" ]; do
     for f in "$_CONDOR_CREDS"/*.use; do
-        new="${f##*/} sha256 $(sha256sum < "$f" | cut -c1-12)"
-        case "$old" in *"$new"*) ;; *) echo "$(date +%H:%M:%S.%3N) job sees $new"; old="$old|$new";; esac
+        sum=$(sed -n 's/.*"access_token":"\([^"]*\)".*/\1/p' "$f" | tr -d '\n' | sha256sum | cut -c1-12)
+        new="${f##*/} sha256 $sum"
+        case "$old" in *"$new"*) ;; *) echo "$(date -u +%FT%T.%3N) job $new"; old="$old|$new";; esac
     done
     sleep 0.2
 done
