@@ -10,7 +10,7 @@ use crate::{
     config::settings::{Provider, ProviderKind},
     core::{answer::Grant, id::CredentialId, planner::Event, time::Timestamp, top::Identity, use_file},
     error::Kind,
-    spool::{PublishError, Seal, Spool},
+    spool::{PublishError, Refusal, Seal, Spool},
 };
 
 /// Threads for file work: flushes overlap in the file system's journal.
@@ -136,7 +136,8 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     };
     let (found, top) = match spool.read_top(&id, owner.seal.as_ref()) {
         Ok(read) => read,
-        Err(kind) => return fail(kind),
+        Err(Refusal::Missing) => return Input::Event(Event::Superseded { number }),
+        Err(Refusal::Bad(kind)) => return fail(kind),
     };
     if found != identity {
         return Input::Event(Event::Superseded { number });
@@ -148,7 +149,7 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     let room = usize::try_from(identity.size).unwrap_or(0).saturating_add(8192);
     let reservation = match spool.reserve(&id, room, 16 * 1024) {
         Ok(reservation) => reservation,
-        Err(error) => return fail(kind(&error)),
+        Err(error) => return failed(number, &error).map_or_else(|| fail(kind(&error)), Input::Event),
     };
     let grant = grant(&owner.provider, &top);
     Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, answer: None, rotated: None }) }

@@ -222,7 +222,7 @@ pub(super) fn is(stat: &FileStat, expected: &Identity) -> bool {
 
 /// Why a `.top` is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub enum Refusal {
     /// There is none (any more).
     Missing,
     /// It is bad.

@@ -111,19 +111,16 @@ impl Spool {
     /// Read a `.top` for an exchange.
     ///
     /// # Errors
-    /// Why it is bad; `TopUnreadable` also if it is gone.
-    pub fn read_top(&self, id: &CredentialId, keys: Option<&Seal>) -> Result<(Identity, Top), Kind> {
+    /// Why it is bad, or that it is gone (a sweep removes file by file).
+    pub fn read_top(&self, id: &CredentialId, keys: Option<&Seal>) -> Result<(Identity, Top), Refusal> {
         let home = self.top.user(id.user.as_str(), &self.owners).map_err(|e| match e {
-            Errno::ELOOP | Errno::ENOTDIR => Kind::TopNotRegular,
-            Errno::EPERM => Kind::TopWrongOwner,
-            _ => Kind::TopUnreadable,
+            Errno::ENOENT => Refusal::Missing,
+            Errno::ELOOP | Errno::ENOTDIR => Refusal::Bad(Kind::TopNotRegular),
+            Errno::EPERM => Refusal::Bad(Kind::TopWrongOwner),
+            _ => Refusal::Bad(Kind::TopUnreadable),
         })?;
-        let (stat, bytes) =
-            dir::read_top(&home, &format!("{}.top", id.base()), &self.owners).map_err(|refusal| match refusal {
-                Refusal::Missing => Kind::TopUnreadable,
-                Refusal::Bad(kind) => kind,
-            })?;
-        Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys)?))
+        let (stat, bytes) = dir::read_top(&home, &format!("{}.top", id.base()), &self.owners)?;
+        Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys).map_err(Refusal::Bad)?))
     }
 
     fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<Found> {

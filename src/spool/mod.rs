@@ -31,6 +31,7 @@ use std::{
 use nix::{errno::Errno, unistd::UnlinkatFlags};
 use thiserror::Error;
 
+pub use dir::Refusal;
 pub use inventory::{Seen, Wanted};
 pub use meta::{Meta, StockCredential, stock_credentials};
 pub use publish::{PublishError, Reservation};

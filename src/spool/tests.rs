@@ -67,7 +67,11 @@ impl Fixture {
 
     fn kinds(&self) -> (Option<Kind>, Option<Kind>) {
         let scanned = self.scan().first().map(|seen| seen.top);
-        (scanned.and_then(Result::err), self.spool().read_top(&id(), None).err())
+        let read = self.spool().read_top(&id(), None).err().map(|refusal| match refusal {
+            Refusal::Missing => panic!("the .top is gone"),
+            Refusal::Bad(kind) => kind,
+        });
+        (scanned.and_then(Result::err), read)
     }
 }
 
@@ -212,6 +216,16 @@ fn every_bad_top_has_its_kind_and_stays_as_it_was() {
         fs::set_permissions(f.path("alice/s.top"), PermissionsExt::from_mode(0o000)).unwrap();
         assert_eq!(f.kinds(), both(Kind::TopUnreadable));
     }
+}
+
+#[test]
+fn a_top_or_user_that_is_gone_is_told_from_a_bad_one() {
+    let f = Fixture::new();
+    assert_eq!(f.spool().read_top(&id(), None).unwrap_err(), Refusal::Missing, "no user");
+    f.store("alice/other.top", "x");
+    assert_eq!(f.spool().read_top(&id(), None).unwrap_err(), Refusal::Missing, "no .top");
+    f.store("alice/s.top", "");
+    assert_eq!(f.spool().read_top(&id(), None).unwrap_err(), Refusal::Bad(Kind::TopEmpty));
 }
 
 #[test]
