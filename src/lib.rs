@@ -5,6 +5,7 @@
 //! * [`core`] decides and does nothing else: data in, data out, no clock, no disk, no network.
 //! * [`spool`] touches the credential directory, [`issuer`] knows how each kind of issuer asks and answers.
 //! * [`keeper`] is the privileged process (files, no network); [`courier`] is the network process (no files).
+//! * [`submit`] is what `condor_submit` runs for the user: one approval, then nothing to ask.
 //! * [`config`] turns TOML into settings; [`cli`] defines the command lines; [`ctl`] holds `evercred`'s subcommands.
 //! * [`demo`] is the embedded issuer, which tests use too, and the guided tour.
 //! * [`error`] names what can go wrong, with labels that logs, metrics and tests share; [`advice`] says what each means and what to do.
@@ -20,6 +21,7 @@ pub mod error;
 pub mod issuer;
 pub mod keeper;
 pub mod spool;
+pub mod submit;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,12 @@ use std::process::ExitCode;
 #[must_use]
 pub fn evercred_main() -> ExitCode {
     ctl::main()
+}
+
+/// `evercred_storer`: what `condor_submit` runs for the user.
+#[must_use]
+pub fn storer_main() -> ExitCode {
+    ctl::storer_main()
 }
 
 /// `condor_credmon_evercred`: the credential monitor (keeper, and courier by a hidden flag).

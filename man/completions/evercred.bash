@@ -43,6 +43,9 @@ _evercred() {
             evercred,list)
                 cmd="evercred__subcmd__list"
                 ;;
+            evercred,login)
+                cmd="evercred__subcmd__login"
+                ;;
             evercred,needs-renewal)
                 cmd="evercred__subcmd__needs__subcmd__renewal"
                 ;;
@@ -51,6 +54,9 @@ _evercred() {
                 ;;
             evercred,status)
                 cmd="evercred__subcmd__status"
+                ;;
+            evercred,upload)
+                cmd="evercred__subcmd__upload"
                 ;;
             evercred__subcmd__help,check)
                 cmd="evercred__subcmd__help__subcmd__check"
@@ -79,6 +85,9 @@ _evercred() {
             evercred__subcmd__help,list)
                 cmd="evercred__subcmd__help__subcmd__list"
                 ;;
+            evercred__subcmd__help,login)
+                cmd="evercred__subcmd__help__subcmd__login"
+                ;;
             evercred__subcmd__help,needs-renewal)
                 cmd="evercred__subcmd__help__subcmd__needs__subcmd__renewal"
                 ;;
@@ -88,6 +97,9 @@ _evercred() {
             evercred__subcmd__help,status)
                 cmd="evercred__subcmd__help__subcmd__status"
                 ;;
+            evercred__subcmd__help,upload)
+                cmd="evercred__subcmd__help__subcmd__upload"
+                ;;
             *)
                 ;;
         esac
@@ -95,7 +107,7 @@ _evercred() {
 
     case "${cmd}" in
         evercred)
-            opts="-h -V --help --version status check doctor renew needs-renewal list explain demo credmon generate issuer help"
+            opts="-h -V --help --version status login upload check doctor renew needs-renewal list explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -217,7 +229,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help)
-            opts="status check doctor renew needs-renewal list explain demo credmon generate issuer help"
+            opts="status login upload check doctor renew needs-renewal list explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -356,6 +368,20 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__help__subcmd__login)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__help__subcmd__needs__subcmd__renewal)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -398,6 +424,20 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__help__subcmd__upload)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__issuer)
             opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -424,6 +464,32 @@ _evercred() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__login)
+            opts="-h --scopes --audience --renew --plain --browser --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --scopes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --audience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -486,6 +552,24 @@ _evercred() {
             fi
             case "${prev}" in
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__upload)
+            opts="-h --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

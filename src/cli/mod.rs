@@ -14,6 +14,26 @@ not restart it in a loop.
 Signals: HUP looks at every credential, reopens the log and reads the configuration again; TERM, INT and QUIT stop \
 within two seconds, a second one at once.";
 
+const STORER_EXIT: &str = "\
+Set SEC_CREDENTIAL_STORER to this program in HTCondor's configuration. A valid credential costs nothing: without a \
+terminal not even a word. Otherwise the terminal shows a URL where the credential is approved.
+
+Environment: EVERCRED_CONFIG names another configuration file; EVERCRED_PLAIN=1 asks for lines without drawing; \
+NO_COLOR and TERM=dumb are respected.
+
+Exit status: 0 a usable credential is in place for every request; 1 it is not, and one line says why; 3 somebody must \
+approve, and there is no terminal; 78 bad configuration; 130 cancelled.";
+
+const LOGIN_EXIT: &str = "\
+Exit status: 0 a usable credential is in place; 1 it is not, and one line says why; 3 somebody must approve, and there \
+is no terminal; 78 bad configuration; 130 cancelled.";
+
+const UPLOAD_EXIT: &str = "\
+The token must be of the server that is configured for the service, not expired, and without rotation. The same token \
+again costs next to nothing. Installed as reana_upload_mytoken, too.
+
+Exit status: 0 the credential is stored and usable; 1 it is not, and one line says why; 78 bad configuration.";
+
 const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not, and every problem has been told.";
 
 const DOCTOR_EXIT: &str = "Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
@@ -51,6 +71,15 @@ pub struct Credmon {
     pub courier: bool,
 }
 
+/// What `condor_submit` runs for the user: a usable credential for each service of the submit file.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "evercred_storer", version, after_long_help = STORER_EXIT)]
+pub struct Storer {
+    /// SERVICE[&handle=H][&scopes=a,b][&audience=A][&options=O]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "REQUEST")]
+    pub requests: Vec<String>,
+}
+
 /// Keeps every HTCondor job's tokens alive.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "evercred", version, arg_required_else_help = true)]
@@ -65,6 +94,10 @@ pub struct Evercred {
 pub enum Command {
     /// Show how credentials stand: state, time left, what is wrong and what to do
     Status(Status),
+    /// Approve a credential for your jobs, as a submit would ask for it
+    Login(Login),
+    /// Store a token that a portal has: one line on standard input
+    Upload(Upload),
     /// Check the configuration and tell every problem in it
     Check(Check),
     /// Probe the live installation: directory, daemon, HTCondor, tokens, issuers
@@ -106,6 +139,49 @@ pub struct Status {
     /// The daemon's status socket, instead of the configured one
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+/// `evercred login`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = LOGIN_EXIT)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
+pub struct Login {
+    /// The service, or service and handle as `S_H`
+    #[arg(value_name = "SERVICE")]
+    pub which: String,
+    /// Scopes, as the submit file has them; its commas and blanks count
+    #[arg(long, value_name = "SCOPES", value_parser = printable)]
+    pub scopes: Option<String>,
+    /// Audience, as the submit file has it
+    #[arg(long, value_name = "AUDIENCE", value_parser = printable)]
+    pub audience: Option<String>,
+    /// Make a new credential, even if there is a valid one
+    #[arg(long)]
+    pub renew: bool,
+    /// Plain lines: no drawing, no QR code; for screen readers
+    #[arg(long)]
+    pub plain: bool,
+    /// Open the page in a browser, where one is local and the page's address is no secret
+    #[arg(long, conflicts_with = "json")]
+    pub browser: bool,
+    /// One JSON object a line, for portals; needs no terminal
+    #[arg(long)]
+    pub json: bool,
+    /// Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `evercred upload`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = UPLOAD_EXIT)]
+pub struct Upload {
+    /// The service, or service and handle as `S_H`; default: the only one of a mytoken server
+    #[arg(value_name = "SERVICE")]
+    pub which: Option<String>,
+    /// Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `evercred list`
@@ -210,6 +286,11 @@ pub struct Issuer {
 
 fn length(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write it like 30s, 10m, 2h or 7d".to_owned())
+}
+
+fn printable(text: &str) -> Result<String, String> {
+    let fit = !text.is_empty() && !text.chars().any(char::is_control);
+    fit.then(|| text.to_owned()).ok_or_else(|| "it is empty, or holds control characters".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

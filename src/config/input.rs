@@ -265,6 +265,14 @@ pub fn choice<T: Clone>(choices: &'static [(&'static str, T)]) -> impl FnOnce(&V
     }
 }
 
+/// `true` or `false`.
+pub fn boolean(value: &Value) -> Result<bool, Wrong> {
+    match &value.data {
+        Data::Boolean(answer) => Ok(*answer),
+        other => Err(wrong(format!("is {}, not true or false", other.what()), "write true or false without quotes")),
+    }
+}
+
 /// An address to listen on.
 pub fn listen(value: &Value) -> Result<SocketAddr, Wrong> {
     text(value)?.parse().map_err(|_| wrong("is not an address and port", r#"write it like "127.0.0.1:9741""#))

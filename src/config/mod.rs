@@ -3,6 +3,7 @@
 //! `/etc/evercred/evercred.toml`, then `/etc/evercred/conf.d/*.toml` in the order of their names; a key given twice
 //! keeps the later value. `--config FILE` is read instead of both. All problems are reported at once.
 
+mod approval;
 pub mod condor;
 pub mod fragment;
 pub mod input;
@@ -23,7 +24,7 @@ use self::{
     condor::Knobs,
     fragment::{Data, Origin, Table, Value},
     input::Section,
-    settings::{Daemon, LogFormat, Provider, Settings},
+    settings::{Daemon, LogFormat, Provider, Settings, Storer},
     stock::Stock,
 };
 use crate::error::{Report, exit};
@@ -32,6 +33,8 @@ use crate::error::{Report, exit};
 const MAIN: &str = "/etc/evercred/evercred.toml";
 /// Further files.
 const FURTHER: &str = "/etc/evercred/conf.d";
+/// HTCondor's own storer, for Vault and Pelican.
+const STOCK_STORER: &str = "/usr/bin/condor_credential_storer";
 /// HTCondor's own default of a daemon's log.
 const LOG_LIMIT: u64 = 10 << 20;
 
@@ -220,6 +223,7 @@ fn settings(
     let mut top = Section::new("", origin.clone(), merged, problems);
     let daemon = top.take_raw("daemon").unwrap_or(Value { origin, data: Data::Table(Table::new()) });
     let providers = top.take_raw("provider");
+    let storer = top.take_raw("storer");
     top.refuse("site", "replication to sites is not part of this version", "remove the [site.…] tables");
     if providers.is_none() {
         top.complain("provider", "no provider is configured", "add a table [provider.NAME] for each service");
@@ -227,8 +231,20 @@ fn settings(
     top.finish();
     let stock = Stock::new(knobs.program.as_deref());
     let daemon = Section::open("daemon", daemon, problems).and_then(|s| read_daemon(s, sources, knobs, &stock));
+    let storer = read_storer(storer.and_then(|value| Section::open("storer", value, problems)));
     let providers = read_providers(providers?, sources.secrets, &stock, problems);
-    Some(Settings { daemon: daemon?, providers })
+    Some(Settings { daemon: daemon?, providers, storer })
+}
+
+fn read_storer(section: Option<Section<'_>>) -> Storer {
+    let mut storer = Storer { stock: PathBuf::from(STOCK_STORER), use_wait: Duration::from_secs(60) };
+    if let Some(mut section) = section {
+        storer.stock = section.take("stock_storer", input::path).unwrap_or(storer.stock);
+        let limits = input::duration(Duration::from_secs(1), Duration::from_secs(3600));
+        storer.use_wait = section.take("use_wait", limits).unwrap_or(storer.use_wait);
+        section.finish();
+    }
+    storer
 }
 
 fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock: &Stock<'_>) -> Option<Daemon> {

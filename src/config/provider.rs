@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{
     Secrets,
+    approval::{self, Way},
     fragment::{self, Value},
     input::{self, Section, Wrong, wrong},
     secret_file,
@@ -40,9 +41,6 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
             "write it to a file of mode 0600, name that with `client_secret_file` (or `fernet_key_file`)",
         );
     }
-    for key in ["profile", "lifetime"] {
-        section.refuse(key, "belongs to approvals, which are not part of this version", "remove it");
-    }
     let kind = section.require("kind", r#"set it to "oauth2", "htcondor" or "mytoken""#, kind);
     let Some(kind) = kind else {
         section.abandon();
@@ -66,6 +64,14 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
     let timeout = section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20));
     let ca_file = section.take("ca_file", readable_file);
     let fernet_key_file = section.take("fernet_key_file", |value| fernet_key_file(value, secrets));
+    let approval = approval::read(
+        &mut section,
+        match kind {
+            Kind::OAuth2 => Way::Device,
+            Kind::HTCondor => Way::Web,
+            Kind::Mytoken => Way::Mytoken,
+        },
+    );
     let kind = match kind {
         Kind::OAuth2 => oauth2(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2),
         Kind::HTCondor => stock::read(&services, &mut section, secrets, stock).map(ProviderKind::OAuth2),
@@ -87,6 +93,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
         timeout,
         ca_file,
         fernet_key_file,
+        approval,
     })
 }
 

@@ -25,6 +25,7 @@ const PROVIDER: &str = "[provider.NAME]";
 const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
 const HTCONDOR: &str = "[provider.NAME] kind = \"htcondor\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
+const STORER: &str = "[storer]";
 
 /// All keys, in the order in which people meet them.
 pub const KEYS: &[Key] = &[
@@ -106,6 +107,18 @@ pub const KEYS: &[Key] = &[
         "none",
         "Opens `.top` files that are Fernet text. Owner root or the credmon's, mode 0600.",
     ),
+    key(
+        PROVIDER,
+        "approval_hosts",
+        "none",
+        "Hosts beside the issuer's own on which users may be asked to approve, like `[\"login.example.org\"]`.",
+    ),
+    key(
+        PROVIDER,
+        "renew_default",
+        "ask again",
+        "With less than a day left, what an empty answer to `Renew it now?` means: `\"yes\"` or `\"no\"`.",
+    ),
     key(OAUTH2, "token_endpoint", "by discovery at `issuer`", "Where tokens are asked for."),
     key(OAUTH2, "client_id", "", "Under which id evercred is registered at the issuer."),
     key(
@@ -121,6 +134,13 @@ pub const KEYS: &[Key] = &[
         "`\"audience\"`",
         "`audience=a b`; or `\"repeated\"`: `audience=a&audience=b`; or `\"resource\"` (RFC 8707).",
     ),
+    key(
+        OAUTH2,
+        "device_authorization_endpoint",
+        "by discovery at `issuer`",
+        "Where the device flow of `evercred login` and of submits begins; it needs a public client.",
+    ),
+    key(OAUTH2, "login_pkce", "`false`", "Send a code challenge (RFC 7636) with the device flow."),
     key(
         OAUTH2,
         "authorization_endpoint",
@@ -147,6 +167,26 @@ pub const KEYS: &[Key] = &[
         "How the page for approvals asks; renewals ask for neither scope nor audience.",
     ),
     key(MYTOKEN, "server", "", "The mytoken server, like `https://mytok.eu`."),
+    key(MYTOKEN, "profile", "none", "Server profiles that users approve, like `\"kit/c4p-htcondor\"`."),
+    key(
+        MYTOKEN,
+        "lifetime",
+        "what the profile says, else `\"7d\"`",
+        "How long an approval lasts. 10 min to 3,660 d; the server may give less.",
+    ),
+    key(MYTOKEN, "capabilities", "the server's: `AT` and `tokeninfo`", "Capabilities to ask for; `AT` among them."),
+    key(
+        STORER,
+        "stock_storer",
+        "`/usr/bin/condor_credential_storer`",
+        "Who gets the services of a submit that no provider owns (Vault, Pelican).",
+    ),
+    key(
+        STORER,
+        "use_wait",
+        "`\"60s\"`",
+        "How long a submit waits for the first access token of a new credential. 1 s to 1 h.",
+    ),
 ];
 
 /// docs/configuration.md.
@@ -207,5 +247,8 @@ mod tests {
         assert_eq!(known(&htcondor), documented(&[PROVIDER, HTCONDOR]));
         let mytoken = provider("kind = \"mytoken\"\nserver = \"https://m.example.org\"\n");
         assert_eq!(known(&mytoken), documented(&[PROVIDER, MYTOKEN]));
+        let storer = "[daemon]\ncredential_directory = \"/c\"\n[storer]\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \
+                      \"mytoken\"\nserver = \"https://m.example.org\"\n";
+        assert_eq!(known(storer), documented(&[STORER]));
     }
 }

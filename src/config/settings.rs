@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::approval::Approval;
 use crate::core::secret::{ClientSecret, on_wire};
 
 /// Where the status socket is, unless `status_socket` says otherwise.
@@ -16,6 +17,17 @@ pub struct Settings {
     pub daemon: Daemon,
     /// `[provider.*]`, in the order of their names.
     pub providers: Vec<Provider>,
+    /// `[storer]`
+    pub storer: Storer,
+}
+
+/// `[storer]`: what `condor_submit` runs for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storer {
+    /// `stock_storer`: who gets the services that are not ours.
+    pub stock: PathBuf,
+    /// `use_wait`: how long a new credential may take until its `.use` is there; default 60 s.
+    pub use_wait: Duration,
 }
 
 /// `[daemon]`
@@ -116,6 +128,9 @@ pub struct Provider {
     /// `fernet_key_file`: opens `.top` files that are Fernet text. Not sent to the courier.
     #[serde(skip)]
     pub fernet_key_file: Option<PathBuf>,
+    /// How its users approve. Not sent to the courier.
+    #[serde(skip)]
+    pub approval: Approval,
 }
 
 /// Where tokens come from and how.

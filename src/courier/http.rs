@@ -41,23 +41,7 @@ impl Caller {
     /// # Errors
     /// One line: what is wrong with the CA file or TLS on this machine.
     pub fn new(provider: Provider) -> Result<Self, String> {
-        let mut builder = Client::builder()
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT)
-            .timeout(provider.timeout)
-            .pool_idle_timeout(Duration::from_secs(90))
-            .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &provider.ca_file {
-            let fail = |e: &dyn std::fmt::Display| format!("ca_file {}: {e}", path.display());
-            let pem = std::fs::read(path).map_err(|e| fail(&e))?;
-            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| fail(&e))?;
-            if certificates.is_empty() {
-                return Err(fail(&"no certificate in it"));
-            }
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let client = builder.build().map_err(|e| format!("provider {}: {e}", provider.name))?;
+        let client = client(&provider)?;
         Ok(Self { provider, client, endpoint: Mutex::new(None) })
     }
 
@@ -148,12 +132,41 @@ impl Caller {
     }
 }
 
-fn now() -> Timestamp {
+/// The HTTP client of a provider, with the rules of this module; reads `ca_file`.
+///
+/// # Errors
+/// One line: what is wrong with the CA file or TLS on this machine.
+pub(crate) fn client(provider: &Provider) -> Result<Client, String> {
+    let mut builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT)
+        .timeout(provider.timeout)
+        .pool_idle_timeout(Duration::from_secs(90))
+        .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
+    if let Some(path) = &provider.ca_file {
+        let fail = |e: &dyn std::fmt::Display| format!("ca_file {}: {e}", path.display());
+        let pem = std::fs::read(path).map_err(|e| fail(&e))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| fail(&e))?;
+        if certificates.is_empty() {
+            return Err(fail(&"no certificate in it"));
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|e| format!("provider {}: {e}", provider.name))
+}
+
+/// The wall clock.
+pub(crate) fn now() -> Timestamp {
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX))
 }
 
-async fn answer(mut response: Response) -> Result<TokenAnswer, ExchangeError> {
+/// Status and body, capped.
+///
+/// # Errors
+/// The connection broke, or the body is larger than 1 MiB.
+pub(crate) async fn answer(mut response: Response) -> Result<TokenAnswer, ExchangeError> {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let mut body = Zeroizing::new(Vec::new());
@@ -167,7 +180,7 @@ async fn answer(mut response: Response) -> Result<TokenAnswer, ExchangeError> {
 }
 
 /// What went wrong on the way; the chain of causes holds no secret, and the URL is configured.
-fn failure(error: &reqwest::Error) -> ExchangeError {
+pub(crate) fn failure(error: &reqwest::Error) -> ExchangeError {
     let mut detail = error.to_string();
     let mut tls = false;
     let mut cause = error.source();

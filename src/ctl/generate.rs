@@ -47,6 +47,7 @@ fn man_pages(man: &Path) -> io::Result<()> {
         page(man, sub.clone().name(name).display_name(name), "1")?;
     }
     page(man, evercred, "1")?;
+    page(man, cli::Storer::command(), "8")?;
     page(man, cli::Credmon::command(), "8")
 }
 

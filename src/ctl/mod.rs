@@ -5,12 +5,14 @@ pub mod daemon;
 pub mod doctor;
 pub mod explain;
 mod generate;
+mod login;
 mod needs_renewal;
 mod renew;
 pub mod show;
 mod status;
+mod upload;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use clap::Parser;
 
@@ -18,13 +20,18 @@ use crate::{
     cli::{self, Command},
     courier, demo,
     error::exit,
-    keeper,
+    keeper, submit,
 };
 
 /// `evercred`
 #[must_use]
 pub fn main() -> ExitCode {
-    match cli::Evercred::try_parse() {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    let name = arguments.first().and_then(|name| Path::new(name).file_name());
+    if name.is_some_and(|name| name == upload::REANA) {
+        arguments.insert(1, "upload".into());
+    }
+    match cli::Evercred::try_parse_from(arguments) {
         Ok(args) => run(args.command),
         Err(e) => usage(&e),
     }
@@ -39,6 +46,15 @@ pub fn credmon_main() -> ExitCode {
     }
 }
 
+/// `evercred_storer`
+#[must_use]
+pub fn storer_main() -> ExitCode {
+    match cli::Storer::try_parse() {
+        Ok(args) => submit::main(&args),
+        Err(e) => usage(&e),
+    }
+}
+
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Check(args) => check::run(args),
@@ -47,6 +63,8 @@ fn run(command: Command) -> ExitCode {
         Command::List(args) => status::list(&args),
         Command::NeedsRenewal(args) => needs_renewal::run(&args),
         Command::Renew(args) => renew::run(&args),
+        Command::Login(args) => login::run(&args),
+        Command::Upload(args) => upload::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),

@@ -261,7 +261,9 @@ async fn approve(State(shared): State<Arc<Shared>>, body: Bytes) -> Response<Bod
     let form = Form::parse(&body);
     let user = (form.one("decision") != Some("deny")).then(|| form.one("user").unwrap_or("demo").to_owned());
     let approved = user.is_some();
-    let code = form.one("user_code").unwrap_or_default().to_ascii_uppercase();
+    // RFC 8628, 6.1: whatever groups the letters is no part of the code.
+    let letters = form.one("user_code").unwrap_or_default().chars().filter(char::is_ascii_alphanumeric);
+    let code = letters.collect::<String>().to_ascii_uppercase();
     let mut book = shared.book();
     let Some(waiting) = book.devices.values_mut().find(|waiting| waiting.user_code == code) else {
         let page = framed("Unknown code", "<p>Check the code that the program shows.");

@@ -1,0 +1,273 @@
+//! `evercred upload`, also as `reana_upload_mytoken`: a token that a portal has for the user goes to credd.
+//!
+//! Portals call it for every job (mytoken contract §8), so the same token again costs one question to credd and
+//! nothing else. What was uploaded last is known by `upload-SERVICE` in the user's own cache: the SHA-256 of the token
+//! and the time of the `.top` that it made. Lost or damaged, that file costs one more upload.
+
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::login;
+use crate::{
+    cli,
+    config::settings::{OAuth2, Provider, ProviderKind, Settings},
+    core::{secret::RefreshToken, time::Timestamp},
+    courier::http::now,
+    error::{Report, exit},
+    issuer::client::trimmed,
+    submit::{
+        self,
+        cases::{self, Left},
+        error::SubmitError,
+        flow::{self, Fresh},
+        request::Request,
+        store::{Credd, Stored},
+        words::Purpose,
+    },
+};
+
+/// The name under which REANA knows it.
+pub const REANA: &str = "reana_upload_mytoken";
+/// Nobody's token is longer.
+const MAX: u64 = 64 << 10;
+
+/// Read, check, store, wait.
+#[must_use]
+pub fn run(args: &cli::Upload) -> ExitCode {
+    let settings = match submit::settings(args.config.clone()) {
+        Ok(settings) => settings,
+        Err(report) => return report.print("evercred"),
+    };
+    let chosen = match &args.which {
+        Some(which) => login::request(which, &settings),
+        None => only_mytoken(&settings),
+    };
+    let checked = chosen.and_then(|(request, provider)| {
+        let token = read(io::stdin().lock()).and_then(|token| check(&token, provider, now()))?;
+        Ok((request, token))
+    });
+    match checked {
+        Err(report) => report.print("evercred"),
+        Ok((request, token)) => match upload(&request, &token, &settings) {
+            Ok(()) => ExitCode::from(exit::OK),
+            Err(error) => submit::told(&error, Purpose::Login),
+        },
+    }
+}
+
+/// As REANA calls it, the service is not said: the only one of a mytoken server, or the one that REANA means.
+fn only_mytoken(settings: &Settings) -> Result<(Request, &Provider), Report> {
+    let of_mytoken = settings.providers.iter().filter(|p| matches!(p.kind, ProviderKind::Mytoken { .. }));
+    let services: Vec<&String> = of_mytoken.flat_map(|provider| &provider.services).collect();
+    match services.as_slice() {
+        [only] => login::request(only, settings),
+        many if many.iter().any(|name| *name == "helmholtz") => login::request("helmholtz", settings),
+        _ => Err(Report::new("for which service the token is was not said", exit::USAGE)
+            .advise("run evercred upload SERVICE")),
+    }
+}
+
+fn unfit(what: impl Into<String>) -> Report {
+    Report::new(format!("the token was not stored: {}", what.into()), exit::FAILED)
+}
+
+/// One line.
+fn read(input: impl Read) -> Result<RefreshToken, Report> {
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(MAX).unwrap_or(0) + 1));
+    input.take(MAX + 1).read_to_string(&mut text).map_err(|e| unfit(format!("standard input cannot be read: {e}")))?;
+    let line = text.trim();
+    if line.is_empty() {
+        return Err(unfit("standard input is empty").advise("write the token to it, on one line"));
+    }
+    if u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX || line.contains(char::is_whitespace) {
+        return Err(unfit("standard input holds more than one token").advise("write the token alone, on one line"));
+    }
+    RefreshToken::parse(line).map_err(|e| unfit(e.to_string()))
+}
+
+struct Checked {
+    secret: RefreshToken,
+    key: &'static str,
+    end: Option<i64>,
+}
+
+/// What the token says of itself. A JWT is not verified: the issuer does that when the credmon asks.
+#[derive(Debug, Default, Deserialize)]
+struct Claims {
+    iss: Option<String>,
+    exp: Option<i64>,
+    nbf: Option<i64>,
+    capabilities: Option<Vec<String>>,
+    rotation: Option<Rotation>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Rotation {
+    #[serde(default, rename = "on_AT")]
+    on_at: bool,
+    #[serde(default)]
+    on_other: bool,
+}
+
+fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -> Result<Checked, Report> {
+    let claims: Option<Claims> = token
+        .expose()
+        .split('.')
+        .nth(1)
+        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok())
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let (key, issuer, what) = match &provider.kind {
+        ProviderKind::Mytoken { server } => ("mytoken", Some(server), "a mytoken"),
+        ProviderKind::OAuth2(OAuth2 { .. }) => ("refresh_token", provider.issuer.as_ref(), "a refresh token"),
+    };
+    // A short mytoken is 64 characters without a dot; an opaque refresh token is anything.
+    let jwt = token.expose().matches('.').count() == 2;
+    if jwt && claims.is_none() {
+        return Err(unfit(format!("it looks like a JWT and is none, so it is not {what}")));
+    }
+    if token.expose().len() < 32 && key == "mytoken" {
+        return Err(unfit("it is too short for a mytoken"));
+    }
+    let claims = claims.unwrap_or_default();
+    if let (Some(iss), Some(issuer)) = (&claims.iss, issuer)
+        && trimmed(iss) != trimmed(issuer)
+    {
+        return Err(unfit(format!("it is not of {issuer}, which the service asks")));
+    }
+    if jwt && key == "mytoken" && claims.iss.is_none() {
+        return Err(unfit("it names no server, so it is no mytoken"));
+    }
+    if let Some(exp) = claims.exp.filter(|exp| *exp <= now.secs()) {
+        let ago = now.since(Timestamp::from_secs(exp));
+        return Err(unfit(format!("it expired {} ago", submit::words::spoken(ago))));
+    }
+    if claims.nbf.is_some_and(|nbf| nbf > now.secs() + 300) {
+        return Err(unfit("it is not valid yet"));
+    }
+    if claims.capabilities.is_some_and(|list| !list.iter().any(|capability| capability == "AT")) {
+        return Err(unfit("it may not make access tokens (no capability AT)"));
+    }
+    // With rotation the portal's copy dies at the first access token, and the next upload would put a dead one back.
+    if claims.rotation.is_some_and(|rotation| rotation.on_at || rotation.on_other) {
+        return Err(unfit("it rotates, so that two holders break it").advise("make one without rotation"));
+    }
+    Ok(Checked { secret: token.clone(), key, end: claims.exp })
+}
+
+/// What was uploaded last.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Last {
+    sha256: String,
+    top: i64,
+}
+
+fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(), SubmitError> {
+    let credd = Credd::find()?;
+    let cancelled = submit::cancelled()?;
+    let keeper = || submit::known(settings);
+    let counter = submit::counter(&credd, &keeper, settings, &cancelled, false);
+    let note = note(&counter.lock_places, request);
+    let sha256 = URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes()));
+    if let Stored::Ready { top, .. } = credd.query(request)?
+        && note.as_deref().and_then(last).is_some_and(|last| last == Last { sha256: sha256.clone(), top })
+    {
+        let known = keeper();
+        let case = known.as_ref().and_then(|known| known.get(&request.name()));
+        if cases::judge(Stored::Ready { top, published: top }, case, now()).is_good() {
+            return Ok(());
+        }
+    }
+    let left = token
+        .end
+        .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
+    counter.put(request, &Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left })?;
+    if let (Some(note), Stored::Ready { top, .. }) = (note, credd.query(request)?) {
+        // Without it the next call stores again, which is right as well.
+        serde_json::to_string(&Last { sha256, top }).ok().and_then(|text| std::fs::write(note, text).ok());
+    }
+    Ok(())
+}
+
+/// Where the note is: beside the lock, in a directory that is the user's own.
+fn note(places: &[PathBuf], request: &Request) -> Option<PathBuf> {
+    Some(submit::lock::directory(places)?.join(format!("upload-{}", request.name())))
+}
+
+fn last(path: &Path) -> Option<Last> {
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, condor::Knobs, load_with};
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000);
+
+    fn provider(kind: &str) -> Provider {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(&file, format!("[daemon]\ncredential_directory = \"/c\"\n[provider.p]\n{kind}\n")).unwrap();
+        let sources = Sources { config: Some(file), ..Sources::default() };
+        load_with(&sources, &Knobs::default()).unwrap().providers.remove(0)
+    }
+
+    fn mytoken() -> Provider {
+        provider("kind = \"mytoken\"\nserver = \"https://mytok.eu\"")
+    }
+
+    fn jwt(claims: &str) -> RefreshToken {
+        RefreshToken::parse(&format!("eyJhbGciOiJFUzUxMiJ9.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))).unwrap()
+    }
+
+    fn refused(claims: &str) -> String {
+        check(&jwt(claims), &mytoken(), NOW).err().map(|report| report.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_mytoken_of_the_configured_server_is_taken() {
+        let token = jwt(r#"{"iss":"https://mytok.eu/","exp":1800000600,"capabilities":["AT"]}"#);
+        let checked = check(&token, &mytoken(), NOW).unwrap();
+        assert_eq!((checked.key, checked.end), ("mytoken", Some(1_800_000_600)));
+        let short = RefreshToken::parse(&"a".repeat(64)).unwrap();
+        assert_eq!(check(&short, &mytoken(), NOW).unwrap().end, None);
+    }
+
+    #[test]
+    fn every_unfit_token_is_refused_with_its_reason_and_without_itself() {
+        let table = [
+            (r#"{"iss":"https://evil.example","exp":1800000600}"#, "is not of https://mytok.eu"),
+            (r#"{"exp":1800000600}"#, "names no server"),
+            (r#"{"iss":"https://mytok.eu","exp":1799999400}"#, "expired 10 minutes ago"),
+            (r#"{"iss":"https://mytok.eu","nbf":1800001000}"#, "not valid yet"),
+            (r#"{"iss":"https://mytok.eu","capabilities":["tokeninfo"]}"#, "no capability AT"),
+            (r#"{"iss":"https://mytok.eu","rotation":{"on_AT":true}}"#, "rotates"),
+            ("not json", "looks like a JWT and is none"),
+        ];
+        for (claims, why) in table {
+            let said = refused(claims);
+            assert!(said.contains(why), "{claims}: {said}");
+            assert!(!said.contains(&URL_SAFE_NO_PAD.encode(claims)), "{said}");
+        }
+    }
+
+    #[test]
+    fn standard_input_is_one_token_on_one_line() {
+        assert_eq!(read("  abc\r\n".as_bytes()).unwrap().expose(), "abc");
+        for bad in ["", "\n", "a b", "a\nb", "é", &"a".repeat(70_000)] {
+            assert!(read(bad.as_bytes()).is_err(), "{bad:.20}");
+        }
+        assert!(read(&b"\xff\xfe"[..]).is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! The six cases of a submit (mytoken contract §5.1), decided from what credd has and what the keeper says. Pure.
+
+use std::time::Duration;
+
+use super::store::Stored;
+use crate::{
+    core::{snapshot::Credential, time::Timestamp},
+    error::{Class, Kind},
+};
+
+/// With less left, a user is asked whether to renew.
+pub const SOON: Duration = Duration::from_secs(86_400);
+
+/// How long a credential still lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// So long.
+    For(Duration),
+    /// It does not end.
+    Unlimited,
+    /// The issuer does not tell.
+    Unknown,
+}
+
+/// What a submit finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Case {
+    /// 1: no credential.
+    Absent,
+    /// 2: valid.
+    Valid(Left),
+    /// 3: valid, with less than a day left.
+    Ending(Duration),
+    /// 4: revoked or superseded.
+    Revoked,
+    /// 5: expired, so long ago where that is known.
+    Expired(Option<Duration>),
+    /// 6: alive on paper, refused by the issuer behind it.
+    RefusedBehind,
+    /// Stored for other scopes or another audience than this submit asks for.
+    Mismatch,
+    /// Stored, and of no use: not a token at all.
+    Unusable(Kind),
+}
+
+impl Case {
+    /// Whether jobs can run with it.
+    #[must_use]
+    pub fn is_good(self) -> bool {
+        matches!(self, Self::Valid(_) | Self::Ending(_))
+    }
+
+    /// The stable label, for scripts.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Valid(_) => "valid",
+            Self::Ending(_) => "ending",
+            Self::Revoked => "revoked",
+            Self::Expired(_) => "expired",
+            Self::RefusedBehind => "reauth-needed",
+            Self::Mismatch => "mismatch",
+            Self::Unusable(kind) => kind.label(),
+        }
+    }
+}
+
+/// Which case it is. Without the keeper, what credd has is taken for good.
+#[must_use]
+pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case {
+    let top = match stored {
+        Stored::Missing => return Case::Absent,
+        Stored::Mismatch => return Case::Mismatch,
+        Stored::Waiting { top } | Stored::Ready { top, .. } => top,
+    };
+    let Some(known) = known else { return Case::Valid(Left::Unknown) };
+    // Trouble from before the `.top` is that of an older one, which the keeper has not looked past yet.
+    let trouble = known.error.as_ref().filter(|trouble| trouble.since.is_none_or(|since| since.secs() >= top));
+    let ended = known.refresh_token_expires.filter(|end| *end <= now);
+    match (trouble.map(|trouble| trouble.kind), ended) {
+        (Some(Kind::Revoked), _) => return Case::Revoked,
+        (_, Some(end)) => return Case::Expired(Some(now.since(end))),
+        (Some(Kind::Expired), None) => return Case::Expired(None),
+        (Some(Kind::ReauthNeeded), None) => return Case::RefusedBehind,
+        (Some(kind), None) if kind == Kind::Invalid || kind.class() == Class::Input => return Case::Unusable(kind),
+        _ => {}
+    }
+    match known.refresh_token_expires.map(|end| end.since(now)) {
+        None => Case::Valid(Left::Unknown),
+        Some(left) if left <= SOON => Case::Ending(left),
+        Some(left) => Case::Valid(Left::For(left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::snapshot::{State, Trouble};
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000);
+    const READY: Stored = Stored::Ready { top: 1_799_990_000, published: 1_799_990_000 };
+
+    fn known(left: i64, kind: Option<Kind>) -> Credential {
+        Credential {
+            user: "alice".into(),
+            service: "helmholtz".into(),
+            handle: None,
+            provider: "helmholtz".into(),
+            state: State::Fresh,
+            expires: None,
+            renews: None,
+            refresh_token_expires: Some(Timestamp(NOW.0 + left * 1000)),
+            renewed: None,
+            generation: 1,
+            error: kind.map(|kind| Trouble { kind, detail: String::new(), since: Some(NOW), times: 2 }),
+            flagged: None,
+            replicas: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_six_cases_are_told_apart() {
+        let case = |left, kind| judge(READY, Some(&known(left, kind)), NOW);
+        assert_eq!(judge(Stored::Missing, Some(&known(9999, None)), NOW), Case::Absent);
+        assert_eq!(case(86_401, None), Case::Valid(Left::For(Duration::from_secs(86_401))));
+        assert_eq!(case(86_400, None), Case::Ending(SOON));
+        assert_eq!(case(86_401, Some(Kind::Revoked)), Case::Revoked);
+        assert_eq!(case(-60, Some(Kind::Expired)), Case::Expired(Some(Duration::from_secs(60))));
+        assert_eq!(case(86_401, Some(Kind::ReauthNeeded)), Case::RefusedBehind);
+    }
+
+    #[test]
+    fn an_outage_never_costs_a_credential() {
+        for kind in Kind::ALL.iter().filter(|kind| matches!(kind.class(), Class::Transient | Class::Ours)) {
+            assert!(judge(READY, Some(&known(86_401, Some(*kind))), NOW).is_good(), "{kind}");
+        }
+        assert!(judge(READY, None, NOW).is_good(), "without the keeper");
+    }
+
+    #[test]
+    fn trouble_of_an_older_top_is_not_held_against_a_new_one() {
+        let newer = Stored::Waiting { top: NOW.secs() + 1 };
+        assert!(judge(newer, Some(&known(86_401, Some(Kind::Revoked))), NOW).is_good());
+    }
+
+    #[test]
+    fn what_is_no_token_is_of_no_use() {
+        let case = judge(READY, Some(&known(86_401, Some(Kind::TopNoToken))), NOW);
+        assert_eq!(case, Case::Unusable(Kind::TopNoToken));
+        assert_eq!(judge(Stored::Mismatch, None, NOW), Case::Mismatch);
+    }
+}

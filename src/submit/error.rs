@@ -1,0 +1,122 @@
+//! Why a storer, `evercred login` or `evercred upload` ends without a usable credential: one line each, and the exit code.
+
+use thiserror::Error;
+
+use super::{request::RequestError, store::StoreError, words::Purpose};
+use crate::error::exit;
+
+/// Why there is no usable credential.
+#[derive(Debug, Error)]
+pub enum SubmitError {
+    /// The user said no.
+    #[error("You declined the request.")]
+    Declined,
+    /// Nobody said anything.
+    #[error("The approval was not given in time.")]
+    NotInTime,
+    /// No connection, no answer, or none that makes sense.
+    #[error("{who} could not be reached: {why}.")]
+    Unreachable {
+        /// `The mytoken server`, `The issuer`
+        who: &'static str,
+        /// In one line.
+        why: String,
+    },
+    /// It answered, and does not do what is asked.
+    #[error("{who} refuses the request: {why}.")]
+    Refused {
+        /// `The mytoken server`, `The issuer`
+        who: &'static str,
+        /// Its words, made fit for a terminal.
+        why: String,
+    },
+    /// A URL or code that must not be shown to anybody.
+    #[error("The page for the approval is refused: {0}.")]
+    UnsafePage(String),
+    /// What was approved cannot do what it is for.
+    #[error("The new credential is of no use: {0}. Nothing was stored.")]
+    Unsuitable(String),
+    /// The provider is not set up for approvals.
+    #[error("{0}")]
+    NotSetUp(String),
+    /// Ctrl-C, or end of input at a question.
+    #[error("Cancelled: nothing was stored.")]
+    Cancelled,
+    /// A question without an answer.
+    #[error("No answer: nothing was submitted.")]
+    NoAnswer,
+    /// Somebody must approve, and there is no terminal.
+    #[error("{0}")]
+    NeedsHuman(String),
+    /// The argument of a storer.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Between us and credd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Stored, and no `.use` came.
+    #[error("The credential for {name} was stored, but {why}.")]
+    NotUsable {
+        /// The credential.
+        name: String,
+        /// What the keeper says, or how long we waited.
+        why: String,
+    },
+    /// The stock storer did not do its part.
+    #[error("{0}")]
+    Stock(String),
+    /// Anything about this machine.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl SubmitError {
+    /// The line for people.
+    #[must_use]
+    pub fn line(&self, purpose: Purpose) -> String {
+        let after = match (self, purpose) {
+            (Self::Declined, Purpose::Submit) => " Your jobs were not submitted.",
+            (Self::Declined, Purpose::Login) => " Nothing was stored.",
+            (Self::NotInTime, Purpose::Submit) => " Please submit again.",
+            (Self::NotInTime, Purpose::Login) => " Please try again.",
+            _ => "",
+        };
+        format!("{self}{after}")
+    }
+
+    /// The exit code.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Cancelled => exit::CANCELLED,
+            Self::NeedsHuman(_) => exit::NEEDS_HUMAN,
+            _ => exit::FAILED,
+        }
+    }
+
+    /// The stable label, for `--json`.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Declined => "declined",
+            Self::NotInTime => "not-in-time",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Refused { .. } => "refused",
+            Self::UnsafePage(_) => "unsafe-page",
+            Self::Unsuitable(_) => "unsuitable",
+            Self::NotSetUp(_) => "not-set-up",
+            Self::Cancelled | Self::NoAnswer => "cancelled",
+            Self::NeedsHuman(_) => "needs-human",
+            Self::Request(_) => "bad-request",
+            Self::Store(_) => "not-stored",
+            Self::NotUsable { .. } => "not-usable",
+            Self::Stock(_) => "stock-storer",
+            Self::System { .. } => "system",
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! `evercred_storer`, which `condor_submit` runs for the user (`SEC_CREDENTIAL_STORER`), and the same approval for
+//! `evercred login` and `evercred upload`.
+//!
+//! It runs as the user, cannot read a `.top`, and knows what is stored from credd (`condor_store_cred query-oauth`) and
+//! how it does from the keeper's status socket. It exits 0 only with a usable credential in place for every request.
+//! Standard output stays empty, messages go to standard error, URLs and codes to the terminal alone.
+
+pub mod browser;
+pub mod cases;
+pub mod error;
+pub mod flow;
+mod foreign;
+pub mod human;
+pub mod lock;
+pub mod portal;
+pub mod prompt;
+pub mod provide;
+pub mod qr;
+pub mod request;
+pub mod store;
+pub mod terminal;
+pub mod voice;
+pub mod words;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool, mpsc},
+    time::Duration,
+};
+
+use nix::unistd::{User, geteuid, gethostname};
+
+use self::{
+    error::SubmitError,
+    human::Human,
+    provide::{Counter, Known},
+    request::Request,
+    store::Credd,
+    terminal::Terminal,
+    voice::{Event, Voice},
+    words::Purpose,
+};
+use crate::{
+    cli,
+    config::{
+        self, Sources,
+        condor::{self, Knobs},
+        settings::{Provider, STATUS_SOCKET, Settings},
+    },
+    ctl::daemon,
+    error::{Report, exit},
+};
+
+/// How long the keeper may take; without its word, what credd has is taken for good.
+const KEEPER_PATIENCE: Duration = Duration::from_millis(700);
+
+/// `evercred_storer REQUEST…`
+#[must_use]
+pub fn main(args: &cli::Storer) -> ExitCode {
+    let settings = match settings(None) {
+        Ok(settings) => settings,
+        Err(report) => return report.print("evercred_storer"),
+    };
+    match run(&args.requests, &settings) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => told(&error, Purpose::Submit),
+    }
+}
+
+/// Tell an error, in its one line.
+#[must_use]
+pub fn told(error: &SubmitError, purpose: Purpose) -> ExitCode {
+    // Nobody is left to be told if standard error is closed.
+    writeln!(std::io::stderr().lock(), "{}", error.line(purpose)).ok();
+    ExitCode::from(error.code())
+}
+
+/// The configuration as a user sees it: no secret is read, and HTCondor is not asked (a process each).
+///
+/// # Errors
+/// Every problem in it.
+pub fn settings(file: Option<PathBuf>) -> Result<Settings, Report> {
+    let mut sources = Sources::of_user(file).without_secrets();
+    // credd knows where credentials are; we never look there.
+    sources.credential_directory.get_or_insert_with(|| Path::new("/").into());
+    let knobs = Knobs { program: condor::program(), ..Knobs::default() };
+    config::load_with(&sources, &knobs).map_err(|problems| config::report(&problems))
+}
+
+fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
+    let (mut ours, mut foreign) = (Vec::new(), Vec::new());
+    for argument in arguments {
+        let request = Request::parse(argument)?;
+        match owner(&request, settings) {
+            Some(provider) => ours.push((request, provider)),
+            None => foreign.push((request, argument.as_str())),
+        }
+    }
+    let terminal = Terminal::open(plain());
+    let mut human = Human::new(&account(), Purpose::Submit, terminal);
+    human.several = ours.len() > 1;
+    for (request, _) in &ours {
+        for piece in &request.ignored {
+            human.tell(Event::Note(&format!(
+                "{}: {piece:?} is no part of a request that is known; ignored",
+                request.name()
+            )));
+        }
+    }
+    foreign::check(&foreign, settings)?;
+    if !ours.is_empty() {
+        let cancelled = cancelled()?;
+        let credd = Credd::find()?;
+        let keeper = || known(settings);
+        let counter = counter(&credd, &keeper, settings, &cancelled, false);
+        let provided = counter.provide(&ours, &mut human);
+        human.clear();
+        provided?;
+    }
+    foreign::hand_on(&foreign, settings, &mut human)?;
+    if !ours.is_empty() {
+        human.tell(Event::Done);
+    }
+    Ok(())
+}
+
+/// What all programs of this module share.
+pub fn counter<'a>(
+    credd: &'a Credd,
+    keeper: &'a dyn Fn() -> Known,
+    settings: &Settings,
+    cancelled: &'a AtomicBool,
+    renew: bool,
+) -> Counter<'a> {
+    Counter {
+        credd,
+        keeper,
+        account: account(),
+        host: host(),
+        use_wait: settings.storer.use_wait,
+        lock_places: lock::places(),
+        cancelled,
+        renew,
+    }
+}
+
+/// Set when the user gives up, instead of ending us halfway.
+///
+/// # Errors
+/// The system does not take the handler.
+pub fn cancelled() -> Result<Arc<AtomicBool>, SubmitError> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&flag))
+            .map_err(|source| SubmitError::System { what: "signals cannot be handled", source })?;
+    }
+    Ok(flag)
+}
+
+/// The provider that owns a request's service.
+#[must_use]
+pub fn owner<'s>(request: &Request, settings: &'s Settings) -> Option<&'s Provider> {
+    settings.providers.iter().find(|provider| provider.services.iter().any(|name| name == request.service.as_str()))
+}
+
+/// What the keeper says of this user's credentials.
+#[must_use]
+pub fn known(settings: &Settings) -> Known {
+    let socket = settings.daemon.status_socket.clone().unwrap_or_else(|| STATUS_SOCKET.into());
+    if !socket.exists() {
+        return None;
+    }
+    let (answer, wait) = mpsc::channel();
+    // A keeper that hangs must not hang us.
+    std::thread::spawn(move || answer.send(daemon::status(&socket)));
+    let status = wait.recv_timeout(KEEPER_PATIENCE).ok()?.ok()?;
+    let user = account();
+    let own = status.credentials.into_iter().filter(|credential| credential.user == user);
+    Some(own.map(|credential| (credential.base(), credential)).collect())
+}
+
+/// Lines only, no drawing: for screen readers. `condor_submit` leaves no room for an option.
+#[must_use]
+pub fn plain() -> bool {
+    std::env::var_os("EVERCRED_PLAIN").is_some_and(|value| !value.is_empty())
+}
+
+/// The login name.
+#[must_use]
+pub fn account() -> String {
+    let uid = geteuid();
+    User::from_uid(uid).ok().flatten().map_or_else(|| format!("uid {uid}"), |user| user.name)
+}
+
+fn host() -> String {
+    gethostname().map_or_else(|_| "this host".to_owned(), |name| name.to_string_lossy().into_owned())
+}

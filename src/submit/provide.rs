@@ -1,0 +1,190 @@
+//! A usable credential for every request: look, decide, let the user approve, store, wait for the `.use`.
+//!
+//! Nothing is removed or revoked before the new one is stored. Ctrl-C before the store leaves nothing; after it, the
+//! credential stays and only the submit is given up.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use super::{
+    cases::{self, Case},
+    error::SubmitError,
+    flow::{self, Fresh, Wish},
+    lock::{Lock, Locked},
+    request::Request,
+    store::{Credd, StoreError, Stored},
+    voice::{Event, Voice},
+    words,
+};
+use crate::{
+    config::settings::Provider,
+    core::{snapshot::Credential, time::Timestamp},
+    courier::http::now,
+    error::Class,
+};
+
+/// How often credd is asked whether the `.use` is there, at first and later.
+const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// What the keeper says of the user's credentials, by base name; `None`: it cannot be asked.
+pub type Known = Option<HashMap<String, Credential>>;
+
+/// What all requests of a call share.
+pub struct Counter<'a> {
+    /// The way to credd.
+    pub credd: &'a Credd,
+    /// The way to the keeper.
+    pub keeper: &'a dyn Fn() -> Known,
+    /// Login name.
+    pub account: String,
+    /// This host.
+    pub host: String,
+    /// How long a `.use` may take.
+    pub use_wait: Duration,
+    /// Where the lock may be.
+    pub lock_places: Vec<PathBuf>,
+    /// Set by signals.
+    pub cancelled: &'a AtomicBool,
+    /// Renew whatever is valid, too.
+    pub renew: bool,
+}
+
+impl Counter<'_> {
+    /// A usable credential for every request.
+    ///
+    /// # Errors
+    /// [`SubmitError`]: for at least one there is none.
+    pub fn provide(&self, wanted: &[(Request, &Provider)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
+        voice.tell(Event::Greeting);
+        let stored = self.look(wanted)?;
+        let known = (self.keeper)();
+        let mut missing = Vec::new();
+        for ((request, provider), stored) in wanted.iter().zip(stored) {
+            let case = judge(request, stored, &known);
+            voice.tell(Event::Found(request, case));
+            let create = match case {
+                _ if self.renew => true,
+                Case::Ending(_) => voice.renew(provider.approval.renew_default, self.cancelled)?,
+                case => !case.is_good(),
+            };
+            if !create {
+                if let Stored::Waiting { .. } = stored {
+                    self.wait_for_use(request, None)?;
+                }
+            } else if voice.reaches_somebody() {
+                self.approve(request, provider, voice)?;
+            } else {
+                missing.push(needs_human(request, case));
+            }
+        }
+        if missing.is_empty() { Ok(()) } else { Err(SubmitError::NeedsHuman(missing.join("\n"))) }
+    }
+
+    /// What credd has of each; side by side, because each costs a process.
+    fn look(&self, wanted: &[(Request, &Provider)]) -> Result<Vec<Stored>, SubmitError> {
+        let stored: Result<Vec<_>, StoreError> = match wanted {
+            [(request, _)] => self.credd.query(request).map(|stored| vec![stored]),
+            many => std::thread::scope(|scope| {
+                let asked: Vec<_> = many.iter().map(|(request, _)| scope.spawn(|| self.credd.query(request))).collect();
+                asked.into_iter().map(|one| one.join().unwrap_or(Err(StoreError::Slow))).collect()
+            }),
+        };
+        Ok(stored?)
+    }
+
+    fn approve(&self, request: &Request, provider: &Provider, voice: &mut dyn Voice) -> Result<(), SubmitError> {
+        let waiting = || voice.tell(Event::Waiting);
+        let (lock, waited) = match Lock::take(&self.lock_places, self.cancelled, waiting) {
+            Locked::Held(lock, waited) => (lock, waited),
+            Locked::Cancelled => return Err(SubmitError::Cancelled),
+        };
+        if waited {
+            // Whoever had the lock may have stored just this.
+            let stored = self.credd.query(request)?;
+            let case = judge(request, stored, &(self.keeper)());
+            if case.is_good() && !self.renew {
+                voice.tell(Event::Found(request, case));
+                return self.wait_for_use(request, None);
+            }
+        }
+        let wish = Wish { provider, request, account: self.account.clone(), host: self.host.clone() };
+        let fresh = flow::approve(&wish, voice, self.cancelled)?;
+        self.put(request, &fresh)?;
+        voice.tell(Event::Created(request, fresh.left));
+        drop(lock);
+        Ok(())
+    }
+
+    /// Store, and wait until it is usable.
+    ///
+    /// # Errors
+    /// It was not stored, or no `.use` came of it.
+    pub fn put(&self, request: &Request, fresh: &Fresh) -> Result<(), SubmitError> {
+        if let Stored::Ready { published, .. } = self.credd.query(request)? {
+            // credd tells whole seconds: the new .top must be younger than the .use that is there, so that a .use as
+            // old as the .top is known to be of it.
+            while now().secs() <= published && published - now().secs() < 2 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        if self.cancelled.load(Relaxed) {
+            return Err(SubmitError::Cancelled);
+        }
+        let since = now();
+        self.credd.store(request, &fresh.top)?;
+        self.wait_for_use(request, Some(since))
+    }
+
+    /// Until the `.use` is as young as the `.top`; `since`: when we stored it.
+    fn wait_for_use(&self, request: &Request, since: Option<Timestamp>) -> Result<(), SubmitError> {
+        let end = Instant::now() + self.use_wait;
+        let mut pause = LOOK.0;
+        let not_usable = |why: String| Err(SubmitError::NotUsable { name: request.name(), why });
+        loop {
+            let stored = self.credd.query(request)?;
+            if matches!(stored, Stored::Ready { top, published } if published >= top) {
+                return Ok(());
+            }
+            if matches!(stored, Stored::Missing | Stored::Mismatch) {
+                return not_usable("somebody else has removed or replaced it since".to_owned());
+            }
+            if self.cancelled.load(Relaxed) {
+                return not_usable("you did not wait for its first access token".to_owned());
+            }
+            // What the issuer refuses now it will not give in a minute.
+            if pause >= Duration::from_millis(300)
+                && let Some(trouble) =
+                    (self.keeper)().as_ref().and_then(|known| known.get(&request.name())?.error.clone())
+                && trouble.since.is_none_or(|began| since.is_none_or(|since| began >= since))
+                && trouble.kind.class() != Class::Transient
+            {
+                return not_usable(format!(
+                    "it gets no access token ({}: {}); see `evercred explain {}`",
+                    trouble.kind, trouble.detail, trouble.kind
+                ));
+            }
+            if Instant::now() + pause > end {
+                return not_usable(format!(
+                    "no access token came within {}: the credential monitor may not run here, or its issuer is down; \
+                     `evercred status` may know",
+                    words::spoken(self.use_wait)
+                ));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LOOK.1);
+        }
+    }
+}
+
+fn judge(request: &Request, stored: Stored, known: &Known) -> Case {
+    cases::judge(stored, known.as_ref().and_then(|known| known.get(&request.name())), now())
+}
+
+fn needs_human(request: &Request, case: Case) -> String {
+    let why = words::case(case).first().cloned().unwrap_or_default();
+    format!("evercred: {}: {why} Approve it on a terminal: {}", request.name(), request.login_command())
+}

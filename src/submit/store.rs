@@ -1,0 +1,293 @@
+//! credd, through `condor_store_cred`: what is stored, and storing. Its standard output is parsed, because "stored"
+//! and "usable" have the same exit code (HTCondor contract, fact 10).
+//!
+//! The program is found at fixed places (else in `PATH`), gets the secret on its standard input and an environment of
+//! what HTCondor's authentication reads and nothing else. Interrupted between two calls, nothing is half stored: credd
+//! replaces a `.top` by a rename.
+
+use std::{
+    ffi::OsString,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::request::Request;
+
+/// Where it may be.
+const PLACES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
+/// HTCondor's own timeout for a credd that does not answer is 20 s.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Longest answer.
+const MAX_ANSWER: u64 = 1 << 20;
+/// What HTCondor's configuration and authentication methods read; with it goes everything that begins with `_CONDOR_`.
+const ENVIRONMENT: [&str; 14] = [
+    "CONDOR_CONFIG",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "TZ",
+    "KRB5CCNAME",
+    "KRB5_CONFIG",
+    "X509_USER_PROXY",
+    "X509_CERT_DIR",
+    "BEARER_TOKEN",
+    "BEARER_TOKEN_FILE",
+    "XDG_RUNTIME_DIR",
+    "TMPDIR",
+];
+
+/// What credd has of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Nothing.
+    Missing,
+    /// Something for other scopes or another audience.
+    Mismatch,
+    /// A `.top`, and no `.use` yet.
+    Waiting {
+        /// Seconds since 1970 of its last change.
+        top: i64,
+    },
+    /// Both; seconds since 1970 of their last change.
+    Ready {
+        /// Of the `.top`.
+        top: i64,
+        /// Of the `.use`.
+        published: i64,
+    },
+}
+
+/// What went wrong between us and credd.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// No HTCondor here.
+    #[error("condor_store_cred is not in {}, nor in PATH: is HTCondor installed?", PLACES.join(", "))]
+    NoProgram,
+    /// It could not be started or read.
+    #[error("{} could not be run", .program.display())]
+    Run {
+        /// Which program.
+        program: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It did not end.
+    #[error("condor_store_cred did not end within {} s: does credd answer?", PATIENCE.as_secs())]
+    Slow,
+    /// It said no.
+    #[error("HTCondor does not {what}: {said}")]
+    Refused {
+        /// `answer about SERVICE` or `store SERVICE`.
+        what: String,
+        /// Its own words.
+        said: String,
+    },
+}
+
+/// The way to credd.
+#[derive(Debug, Clone)]
+pub struct Credd {
+    program: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    /// `-u`, by HTCondor's convention for storers.
+    user: Option<OsString>,
+}
+
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Credd {
+    /// Find the program.
+    ///
+    /// # Errors
+    /// [`StoreError::NoProgram`].
+    pub fn find() -> Result<Self, StoreError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let further = std::env::split_paths(&path).filter(|place| place.is_absolute());
+        let program = PLACES
+            .iter()
+            .map(PathBuf::from)
+            .chain(further)
+            .map(|place| place.join("condor_store_cred"))
+            .find(|program| program.is_file())
+            .ok_or(StoreError::NoProgram)?;
+        Ok(Self::at(program))
+    }
+
+    /// With this program.
+    #[must_use]
+    pub fn at(program: impl Into<PathBuf>) -> Self {
+        let kept = |name: &OsString| {
+            ENVIRONMENT.iter().any(|known| name == known) || name.as_encoded_bytes().starts_with(b"_CONDOR_")
+        };
+        let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| kept(name)).collect();
+        environment.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
+        let user = std::env::var_os("CONDOR_VAULT_STORER_USER").filter(|user| !user.is_empty());
+        Self { program: program.into(), environment, user }
+    }
+
+    /// Which program it is.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn run(&self, verb: &str, request: &Request, secret: Option<&Zeroizing<String>>) -> Result<Ended, StoreError> {
+        let mut command = Command::new(&self.program);
+        command.arg(verb).arg("-s").arg(request.name());
+        for (option, value) in [("-S", &request.scopes), ("-A", &request.audience)] {
+            if let Some(value) = value {
+                command.arg(option).arg(value);
+            }
+        }
+        if let Some(user) = &self.user {
+            command.arg("-u").arg(user);
+        }
+        if secret.is_some() {
+            command.args(["-i", "-"]);
+        }
+        command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let fail = |source| StoreError::Run { program: self.program.clone(), source };
+        let mut child = command.spawn().map_err(fail)?;
+        // The end of input follows the secret at once: on an open channel it may ask a question (contract, 3.1).
+        if let (Some(mut stdin), Some(secret)) = (child.stdin.take(), secret) {
+            // It may have ended without reading; its own words say why.
+            stdin.write_all(secret.as_bytes()).ok();
+        }
+        // Both answers fit a pipe, so waiting first cannot block it; the cap holds for what is no condor_store_cred.
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(500);
+        let status = loop {
+            match child.try_wait().map_err(fail)? {
+                Some(status) => break status,
+                None if Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                None => {
+                    // Both fail only for a process that is gone already.
+                    child.kill().ok();
+                    child.wait().ok();
+                    return Err(StoreError::Slow);
+                }
+            }
+        };
+        let text = |from: Option<&mut dyn Read>| {
+            let mut text = Vec::new();
+            from.map_or(Ok(0), |from| from.take(MAX_ANSWER).read_to_end(&mut text)).map_err(fail)?;
+            Ok(String::from_utf8_lossy(&text).into_owned())
+        };
+        Ok(Ended {
+            code: status.code(),
+            stdout: text(child.stdout.as_mut().map(|s| s as &mut dyn Read))?,
+            stderr: text(child.stderr.as_mut().map(|s| s as &mut dyn Read))?,
+        })
+    }
+
+    /// What is stored. Asking also takes the sweep's mark away.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer, or one that says nothing about the credential.
+    pub fn query(&self, request: &Request) -> Result<Stored, StoreError> {
+        let ended = self.run("query-oauth", request, None)?;
+        stored(&ended, &request.name())
+            .ok_or_else(|| StoreError::Refused { what: format!("answer about {}", request.name()), said: said(&ended) })
+    }
+
+    /// Store a `.top`, one JSON object.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it was not stored.
+    pub fn store(&self, request: &Request, top: &Zeroizing<String>) -> Result<(), StoreError> {
+        let ended = self.run("add-oauth", request, Some(top))?;
+        if ended.code == Some(0) {
+            return Ok(());
+        }
+        Err(StoreError::Refused { what: format!("store {}", request.name()), said: said(&ended) })
+    }
+}
+
+/// What an answer to `query-oauth` says (contract §3.4, 5); `None`: nothing about the credential.
+fn stored(ended: &Ended, name: &str) -> Option<Stored> {
+    let text = &ended.stdout;
+    match ended.code? {
+        2 => Some(Stored::Mismatch),
+        0 => match (time_of(text, &format!("Top{name}Time")), time_of(text, name)) {
+            (top, Some(published)) => Some(Stored::Ready { top: top.unwrap_or(published), published }),
+            (Some(top), None) => Some(Stored::Waiting { top }),
+            (None, None) => None,
+        },
+        // "not found" has the exit code of every error.
+        _ => text.contains("No credential is stored").then_some(Stored::Missing),
+    }
+}
+
+/// `NAME = 1795558760` among old-ClassAd lines; unusual names are quoted.
+fn time_of(text: &str, name: &str) -> Option<i64> {
+    text.lines()
+        .filter_map(|line| line.rsplit_once('='))
+        .find_map(|(key, value)| (key.trim().trim_matches('\'') == name).then(|| value.trim().parse().ok()).flatten())
+}
+
+/// Its own words, on one line.
+fn said(ended: &Ended) -> String {
+    let noise = |line: &&str| {
+        let line = line.trim();
+        !(line.is_empty() || line.starts_with("Account:") || line.starts_with("CredType:"))
+    };
+    let words: Vec<&str> =
+        ended.stderr.lines().chain(ended.stdout.lines()).filter(noise).map(str::trim).take(3).collect();
+    let clean: String = words.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+    match (clean.is_empty(), ended.code) {
+        (false, _) => clean,
+        (true, Some(code)) => format!("exit status {code} without a word"),
+        (true, None) => "ended by a signal".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(code: i32, stdout: &str) -> Ended {
+        Ended { code: Some(code), stdout: stdout.to_owned(), stderr: String::new() }
+    }
+
+    /// As HTCondor 25.14.1 answers.
+    const READY: &str = "Account: <current> (alice)\nCredType: oauth\n\nA credential was stored and is valid.\n\n\
+        Credential info:\nTophelm_h-xTime = 1795558760\nfully_qualified_user = \"alice@lab\"\nhelm_h-x = 1795558761\n\n";
+
+    #[test]
+    fn every_answer_of_credd_is_told_apart() {
+        let waiting = READY.replace("helm_h-x = 1795558761\n", "");
+        let none = "Account: <current> (alice)\nCredType: oauth\n\nNo credential is stored.\n";
+        assert_eq!(
+            stored(&answer(0, READY), "helm_h-x"),
+            Some(Stored::Ready { top: 1_795_558_760, published: 1_795_558_761 })
+        );
+        assert_eq!(stored(&answer(0, &waiting), "helm_h-x"), Some(Stored::Waiting { top: 1_795_558_760 }));
+        assert_eq!(stored(&answer(1, none), "helm"), Some(Stored::Missing));
+        assert_eq!(stored(&answer(2, "Account: x\n"), "helm"), Some(Stored::Mismatch));
+        let quoted = READY.replace("helm_h-x =", "'helm_h-x' =").replace("Tophelm_h-xTime", "'Tophelm_h-xTime'");
+        assert!(matches!(stored(&answer(0, &quoted), "helm_h-x"), Some(Stored::Ready { .. })));
+    }
+
+    #[test]
+    fn an_error_is_never_taken_for_an_absent_credential() {
+        for said in ["", "CRED: communication failure!\n", "Operation failed.\n  Make sure your ALLOW_WRITE setting"] {
+            assert_eq!(stored(&answer(1, said), "helm"), None, "{said}");
+        }
+        assert_eq!(stored(&answer(0, "Account: x\n"), "helm"), None);
+        assert_eq!(super::said(&answer(3, "Account: x\n\n")), "exit status 3 without a word");
+    }
+}

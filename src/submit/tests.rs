@@ -1,0 +1,570 @@
+//! The cases as users see them, on a real terminal (a pty), with the embedded issuer. credd is stood in for by a script
+//! that answers as HTCondor 25.14.1 does; `tests/pool/submit` runs the same against the real one.
+
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, mpsc},
+    time::Instant,
+};
+
+use nix::{
+    fcntl::OFlag,
+    pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
+};
+use serde_json::{Value, json};
+
+use super::{provide::Known, *};
+use crate::{
+    config::load_with,
+    core::{
+        snapshot::{Credential, State, Trouble},
+        time::Timestamp,
+    },
+    courier::http::now,
+    demo::issuer::{Issuer, Options, Running},
+    error::Kind,
+    submit::cases::Case,
+};
+
+/// What HTCondor 25.14.1 says, over files beside the script.
+const STORE_CRED: &str = r#"#!/bin/sh
+dir=${0%/*} verb=$1 scopes= audience=
+[ $# -gt 0 ] && shift
+while [ $# -gt 0 ]; do
+    case $1 in
+        -s) name=$2; shift;;
+        -S) scopes=$2; shift;;
+        -A) audience=$2; shift;;
+        -i) shift;;
+    esac
+    shift
+done
+printf 'Account: <current> (alice)\nCredType: oauth\n\n'
+[ -n "$verb" ] && echo "$verb $name" >> "$dir/calls"
+case $verb in
+    query-oauth)
+        [ -e "$dir/$name.top" ] || { echo 'No credential is stored.'; exit 1; }
+        [ "$scopes|$audience" = "$(cat "$dir/$name.wish")" ] || exit 2
+        if [ -e "$dir/$name.use" ]; then echo 'A credential was stored and is valid.'
+        else echo 'A credential was stored and is waiting for processing.'; fi
+        printf '\nCredential info:\nTop%sTime = %s\n' "$name" "$(stat -c %Y "$dir/$name.top")"
+        [ -e "$dir/$name.use" ] && printf '%s = %s\n' "$name" "$(stat -c %Y "$dir/$name.use")"
+        exit 0;;
+    add-oauth)
+        cat > "$dir/$name.new" && mv "$dir/$name.new" "$dir/$name.top"
+        printf '%s' "$scopes|$audience" > "$dir/$name.wish"
+        [ -e "$dir/no-use" ] || echo token > "$dir/$name.use"
+        echo 'Operation succeeded and is waiting for processing.';;
+esac
+"#;
+
+/// A place to submit from.
+struct Desk {
+    dir: tempfile::TempDir,
+    issuer: Running,
+    settings: Settings,
+    keeper: Mutex<Known>,
+    cancelled: AtomicBool,
+}
+
+impl Desk {
+    fn new(more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let issuer = Issuer::start(&Options::default()).unwrap();
+        let script = dir.path().join("condor_store_cred");
+        std::fs::write(&script, STORE_CRED).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // A fork of another test may hold the file open for writing for a moment.
+        while std::process::Command::new(&script).stdout(std::process::Stdio::null()).status().is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let text = format!(
+            "[storer]\nuse_wait = \"3s\"\n[provider.helmholtz]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\n\
+             issuer = \"{url}\"\n{more}\n[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
+             scopes = [\"storage.read:/\"]\n",
+            url = issuer.url()
+        );
+        let settings = settings_of(dir.path(), &text);
+        Self { dir, issuer, settings, keeper: Mutex::new(None), cancelled: AtomicBool::new(false) }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn knows(&self, left: i64, kind: Option<Kind>) {
+        let end = Timestamp(now().0 + left * 1000);
+        let credential = Credential {
+            user: "alice".into(),
+            service: "helmholtz".into(),
+            handle: None,
+            provider: "helmholtz".into(),
+            state: State::Fresh,
+            expires: None,
+            renews: None,
+            refresh_token_expires: Some(end),
+            renewed: None,
+            generation: 1,
+            error: kind.map(|kind| Trouble { kind, detail: "so it says".into(), since: Some(now()), times: 2 }),
+            flagged: None,
+            replicas: Vec::new(),
+        };
+        *self.keeper.lock().unwrap() = Some(HashMap::from([("helmholtz".to_owned(), credential)]));
+    }
+
+    /// As a credmon and credd leave it.
+    fn stored(&self) {
+        std::fs::write(self.file("helmholtz.top"), "{\"mytoken\":\"old\"}").unwrap();
+        std::fs::write(self.file("helmholtz.wish"), "|").unwrap();
+        std::fs::write(self.file("helmholtz.use"), "old").unwrap();
+    }
+
+    fn top(&self, name: &str) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.file(&format!("{name}.top"))).ok()?).ok()
+    }
+
+    /// Submit on this terminal, or on none.
+    fn submit(&self, request: &str, terminal: Option<Terminal>, messages: Box<dyn Write>) -> Result<(), SubmitError> {
+        let request = Request::parse(request)?;
+        let provider = owner(&request, &self.settings).expect("one of ours");
+        let credd = Credd::at(self.file("condor_store_cred"));
+        let keeper = || self.keeper.lock().unwrap().clone();
+        let mut counter = counter(&credd, &keeper, &self.settings, &self.cancelled, false);
+        counter.account = "alice".into();
+        counter.host = "ap1".into();
+        counter.lock_places = vec![self.dir.path().to_owned()];
+        let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
+        let outcome = counter.provide(&[(request, provider)], &mut human);
+        if outcome.is_ok() {
+            human.tell(Event::Done);
+        }
+        human.clear();
+        outcome
+    }
+
+    /// Submit on a terminal of 100 columns without drawing; what is on it then, with what changes from run to run
+    /// taken out.
+    fn on_terminal(&self, request: &str, user: impl FnOnce(&Desk, &mut Screen) + Send) -> String {
+        let (mut screen, terminal, messages) = pty();
+        let mut outcome = std::thread::scope(|scope| {
+            let submit = scope.spawn(move || {
+                let outcome = self.submit(request, Some(terminal), Box::new(messages));
+                outcome.map_or_else(
+                    |error| format!("{} [{}]\n", error.line(Purpose::Submit), error.code()),
+                    |()| String::new(),
+                )
+            });
+            let fail = Fail(self);
+            user(self, &mut screen);
+            std::mem::forget(fail);
+            submit.join().unwrap()
+        });
+        screen.drain();
+        outcome.insert_str(0, &screen.seen.replace("\r\n", "\n"));
+        let mut text = outcome.replace(self.issuer.url(), "https://issuer.example");
+        for start in ["/mytoken/c/", "enter this code there:\n"] {
+            text = masked(&text, start);
+        }
+        text.lines().map(|line| steady(line) + "\n").collect()
+    }
+}
+
+/// A user who panics must not leave a submit that waits.
+struct Fail<'a>(&'a Desk);
+
+impl Drop for Fail<'_> {
+    fn drop(&mut self) {
+        self.0.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// The 8 letters (and the dash) after `start`.
+fn masked(text: &str, start: &str) -> String {
+    match text.split_once(start) {
+        Some((before, after)) => {
+            let rest = after.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-');
+            format!("{before}{start}XXXX{rest}")
+        }
+        None => text.to_owned(),
+    }
+}
+
+/// A second more or less.
+fn steady(line: &str) -> String {
+    for (begin, instead) in [
+        ("6 days 23 hours 59 minutes", "6 days 23 hours 59 minutes 58 seconds"),
+        ("2 days 11 hours 59 minutes", "2 days 11 hours 59 minutes 58 seconds"),
+        ("1 hour 59 minutes", "1 hour 59 minutes 58 seconds"),
+        ("2 hours ago", "2 hours ago"),
+        ("2 hours 1 second ago", "2 hours ago"),
+        ("2 hours 2 seconds ago", "2 hours ago"),
+    ] {
+        if let Some((before, after)) = line.split_once(begin) {
+            let end = if after.contains("ago") || begin.ends_with("ago") { " A new one is needed." } else { "" };
+            let stop = if before.contains("time") || begin.ends_with("ago") { "." } else { "" };
+            return format!("{before}{instead}{stop}{end}");
+        }
+    }
+    line.to_owned()
+}
+
+fn settings_of(dir: &Path, text: &str) -> Settings {
+    let file = dir.join("evercred.toml");
+    std::fs::write(&file, text).unwrap();
+    let sources = Sources { config: Some(file), credential_directory: Some("/creds".into()), ..Sources::default() };
+    load_with(&sources, &Knobs::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+/// The user's end of a terminal.
+struct Screen {
+    master: File,
+    seen: String,
+}
+
+impl Screen {
+    fn read(&mut self) -> bool {
+        let mut ready = [nix::poll::PollFd::new(self.master.as_fd(), nix::poll::PollFlags::POLLIN)];
+        if nix::poll::poll(&mut ready, nix::poll::PollTimeout::from(50_u8)).unwrap_or(0) == 0 {
+            return false;
+        }
+        let mut part = [0; 4096];
+        let Ok(read) = self.master.read(&mut part) else { return false };
+        self.seen.push_str(&String::from_utf8_lossy(&part[..read]));
+        true
+    }
+
+    fn wait_for(&mut self, text: &str) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.seen.contains(text) {
+            self.read();
+            assert!(Instant::now() < end, "{text:?} never came: {}", self.seen);
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.read() {}
+    }
+
+    fn type_line(&mut self, line: &str) {
+        self.master.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    fn url(&self) -> String {
+        self.seen.lines().rfind(|line| line.starts_with("http")).unwrap().trim().to_owned()
+    }
+}
+
+fn pty() -> (Screen, Terminal, File) {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(ptsname_r(&master).unwrap()).unwrap();
+    let (slave, messages) = (open(), open());
+    let master = File::from(master.as_fd().try_clone_to_owned().unwrap());
+    (Screen { master, seen: String::new() }, Terminal::of(slave, true, true), messages)
+}
+
+fn post(url: &str, kind: &str, body: String) -> (u16, String) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let request = reqwest::Client::new().post(url).header("content-type", kind).body(body);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    })
+}
+
+/// On the consent page of the mytoken server.
+fn consent(url: &str, yes: bool) {
+    let exp = now().secs() + 604_800;
+    let body = json!({ "restrictions": [{ "exp": exp }], "capabilities": ["AT", "tokeninfo"], "user": "alice" });
+    let (status, answer) = post(url, "application/json", if yes { body.to_string() } else { String::new() });
+    assert_eq!(status, 278, "{answer}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    if let Some(next) = answer["authorization_uri"].as_str() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { reqwest::get(next).await.unwrap() });
+    }
+}
+
+fn approving(_: &Desk, screen: &mut Screen) {
+    screen.wait_for(words::POLLING);
+    consent(&screen.url(), true);
+}
+
+#[test]
+fn case_1_without_a_credential_one_approval_makes_one() {
+    let desk = Desk::new("");
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", approving));
+    let top = desk.top("helmholtz").unwrap();
+    assert!(top["mytoken"].as_str().unwrap().starts_with("eyJ"));
+    assert!((top["expires_at"].as_i64().unwrap() - now().secs() - 604_800).abs() < 60);
+}
+
+#[test]
+fn case_2_with_a_valid_credential_the_jobs_go_at_once() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(2 * 86_400 + 43_200 - 1, None);
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
+    assert_eq!(
+        std::fs::read_to_string(desk.file("calls")).unwrap(),
+        "query-oauth helmholtz\n",
+        "one question to credd"
+    );
+}
+
+#[test]
+fn case_3_with_less_than_a_day_left_the_user_is_asked() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(7199, None);
+    let answered = desk.on_terminal("helmholtz", |_, screen| {
+        screen.wait_for(words::RENEW);
+        for (answer, times) in [("", 2), ("Y", 3), ("no", 3)] {
+            screen.type_line(answer);
+            while screen.seen.matches(words::RENEW).count() < times {
+                screen.read();
+            }
+        }
+    });
+    insta::assert_snapshot!("case_3_no", answered);
+    assert_eq!(desk.top("helmholtz").unwrap()["mytoken"], "old");
+    let answered = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::RENEW);
+        screen.type_line("yes");
+        approving(desk, screen);
+    });
+    insta::assert_snapshot!("case_3_yes", answered);
+    assert_ne!(desk.top("helmholtz").unwrap()["mytoken"], "old");
+}
+
+#[test]
+fn case_3_an_empty_answer_is_what_the_provider_says() {
+    let desk = Desk::new("renew_default = \"no\"");
+    desk.stored();
+    desk.knows(7199, None);
+    desk.on_terminal("helmholtz", |_, screen| {
+        screen.wait_for(words::RENEW);
+        screen.type_line("");
+    });
+    assert_eq!(desk.top("helmholtz").unwrap()["mytoken"], "old");
+}
+
+#[test]
+fn case_4_a_revoked_credential_is_replaced() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_400 * 5, Some(Kind::Revoked));
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", approving));
+}
+
+#[test]
+fn case_5_an_expired_credential_is_replaced() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(-7200, Some(Kind::Expired));
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", approving));
+}
+
+#[test]
+fn case_6_a_credential_that_the_issuer_behind_refuses_is_replaced() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_400 * 5, Some(Kind::ReauthNeeded));
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", approving));
+}
+
+#[test]
+fn other_scopes_than_stored_need_a_new_credential() {
+    let desk = Desk::new("");
+    desk.stored();
+    insta::assert_snapshot!(desk.on_terminal("helmholtz&scopes=a,b&audience=u1 u2", approving));
+    assert_eq!(std::fs::read_to_string(desk.file("helmholtz.wish")).unwrap(), "a,b|u1 u2");
+}
+
+#[test]
+fn a_declined_request_stores_nothing_and_submits_nothing() {
+    let desk = Desk::new("");
+    let text = desk.on_terminal("helmholtz", |_, screen| {
+        screen.wait_for(words::POLLING);
+        consent(&screen.url(), false);
+    });
+    insta::assert_snapshot!(text);
+    assert_eq!(desk.top("helmholtz"), None);
+}
+
+#[test]
+fn ctrl_c_at_the_prompt_stores_nothing_and_is_130() {
+    let desk = Desk::new("");
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::POLLING);
+        desk.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(text.ends_with("Cancelled: nothing was stored. [130]\n"), "{text}");
+    assert_eq!(desk.top("helmholtz"), None);
+}
+
+#[test]
+fn an_issuer_that_is_down_is_told_in_one_line() {
+    let mut desk = Desk::new("");
+    let gone = std::mem::replace(&mut desk.issuer, Issuer::start(&Options::default()).unwrap());
+    let url = gone.url().to_owned();
+    drop(gone);
+    std::thread::sleep(Duration::from_millis(200));
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    let last = text.lines().last().unwrap().to_owned();
+    assert!(last.starts_with("The mytoken server could not be reached: "), "{url}: {text}");
+    assert!(last.ends_with(". [1]"), "{text}");
+}
+
+#[test]
+fn without_a_terminal_a_good_credential_costs_no_word() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_401 * 2, None);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    assert_eq!(said(), "");
+    desk.knows(7199, None);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    assert!(warning.contains("ends in 1 hour 59 minutes") && warning.contains("evercred login helmholtz --renew"));
+}
+
+#[test]
+fn without_a_terminal_a_missing_credential_names_the_command_at_once() {
+    let desk = Desk::new("");
+    let start = Instant::now();
+    let (said, messages) = recorder();
+    let error = desk.submit("helmholtz&handle=eu&scopes=a,b", None, messages).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(error.code(), 3);
+    assert_eq!(
+        error.line(Purpose::Submit),
+        "evercred: helmholtz_eu: No credential has been found! Approve it on a terminal: \
+         evercred login helmholtz_eu --scopes 'a,b'"
+    );
+    assert_eq!(said(), "");
+    assert_eq!(desk.issuer.control().stats().requests, 0, "nobody was asked");
+}
+
+#[test]
+fn two_submits_at_once_make_one_prompt() {
+    let desk = Desk::new("");
+    let (mut first, first_terminal, first_messages) = pty();
+    let (mut second, second_terminal, second_messages) = pty();
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| desk.submit("helmholtz", Some(first_terminal), Box::new(first_messages)));
+        first.wait_for(words::POLLING);
+        let other = scope.spawn(|| desk.submit("helmholtz", Some(second_terminal), Box::new(second_messages)));
+        second.wait_for("waiting for it ...");
+        consent(&first.url(), true);
+        one.join().unwrap().unwrap();
+        other.join().unwrap().unwrap();
+    });
+    second.drain();
+    assert!(second.seen.contains("A valid credential has been found."), "{}", second.seen);
+    assert!(!second.seen.contains(words::VISIT), "{}", second.seen);
+    let calls = std::fs::read_to_string(desk.file("calls")).unwrap();
+    assert_eq!(calls.matches("add-oauth").count(), 1, "{calls}");
+}
+
+#[test]
+fn a_credential_without_an_access_token_does_not_let_jobs_go() {
+    let desk = Desk::new("");
+    std::fs::write(desk.file("no-use"), "").unwrap();
+    let text = desk.on_terminal("helmholtz", approving);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_wait_ends_early_when_the_issuer_refuses_the_new_credential() {
+    let desk = Desk::new("");
+    std::fs::write(desk.file("no-use"), "").unwrap();
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::POLLING);
+        consent(&screen.url(), true);
+        while desk.top("helmholtz").is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        desk.knows(600_000, Some(Kind::Restricted));
+    });
+    assert!(
+        text.ends_with(
+            "The credential for helmholtz was stored, but it gets no access token (restricted: so it says); see \
+             `evercred explain restricted`. [1]\n"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_device_flow_shows_a_code_and_stores_a_refresh_token() {
+    let desk = Desk::new("");
+    let text = desk.on_terminal("wlcg", |desk, screen| {
+        screen.wait_for(words::POLLING);
+        let code = screen.seen.split("enter this code there:").nth(1).unwrap().split_whitespace().next().unwrap();
+        assert_eq!(code.len(), 9, "{code}");
+        let form = format!("user_code={code}&user=alice&decision=approve");
+        let url = format!("{}/approve", desk.issuer.url());
+        assert_eq!(post(&url, "application/x-www-form-urlencoded", form).0, 200);
+    });
+    insta::assert_snapshot!(text);
+    assert!(desk.top("wlcg").unwrap()["refresh_token"].as_str().unwrap().starts_with("ert-"));
+}
+
+#[test]
+fn a_service_in_another_spelling_is_refused_with_the_right_one() {
+    let desk = Desk::new("");
+    let error = run(&["HELMHOLTZ".to_owned()], &desk.settings).unwrap_err();
+    assert!(error.to_string().contains("write it helmholtz everywhere"), "{error}");
+}
+
+#[test]
+fn services_of_others_go_to_the_stock_storer_as_they_came() {
+    let mut desk = Desk::new("");
+    let stock = desk.file("stock");
+    std::fs::write(&stock, "#!/bin/sh\nprintf '<%s>' \"$@\" > \"${0%/*}/args\"\nexit $(cat \"${0%/*}/status\")\n")
+        .unwrap();
+    std::fs::set_permissions(&stock, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(desk.file("status"), "0").unwrap();
+    desk.settings.storer.stock.clone_from(&stock);
+    let requests = ["vault&handle=x&options=-v -d".to_owned(), "pelican".to_owned()];
+    while run(&requests, &desk.settings).is_err_and(|error| error.to_string().contains("busy")) {}
+    assert_eq!(std::fs::read_to_string(desk.file("args")).unwrap(), "<vault&handle=x&options=-v -d><pelican>");
+    std::fs::write(desk.file("status"), "1").unwrap();
+    let error = run(&requests, &desk.settings).unwrap_err();
+    assert!(error.to_string().contains("failed for vault_x, pelican: exit status: 1"), "{error}");
+    // Nobody to ask: told, and left to credd.
+    std::fs::remove_file(stock).unwrap();
+    run(&requests, &desk.settings).unwrap();
+}
+
+/// Messages into memory.
+fn recorder() -> (impl Fn() -> String, Box<dyn Write>) {
+    struct Sender(mpsc::Sender<Vec<u8>>);
+    impl Write for Sender {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            drop(self.0.send(bytes.to_vec()));
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (sender, said) = mpsc::channel();
+    (move || String::from_utf8(said.try_iter().flatten().collect()).unwrap(), Box::new(Sender(sender)))
+}
+
+#[test]
+fn every_case_has_one_stable_label() {
+    let labels: Vec<_> =
+        [Case::Absent, Case::Revoked, Case::Expired(None), Case::RefusedBehind, Case::Mismatch].map(Case::label).into();
+    assert_eq!(labels, ["absent", "revoked", "expired", "reauth-needed", "mismatch"]);
+}

@@ -1,0 +1,106 @@
+//! What users read: the lines of mytoken contract §5.2, word by word, and durations as §5.3 has them.
+
+use std::time::Duration;
+
+use super::cases::{Case, Left};
+
+/// Whether jobs wait for the outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// `condor_submit` runs us.
+    Submit,
+    /// `evercred login`
+    Login,
+}
+
+/// The first line.
+#[must_use]
+pub fn greeting(user: &str, purpose: Purpose) -> String {
+    match purpose {
+        Purpose::Submit => format!("Hello {user}! You are going to submit your HTCondor jobs."),
+        Purpose::Login => format!("Hello {user}!"),
+    }
+}
+
+/// The line, or lines, of a case.
+#[must_use]
+pub fn case(case: Case) -> Vec<String> {
+    let one = |line: &str| vec![line.to_owned()];
+    match case {
+        Case::Absent => one("No credential has been found!"),
+        Case::Valid(Left::For(left)) => vec![valid(left)],
+        Case::Valid(_) => one("A valid credential has been found."),
+        Case::Ending(left) => vec![valid(left), "Your credential will expire in less than 24 hours.".to_owned()],
+        Case::Revoked => one("Your credential is no longer valid because it was revoked. A new one is needed."),
+        Case::Expired(Some(ago)) => vec![format!("Your credential expired {} ago. A new one is needed.", spoken(ago))],
+        Case::Expired(None) => one("Your credential expired. A new one is needed."),
+        Case::RefusedBehind => one("Your identity provider no longer accepts your credential. A new one is needed."),
+        Case::Mismatch => {
+            one("Your credential is for other scopes or another audience than these jobs. A new one is needed.")
+        }
+        Case::Unusable(kind) => vec![format!("What is stored is no usable credential ({kind}). A new one is needed.")],
+    }
+}
+
+fn valid(left: Duration) -> String {
+    format!("A valid credential has been found with a remaining life time of {}.", spoken(left))
+}
+
+/// After a new credential is in place.
+#[must_use]
+pub fn created(left: Left) -> Vec<String> {
+    let mut lines = vec!["Your credential has been successfully created!".to_owned()];
+    match left {
+        Left::For(left) => lines.push(format!("Its remaining life time is {}.", spoken(left))),
+        Left::Unlimited => lines.push("Its remaining life time is unlimited.".to_owned()),
+        Left::Unknown => {}
+    }
+    lines
+}
+
+/// The last line of a submit.
+pub const SUBMITTED: &str = "Your HTCondor jobs will now be submitted!";
+/// Before the URL.
+pub const VISIT: &str = "Please visit the following url in order to generate your credential:";
+/// After it.
+pub const POLLING: &str = "Starting polling and waiting for your approval ...";
+/// The question of case 3.
+pub const RENEW: &str = "Renew it now? [yes/no]: ";
+
+/// `6 days 23 hours 59 minutes 58 seconds`: years, weeks, days, hours, minutes, seconds, without those that are zero.
+#[must_use]
+pub fn spoken(length: Duration) -> String {
+    let units =
+        [(31_536_000, "year"), (604_800, "week"), (86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")];
+    let mut rest = length.as_secs();
+    if rest == 0 {
+        return "0 seconds".to_owned();
+    }
+    let mut parts = Vec::new();
+    for (size, name) in units {
+        let count = rest / size;
+        rest %= size;
+        match count {
+            0 => {}
+            1 => parts.push(format!("1 {name}")),
+            _ => parts.push(format!("{count} {name}s")),
+        }
+    }
+    parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_spoken_as_the_contract_has_them() {
+        let spoken = |secs| super::spoken(Duration::from_secs(secs));
+        assert_eq!(spoken(7 * 86_400 - 2), "6 days 23 hours 59 minutes 58 seconds");
+        assert_eq!(spoken(604_800), "1 week");
+        assert_eq!(spoken(600), "10 minutes");
+        assert_eq!(spoken(1), "1 second");
+        assert_eq!(spoken(31_536_000 + 2 * 604_800 + 3600), "1 year 2 weeks 1 hour");
+        assert_eq!(spoken(0), "0 seconds");
+    }
+}

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Run a command on a terminal of its own, as a user would see it, and act when something appears on it.
+
+on_terminal.py [--size COLSxROWS] [--when TEXT ACTION]... [--seconds N] -- CMD ARG...
+
+ACTION: `approve`, `decline` (the first URL on the screen, over HTTP from inside of the lab named by LAB), `type:WORD`,
+`ctrl-c`, `none`. The transcript goes to standard output as it is; the exit status is the command's (128 + signal).
+"""
+import argparse, fcntl, os, pty, re, select, signal, struct, subprocess, sys, termios, time
+
+BROWSER = r"""
+import json, sys, urllib.parse, urllib.request as u
+url, code, what = sys.argv[1:4]
+def post(url, body, kind):
+    return u.urlopen(u.Request(url, body.encode(), {"Content-Type": kind}))
+if code:  # device flow: a form
+    form = {"user_code": code, "user": "pool", "decision": "approve" if what == "approve" else "deny"}
+    print(post(url, urllib.parse.urlencode(form), "application/x-www-form-urlencoded").status)
+else:     # mytoken: the page posts JSON and is sent on
+    wish = json.loads(u.urlopen(url).read().decode().split("const wish=")[1].split(";\n")[0].split(";async")[0])
+    answer = json.loads(post(url, json.dumps(wish) if what == "approve" else "", "application/json").read())
+    if what == "approve":
+        print(u.urlopen(answer["authorization_uri"]).status)
+"""
+
+ap = argparse.ArgumentParser()
+ap.add_argument("--size", default="80x40")
+ap.add_argument("--when", nargs=2, action="append", default=[])
+ap.add_argument("--seconds", type=float, default=60)
+ap.add_argument("command", nargs=argparse.REMAINDER)
+args = ap.parse_args()
+command = args.command[1:] if args.command[:1] == ["--"] else args.command
+columns, rows = map(int, args.size.split("x"))
+
+pid, master = pty.fork()
+if pid == 0:
+    os.environ.setdefault("TERM", "xterm-256color")
+    os.execvp(command[0], command)
+fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+seen, waiting, end = b"", list(args.when), time.monotonic() + args.seconds
+
+
+def act(action):
+    text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", seen).decode(errors="replace")
+    if action.startswith("type:"):
+        os.write(master, action[5:].encode() + b"\n")
+    elif action == "ctrl-c":
+        os.write(master, b"\x03")
+    elif action in ("approve", "decline"):
+        url = re.findall(r"^https?://\S+", text, re.M)[-1]
+        code = (re.findall(r"^([A-Z0-9]{4}-[A-Z0-9]{4})\s*$", text, re.M) or [""])[-1]
+        here = os.path.dirname(os.path.abspath(__file__))
+        inside = [here + "/exec.sh", os.environ["LAB"]] if os.environ.get("LAB") else []
+        subprocess.run(inside + ["python3", "-c", BROWSER, url, code, action], check=True, stdout=subprocess.DEVNULL)
+
+
+while True:
+    if time.monotonic() > end:
+        os.kill(pid, signal.SIGKILL)
+        sys.stdout.buffer.write(seen + b"\n[on_terminal: time is up]\n")
+        sys.exit(124)
+    if select.select([master], [], [], 0.1)[0]:
+        try:
+            part = os.read(master, 65536)
+        except OSError:
+            part = b""
+        if not part:
+            break
+        seen += part
+    if waiting and waiting[0][0].encode() in seen:
+        act(waiting.pop(0)[1])
+status = os.waitpid(pid, 0)[1]
+sys.stdout.buffer.write(seen.replace(b"\r\n", b"\n"))
+sys.exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
