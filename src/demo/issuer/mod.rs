@@ -9,6 +9,7 @@ mod mytoken;
 mod oauth2;
 mod serve;
 mod sign;
+mod vault;
 
 use std::{
     io::{self, Write},

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use super::{Shared, book::Fault, control, control::Outage, mytoken, oauth2};
+use super::{Shared, book::Fault, control, control::Outage, mytoken, oauth2, vault};
 
 /// The caller's address, for `hosts` restrictions.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,7 @@ pub(super) fn tls(chain: &Path, key: &Path) -> io::Result<TlsAcceptor> {
 pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let router = Router::new()
         .merge(oauth2::routes())
+        .merge(vault::routes())
         .nest("/mytoken", mytoken::routes())
         .nest("/control", control::routes())
         .with_state(Arc::clone(&shared));
