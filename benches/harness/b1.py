@@ -88,6 +88,7 @@ class Peer:
                         raise Failed(f"{stock.name} asked {asked} times for {self.count}: {stock.tail()}")
                     self.found.append({"per_second": self.count / took,
                                        "cpu_us": (cpu_seconds(stock.process.pid) - cpu) / self.count * 1e6,
+                                       "connections": issuer.stats()["connections"] - before["connections"],
                                        "rss_mib": memory_mib(stock.process.pid)[0], "load": load()})
             finally:
                 stock.stop()
@@ -174,5 +175,5 @@ def rows(place, quick):
             beside.append(("VaultCredmon (100 credentials)", serial.rate()))
         yield Row("B1", f"{latency} ms, {in_flight} in flight, disk", "/s", rate, goal,
                   rate >= max(0.9 * bound, floor or 0), beside, more={"runs": found})
-    most = max(one["all_connections"] - 2 for one in disk + ours)
+    most = max(one["all_connections"] for one in disk + ours)
     yield Row("B9", f"connections for {count} renewals", "", most, "≤ 8", most <= 8, more={})

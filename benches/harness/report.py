@@ -36,7 +36,7 @@ def table(rows):
     for row in rows:
         # How many times the value beside it; for times and sizes less is better, and the ratio says the same.
         beside = "; ".join(
-            f"{one['name']} {number(one['value'])}" + (f" (×{row['ours'] / one['value']:.3g})" if one["value"] else "")
+            f"{one['name']} {number(one['value'])}" + (f" (×{row['ours'] / one['value']:.3g})" if one["value"] and row["ours"] else "")
             for one in row["beside"])
         note = f" {row['note']}" if row["note"] else ""
         reached = {True: "yes", False: "no", None: ""}[row["met"]]

@@ -1,0 +1,53 @@
+"""B5, B6: memory of both processes and the time to CREDMON_COMPLETE, with so many credentials that need nothing."""
+import shutil
+import time
+
+from . import spool
+from .issuer import Issuer
+from .machine import memory_mib
+from .ours import Ours
+from .report import Row, median
+from .stock import Stock
+
+
+def starts(place, where, credmon_of, present, runs):
+    """Start RUNS times: seconds until complete, memory after that, requests that were sent."""
+    directory = spool.make(where + "/start")
+    found = []
+    with Issuer(place.work) as issuer:
+        credmon = credmon_of(directory, issuer)
+        spool.populate(directory, present, credmon.service, lambda n: credmon.top("", f"old-{n}"), credmon.fresh_use())
+        try:
+            for _ in range(runs):
+                before = issuer.stats()["requests"]
+                took = credmon.start()
+                time.sleep(3)
+                rss, pss = memory_mib(credmon.process.pid)
+                found.append({"seconds": took, "rss_mib": rss, "pss_mib": pss, "requests": issuer.stats()["requests"] - before})
+                credmon.stop()
+        finally:
+            credmon.stop()
+            shutil.rmtree(directory, ignore_errors=True)
+    return found
+
+
+def rows(place, quick):
+    goals = {0: (14, None), 10_000: (20, 0.15), 100_000: (75, 1.0)}
+    for present, (memory, seconds) in goals.items():
+        if quick and present > 10_000:
+            continue
+        found = starts(place, place.disk, lambda d, i: Ours(d, place.home("ours"), i), present, 1 if quick else 5)
+        peer = []
+        if place.stock and present <= 10_000:
+            peer = starts(place, place.disk, lambda d, i: Stock("vault", place.root, d, place.home("vault"), i), present, 1)
+        def of(what, rows):
+            return median([one[what] for one in rows])
+        rss = of("rss_mib", found)
+        beside = [("VaultCredmon", of("rss_mib", peer))] if peer else []
+        yield Row("B5", f"resident memory of both processes, {present:,} credentials", "MiB", rss, f"≤ {memory}", rss <= memory,
+                  beside, note=f"(proportional: {of('pss_mib', found):.1f})", more={"runs": found, "peer_runs": peer})
+        if seconds:
+            took, asked = of("seconds", found), max(one["requests"] for one in found)
+            beside = [("VaultCredmon", of("seconds", peer))] if peer else []
+            yield Row("B6", f"start to CREDMON_COMPLETE, {present:,} credentials, all fresh", "s", took,
+                      f"≤ {seconds}, 0 requests", took <= seconds and asked == 0, beside, note=f"({asked} requests)")
