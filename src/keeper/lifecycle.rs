@@ -19,6 +19,7 @@ use super::{
     control,
     disk::{self, Disk},
     driver::{Clock, Driver, End, Input, Owner},
+    environ,
     link::{Link, Recipe},
     log, scanner, status,
 };
@@ -60,6 +61,7 @@ fn failed(error: impl std::error::Error) -> Report {
 }
 
 fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
+    environ::scrub().map_err(failed)?;
     let sources =
         Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone(), ..Sources::default() };
     let mut settings = config::load(&sources).map_err(|problems| config::report(&problems).with_code(config_exit()))?;

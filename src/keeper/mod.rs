@@ -8,6 +8,7 @@ pub mod audit;
 pub mod control;
 pub mod disk;
 pub mod driver;
+mod environ;
 pub mod lifecycle;
 pub mod link;
 pub mod log;
