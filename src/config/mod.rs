@@ -262,6 +262,7 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
     let minutes = |n: u64| Duration::from_secs(60 * n);
     let daemon = Daemon {
         credential_directory: directory.clone().unwrap_or_default(),
+        share_directory: section.take("share_directory", input::boolean).unwrap_or(false),
         courier_user: section.take("courier_user", input::text).unwrap_or_else(|| "evercred".to_owned()),
         metrics_listen: section.take("metrics_listen", input::listen),
         status_socket: section.take("status_socket", input::path),

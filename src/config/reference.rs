@@ -37,6 +37,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         DAEMON,
+        "share_directory",
+        "`false`",
+        "`true`: another credential monitor works in the same directory, or another host's credd may: leave `pid` and \
+         `CREDMON_COMPLETE` alone. credd then signals the other one; the watch and `full_scan` find what is new.",
+    ),
+    key(
+        DAEMON,
         "courier_user",
         "`\"evercred\"`",
         "Who the network process becomes when the credmon is started as root. Never root.",

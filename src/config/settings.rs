@@ -35,6 +35,8 @@ pub struct Storer {
 pub struct Daemon {
     /// `credential_directory`; default `SEC_CREDENTIAL_DIRECTORY_OAUTH`.
     pub credential_directory: PathBuf,
+    /// `share_directory`: `pid` and `CREDMON_COMPLETE` there are another credential monitor's; default false.
+    pub share_directory: bool,
     /// `courier_user`, who the network process becomes when started as root; default `evercred`.
     pub courier_user: String,
     /// `metrics_listen`; kept for the endpoint.

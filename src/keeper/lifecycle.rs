@@ -76,7 +76,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let condor = condor.map(|user| user.uid.as_raw());
     accepted.extend(condor);
     let directory = settings.daemon.credential_directory.clone();
-    let spool = Arc::new(Spool::open(&directory, Owners { accepted }).map_err(failed)?);
+    let open = if settings.daemon.share_directory { Spool::open_beside } else { Spool::open };
+    let spool = Arc::new(open(&directory, Owners { accepted }).map_err(failed)?);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         directory = %directory.display(),

@@ -4,6 +4,8 @@
 //! the top directory are `pid`, `CREDMON_COMPLETE`, `.evercred.lock`, and temporary files `.evercred-tmp-*`, which
 //! stand on the same file system as their targets and in nobody's way when credd sweeps a user's directory.
 //!
+//! Beside a stock credential monitor ([`Spool::open_beside`]) `pid` and `CREDMON_COMPLETE` are not ours, and untouched.
+//!
 //! Rules: open first, then judge the descriptor; never follow a symbolic link; never make a user's directory; never
 //! delete a `.top`, a `.mark`, or a `.use` that was there before us. A file appears by rename, after fsync. Killed at
 //! any point, we leave whole files and temporary ones, and the next start removes the latter.
@@ -119,6 +121,8 @@ pub struct Spool {
     cache: Mutex<HashMap<UserName, Vec<inventory::Entry>>>,
     hasher: RandomState,
     serial: AtomicU64,
+    /// `pid` and `CREDMON_COMPLETE` are ours.
+    alone: bool,
     _lock: lock::Lock,
 }
 
@@ -128,6 +132,19 @@ impl Spool {
     /// # Errors
     /// [`SpoolError`], with the path and what to do.
     pub fn open(path: &Path, ids: Owners) -> Result<Self, SpoolError> {
+        Self::begin(path, ids, true)
+    }
+
+    /// As [`Spool::open`], but leave `pid` and `CREDMON_COMPLETE` to another credential monitor, now and later. A
+    /// second evercred is refused all the same.
+    ///
+    /// # Errors
+    /// [`SpoolError`], with the path and what to do.
+    pub fn open_beside(path: &Path, ids: Owners) -> Result<Self, SpoolError> {
+        Self::begin(path, ids, false)
+    }
+
+    fn begin(path: &Path, ids: Owners, alone: bool) -> Result<Self, SpoolError> {
         let top = dir::Dir::open(path)?;
         let lock = lock::Lock::take(&top, path)?;
         let spool = Self {
@@ -137,15 +154,20 @@ impl Spool {
             cache: Mutex::default(),
             hasher: RandomState::new(),
             serial: AtomicU64::new(0),
+            alone,
             _lock: lock,
         };
-        pidfile::write(&spool)?;
+        if alone {
+            pidfile::write(&spool)?;
+        }
         for name in spool.top.names().map_err(|e| SpoolError::io(path, "list it", e))? {
             if name.starts_with(TEMPORARY) {
                 spool.remove(&name)?;
             }
         }
-        spool.remove(COMPLETE)?;
+        if alone {
+            spool.remove(COMPLETE)?;
+        }
         Ok(spool)
     }
 
@@ -176,7 +198,7 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Io`].
     pub fn touch_complete(&self) -> Result<(), SpoolError> {
-        self.place_small(COMPLETE, b"")
+        if self.alone { self.place_small(COMPLETE, b"") } else { Ok(()) }
     }
 
     /// Remove a file of the top directory; it is fine if there is none.

@@ -299,6 +299,24 @@ fn a_second_instance_is_refused_and_told_who_the_first_is() {
 }
 
 #[test]
+fn beside_another_credential_monitor_pid_and_complete_stay_the_others_and_a_second_evercred_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o2770)).unwrap();
+    for name in ["pid", "CREDMON_COMPLETE"] {
+        fs::write(dir.path().join(name), "4711\n").unwrap();
+    }
+    let spool = Spool::open_beside(dir.path(), Owners::usual(None)).unwrap();
+    spool.touch_complete().unwrap();
+    let second = Spool::open_beside(dir.path(), Owners::usual(None)).unwrap_err();
+    assert!(matches!(second, SpoolError::Locked { .. }), "{second}");
+    spool.retire();
+    drop(spool);
+    for name in ["pid", "CREDMON_COMPLETE"] {
+        assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), "4711\n");
+    }
+}
+
+#[test]
 fn start_writes_pid_and_clears_what_a_crash_left_and_the_end_removes_pid() {
     let mut f = Fixture::new();
     f.spool().touch_complete().unwrap();

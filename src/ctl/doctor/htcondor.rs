@@ -53,8 +53,8 @@ struct Names {
     client_id: bool,
 }
 
-/// `keeper`: the uid of the running credential monitor.
-pub(super) fn examine(services: &[&str], keeper: Option<u32>) -> Vec<Finding> {
+/// `keeper`: the uid of the running credential monitor; `shared`: `share_directory`.
+pub(super) fn examine(services: &[&str], keeper: Option<u32>, shared: bool) -> Vec<Finding> {
     let Some(program) = condor::program() else {
         return vec![Finding::skipped(AREA, "htcondor", "there is no condor_config_val on this host")];
     };
@@ -69,9 +69,16 @@ pub(super) fn examine(services: &[&str], keeper: Option<u32>) -> Vec<Finding> {
             "SEC_CREDENTIAL_REFRESH",
         ],
     );
-    let [daemons, credmon] = condor::seen_by(&program, "MASTER", ["DAEMON_LIST", "CREDMON_OAUTH"]);
+    let asked = ["DAEMON_LIST", "MASTER_HA_LIST", "CREDMON_OAUTH", "CREDMON_EVERCRED"];
+    let [daemons, elected, usual, beside] = condor::seen_by(&program, "MASTER", asked);
+    // Beside a stock one it has a name of its own; the pair of a highly available access point has not.
+    let (name, credmon) = match beside {
+        Some(path) if shared => ("CREDMON_EVERCRED", Some(path)),
+        _ => ("CREDMON_OAUTH", usual),
+    };
+    let daemons = [daemons, elected].map(Option::unwrap_or_default).join(" ");
     findings.push(knob_directory(directory.as_deref()));
-    findings.push(daemon(daemons.as_deref().unwrap_or_default(), credmon.as_deref()));
+    findings.push(daemon(&daemons, name, credmon.as_deref()));
     findings.push(trust_directory(is_true(trust.as_deref()), keeper));
     findings.push(sweep(delay.as_deref()));
     findings.push(polling(refresh.as_deref()));
@@ -101,17 +108,15 @@ fn knob_directory(directory: Option<&str>) -> Finding {
     }
 }
 
-fn daemon(daemons: &str, credmon: Option<&str>) -> Finding {
-    let listed = daemons.split([',', ' ', '\t']).any(|name| name.eq_ignore_ascii_case("CREDMON_OAUTH"));
+fn daemon(daemons: &str, name: &str, credmon: Option<&str>) -> Finding {
+    let listed = daemons.split([',', ' ', '\t']).any(|listed| listed.eq_ignore_ascii_case(name));
     let ours = credmon.is_some_and(|path| path.ends_with("condor_credmon_evercred"));
     let shown = credmon.unwrap_or("nothing");
     match (listed, ours) {
         (true, true) => Finding::ok(AREA, "daemon", format!("condor_master runs {shown}")),
-        (true, false) => {
-            Finding::failed(AREA, "daemon", format!("CREDMON_OAUTH is {shown}: condor_master runs another one"))
-                .advise("set CREDMON_OAUTH = /usr/sbin/condor_credmon_evercred, and restart HTCondor")
-        }
-        (false, _) => Finding::warning(AREA, "daemon", "CREDMON_OAUTH is not in DAEMON_LIST")
+        (true, false) => Finding::failed(AREA, "daemon", format!("{name} is {shown}: condor_master runs another one"))
+            .advise(format!("set {name} = /usr/sbin/condor_credmon_evercred, and restart HTCondor")),
+        (false, _) => Finding::warning(AREA, "daemon", format!("{name} is not in DAEMON_LIST"))
             .advise("add it, unless systemd runs evercred on this host"),
     }
 }
@@ -278,11 +283,14 @@ mod tests {
         assert_eq!(encrypted(Some("required"), None).verdict, Verdict::Ok);
         assert_eq!(encrypted(None, None).verdict, Verdict::Warning);
         assert_eq!(
-            daemon("MASTER, CREDD CREDMON_OAUTH", Some("/usr/sbin/condor_credmon_evercred")).verdict,
+            daemon("MASTER, CREDD CREDMON_OAUTH", "CREDMON_OAUTH", Some("/usr/sbin/condor_credmon_evercred")).verdict,
             Verdict::Ok
         );
-        assert_eq!(daemon("MASTER CREDMON_OAUTH", Some("/usr/sbin/condor_credmon_oauth")).verdict, Verdict::Failed);
-        assert_eq!(daemon("MASTER", None).verdict, Verdict::Warning);
+        assert_eq!(
+            daemon("MASTER CREDMON_OAUTH", "CREDMON_OAUTH", Some("/usr/sbin/condor_credmon_oauth")).verdict,
+            Verdict::Failed
+        );
+        assert_eq!(daemon("MASTER", "CREDMON_OAUTH", None).verdict, Verdict::Warning);
         assert_eq!(trust_directory(false, Some(64)).verdict, Verdict::Failed);
         assert_eq!(trust_directory(false, Some(0)).verdict, Verdict::Ok);
         assert_eq!(knob_directory(None).verdict, Verdict::Failed);

@@ -45,7 +45,7 @@ fn examine(sources: &Sources) -> Vec<Finding> {
             findings.extend(
                 problems.iter().map(|p| Finding::failed("Configuration", "file", p.to_string()).advise(advice)),
             );
-            findings.extend(htcondor::examine(&[], None));
+            findings.extend(htcondor::examine(&[], None, false));
             return findings;
         }
     };
@@ -54,8 +54,9 @@ fn examine(sources: &Sources) -> Vec<Finding> {
     findings.push(Finding::ok("Configuration", "file", what));
     let directory = &settings.daemon.credential_directory;
     findings.extend(directory::examine(directory));
-    findings.extend(process::examine(directory));
-    findings.extend(htcondor::examine(&services, process::uid(directory)));
+    let shared = settings.daemon.share_directory;
+    findings.extend(if shared { process::examine_beside(directory) } else { process::examine(directory) });
+    findings.extend(htcondor::examine(&services, process::uid(directory, shared), shared));
     findings.extend(tokens::examine(&settings));
     findings.extend(issuers::examine(&settings));
     findings

@@ -11,6 +11,8 @@ use nix::unistd::User;
 use super::Finding;
 
 const AREA: &str = "Credential monitor";
+/// Our lock file; its holder writes its number there.
+const LOCK: &str = ".evercred.lock";
 
 /// What `/proc` tells of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,23 +47,37 @@ pub(super) fn examine(directory: &Path) -> Vec<Finding> {
         }
         Err(e) => return vec![Finding::skipped(AREA, "running", format!("{}: {e}", path.display()))],
     };
-    let number = |path: &Path| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i32>().ok());
     let pid = number(&path);
     let facts = Facts {
         pid,
         pid_file: (meta.permissions().mode(), meta.uid(), meta.gid()),
         named: pid.and_then(process),
         // The number stays in the lock file after its writer's end.
-        locked_by: number(&directory.join(".evercred.lock")).filter(|holder| process(*holder).is_some()),
+        locked_by: number(&directory.join(LOCK)).filter(|holder| process(*holder).is_some()),
         condor: User::from_name("condor").ok().flatten().map(|user| (user.uid.as_raw(), user.gid.as_raw())),
     };
     judge(&facts)
 }
 
-/// The uid of the process that `pid` names.
-pub(super) fn uid(directory: &Path) -> Option<u32> {
-    let text = std::fs::read_to_string(directory.join("pid")).ok()?;
-    process(text.trim().parse().ok()?).map(|process| process.real)
+/// With `share_directory`: `pid` is another's, our lock tells who we are.
+pub(super) fn examine_beside(directory: &Path) -> Vec<Finding> {
+    let finding = match number(&directory.join(LOCK)).and_then(|pid| Some((pid, process(pid)?))) {
+        Some((pid, process)) => {
+            Finding::ok(AREA, "running", format!("process {pid} ({}) runs; it shares the directory", process.name))
+        }
+        None => Finding::failed(AREA, "running", "evercred does not run: nobody holds its lock in the directory")
+            .advise("start it: condor_on -daemon with its name in DAEMON_LIST; then see its log"),
+    };
+    vec![finding]
+}
+
+/// The uid of the running credential monitor.
+pub(super) fn uid(directory: &Path, shared: bool) -> Option<u32> {
+    number(&directory.join(if shared { LOCK } else { "pid" })).and_then(process).map(|process| process.real)
+}
+
+fn number(path: &Path) -> Option<i32> {
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
 }
 
 fn process(pid: i32) -> Option<Process> {

@@ -1,0 +1,36 @@
+# What the tests of the packages share. Sourced, never executed.
+# shellcheck shell=bash
+. "$(dirname "${BASH_SOURCE[0]}")/../pool/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/../needs.sh"
+
+fail=0
+log()    { printf '%s %s\n' "$(date +%H:%M:%S)" "$*"; }
+check()  { local what=$1; shift; if "$@" > /dev/null 2>&1; then log "ok    $what"; else log "FAILED $what"; fail=$((fail + 1)); fi; }
+not()    { ! "$@"; }
+finish() { if [ "$fail" = 0 ]; then log 'all passed'; else log "$fail failed"; exit 1; fi; }
+
+# fresh_root LAB: a copy of the pool's chroot, without a trace of an earlier run, as LAB/root.
+fresh_root() {
+    local lab=$1 suite=${LAB_SUITE:-forky} pool
+    pool=$(test_cache)/pool-$suite
+    "$LAB_SCRIPTS/bootstrap.sh" "$pool" "$suite" || return 1
+    "$LAB_SCRIPTS/stop.sh" "$lab" 2> /dev/null
+    if grep -q " $lab/root/" /proc/self/mounts; then die "something is mounted below $lab/root"; fi
+    rm -rf --one-file-system -- "$lab"
+    mkdir -p "$lab"
+    cp -a --reflink=auto "$pool/root" "$lab/root"
+    cp "$pool/.recipe" "$lab/.recipe"; touch "$lab/.lab"
+    # The pool's chroot leaves out documentation; packages are judged whole.
+    rm -f "$lab/root/etc/dpkg/dpkg.cfg.d/lab"
+    # What the pool's own tests leave.
+    rm -rf "$lab"/root/usr/local/{bin,sbin}/* "$lab/root/etc/evercred" "$lab"/root/var/log/condor/* \
+        "$lab/root/var/lib/condor/oauth_credentials" "$lab"/root/etc/condor/config.d/*.conf
+    ! chroot "$lab/root" id evercred > /dev/null 2>&1 || chroot "$lab/root" userdel evercred
+}
+
+# setuid_free ROOT PATH...: none of them has a set-user-id, set-group-id or file-capability bit.
+setuid_free() {
+    local root=$1; shift
+    [ -z "$(cd "$root" && find "$@" -type f \( -perm -4000 -o -perm -2000 \) -print)" ] || return 1
+    [ -z "$(cd "$root" && getcap -r "$@" 2> /dev/null)" ]
+}
