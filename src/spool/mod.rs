@@ -11,6 +11,7 @@
 //! any point, we leave whole files and temporary ones, and the next start removes the latter.
 
 mod dir;
+mod exchange;
 mod inventory;
 mod lock;
 mod meta;

@@ -13,7 +13,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, RenameFlags, posix_fallocate, renameat, renameat2},
+    fcntl::{AtFlags, posix_fallocate, renameat},
     sys::stat::{FileStat, fstat, fstatat},
     unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, ftruncate, geteuid, unlinkat},
 };
@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use super::{
     Seal, Spool,
     dir::{self, Dir, Refusal},
+    exchange::exchange,
     inventory::unseal,
 };
 use crate::core::{id::CredentialId, secret::RefreshToken, top::Identity};
@@ -186,8 +187,8 @@ impl Spool {
         expected: &Identity,
         text: &Zeroizing<Vec<u8>>,
     ) -> Result<(), Swapped> {
-        let exchange = || renameat2(&self.top, temporary.name.as_str(), home, name, RenameFlags::RENAME_EXCHANGE);
-        match exchange() {
+        let swap = || exchange(&self.top, temporary.name.as_str(), home, name);
+        match swap() {
             Ok(()) => {}
             Err(Errno::ENOENT) => return Err(Swapped::Done(PublishError::Gone)),
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => {
@@ -210,7 +211,7 @@ impl Spool {
         let ours = fstat(&temporary.file).map(|stat| dir::identity(&stat, text));
         match (ours, look(home, name)) {
             (Ok(ours), Ok(Some(stat))) if dir::is(&stat, &ours) => {
-                if let Err(e) = exchange() {
+                if let Err(e) = swap() {
                     temporary.placed = true;
                     return Err(Swapped::Failed(e));
                 }
