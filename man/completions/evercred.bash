@@ -37,6 +37,9 @@ _evercred() {
             evercred,help)
                 cmd="evercred__subcmd__help"
                 ;;
+            evercred,import)
+                cmd="evercred__subcmd__import"
+                ;;
             evercred,issuer)
                 cmd="evercred__subcmd__issuer"
                 ;;
@@ -79,6 +82,9 @@ _evercred() {
             evercred__subcmd__help,help)
                 cmd="evercred__subcmd__help__subcmd__help"
                 ;;
+            evercred__subcmd__help,import)
+                cmd="evercred__subcmd__help__subcmd__import"
+                ;;
             evercred__subcmd__help,issuer)
                 cmd="evercred__subcmd__help__subcmd__issuer"
                 ;;
@@ -100,6 +106,21 @@ _evercred() {
             evercred__subcmd__help,upload)
                 cmd="evercred__subcmd__help__subcmd__upload"
                 ;;
+            evercred__subcmd__help__subcmd__import,kit)
+                cmd="evercred__subcmd__help__subcmd__import__subcmd__kit"
+                ;;
+            evercred__subcmd__import,help)
+                cmd="evercred__subcmd__import__subcmd__help"
+                ;;
+            evercred__subcmd__import,kit)
+                cmd="evercred__subcmd__import__subcmd__kit"
+                ;;
+            evercred__subcmd__import__subcmd__help,help)
+                cmd="evercred__subcmd__import__subcmd__help__subcmd__help"
+                ;;
+            evercred__subcmd__import__subcmd__help,kit)
+                cmd="evercred__subcmd__import__subcmd__help__subcmd__kit"
+                ;;
             *)
                 ;;
         esac
@@ -107,7 +128,7 @@ _evercred() {
 
     case "${cmd}" in
         evercred)
-            opts="-h -V --help --version status login upload check doctor renew needs-renewal list explain demo credmon generate issuer help"
+            opts="-h -V --help --version status login upload import check doctor renew needs-renewal list explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -229,7 +250,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help)
-            opts="status login upload check doctor renew needs-renewal list explain demo credmon generate issuer help"
+            opts="status login upload import check doctor renew needs-renewal list explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -340,6 +361,34 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__help__subcmd__import)
+            opts="kit"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__help__subcmd__import__subcmd__kit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__help__subcmd__issuer)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -431,6 +480,88 @@ _evercred() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__import)
+            opts="-h --help kit help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__import__subcmd__help)
+            opts="kit help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__import__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__import__subcmd__help__subcmd__kit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__import__subcmd__kit)
+            opts="-h --key --dir --apply --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -34,6 +34,11 @@ again costs next to nothing. Installed as reana_upload_mytoken, too.
 
 Exit status: 0 the credential is stored and usable; 1 it is not, and one line says why; 78 bad configuration.";
 
+const IMPORT_EXIT: &str = "\
+Each credential is stored through credd as its user; one that the user has here already stays. Nothing is deleted.
+
+Exit status: 0 told, or taken; 1 a file could not be read or stored, and the report says which; 78 bad configuration.";
+
 const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not, and every problem has been told.";
 
 const DOCTOR_EXIT: &str = "Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
@@ -98,6 +103,9 @@ pub enum Command {
     Login(Login),
     /// Store a token that a portal has: one line on standard input
     Upload(Upload),
+    /// Take credentials over from another credential monitor (root)
+    #[command(subcommand)]
+    Import(Import),
     /// Check the configuration and tell every problem in it
     Check(Check),
     /// Probe the live installation: directory, daemon, HTCondor, tokens, issuers
@@ -179,6 +187,31 @@ pub struct Upload {
     /// The service, or service and handle as `S_H`; default: the only one of a mytoken server
     #[arg(value_name = "SERVICE")]
     pub which: Option<String>,
+    /// Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `evercred import`
+#[derive(Debug, Clone, Subcommand)]
+pub enum Import {
+    /// From the KIT credential monitor (condor-credmon-mytoken): its Fernet-sealed .top files
+    Kit(ImportKit),
+}
+
+/// `evercred import kit`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = IMPORT_EXIT)]
+pub struct ImportKit {
+    /// Its Fernet key (`SEC_ENCRYPTION_KEY_DIRECTORY`, which is a file)
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Its credential directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/condor/mytoken_credentials")]
+    pub dir: PathBuf,
+    /// Store what can be taken; without it, only tell
+    #[arg(long)]
+    pub apply: bool,
     /// Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -20,6 +20,9 @@ pub struct Approval {
     pub device_endpoint: Option<String>,
     /// `login_pkce`: a code challenge with the device flow (RFC 7636).
     pub pkce: bool,
+    /// `login_scopes`: asked for at an approval beside the scopes of the tokens; default `offline_access`, without which
+    /// many issuers give no refresh token.
+    pub login_scopes: Vec<String>,
     /// `approval_hosts`: where a page for approvals may be, beside the issuer's own hosts.
     pub hosts: Vec<String>,
     /// `renew_default`: what an empty answer means when less than a day is left; absent: ask again.
@@ -38,7 +41,7 @@ pub enum Way {
 }
 
 const MYTOKEN_KEYS: [&str; 3] = ["profile", "lifetime", "capabilities"];
-const DEVICE_KEYS: [&str; 2] = ["device_authorization_endpoint", "login_pkce"];
+const DEVICE_KEYS: [&str; 3] = ["device_authorization_endpoint", "login_pkce", "login_scopes"];
 
 /// Read the keys of a provider.
 pub fn read(section: &mut Section<'_>, way: Way) -> Approval {
@@ -62,6 +65,8 @@ pub fn read(section: &mut Section<'_>, way: Way) -> Approval {
         }
         Way::Device => {
             approval.device_endpoint = section.take("device_authorization_endpoint", input::url);
+            approval.login_scopes =
+                section.take("login_scopes", input::words).unwrap_or_else(|| vec!["offline_access".to_owned()]);
             approval.pkce = section.take("login_pkce", input::boolean).unwrap_or(false);
         }
         Way::Web => {}

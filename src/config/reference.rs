@@ -147,6 +147,12 @@ pub const KEYS: &[Key] = &[
         "by discovery at `issuer`",
         "Where the device flow of `evercred login` and of submits begins; it needs a public client.",
     ),
+    key(
+        OAUTH2,
+        "login_scopes",
+        "`[\"offline_access\"]`",
+        "Asked for at an approval beside `scopes`; many OpenID providers want `[\"openid\", \"offline_access\"]`.",
+    ),
     key(OAUTH2, "login_pkce", "`false`", "Send a code challenge (RFC 7636) with the device flow."),
     key(
         OAUTH2,

@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod explain;
 mod generate;
+mod import;
 mod login;
 mod needs_renewal;
 mod renew;
@@ -65,6 +66,7 @@ fn run(command: Command) -> ExitCode {
         Command::Renew(args) => renew::run(&args),
         Command::Login(args) => login::run(&args),
         Command::Upload(args) => upload::run(&args),
+        Command::Import(cli::Import::Kit(args)) => import::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),

@@ -52,7 +52,7 @@ pub fn run(args: &cli::Upload) -> ExitCode {
         None => only_mytoken(&settings),
     };
     let checked = chosen.and_then(|(request, provider)| {
-        let token = read(io::stdin().lock()).and_then(|token| check(&token, provider, now()))?;
+        let token = read(io::stdin().lock()).and_then(|token| check(&token, provider, now()).map_err(unfit))?;
         Ok((request, token))
     });
     match checked {
@@ -94,10 +94,14 @@ fn read(input: impl Read) -> Result<RefreshToken, Report> {
     RefreshToken::parse(line).map_err(|e| unfit(e.to_string()))
 }
 
-struct Checked {
+/// A token that may be stored.
+#[derive(Debug)]
+pub(super) struct Checked {
     secret: RefreshToken,
-    key: &'static str,
-    end: Option<i64>,
+    /// The key in the `.top`.
+    pub(super) key: &'static str,
+    /// When it ends, seconds since 1970.
+    pub(super) end: Option<i64>,
 }
 
 /// What the token says of itself. A JWT is not verified: the issuer does that when the credmon asks.
@@ -118,7 +122,8 @@ struct Rotation {
     on_other: bool,
 }
 
-fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -> Result<Checked, Report> {
+/// Whether a token is one for this provider; else why not.
+pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -> Result<Checked, String> {
     let claims: Option<Claims> = token
         .expose()
         .split('.')
@@ -132,33 +137,33 @@ fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -> Result<Ch
     // A short mytoken is 64 characters without a dot; an opaque refresh token is anything.
     let jwt = token.expose().matches('.').count() == 2;
     if jwt && claims.is_none() {
-        return Err(unfit(format!("it looks like a JWT and is none, so it is not {what}")));
+        return Err(format!("it looks like a JWT and is none, so it is not {what}"));
     }
     if token.expose().len() < 32 && key == "mytoken" {
-        return Err(unfit("it is too short for a mytoken"));
+        return Err("it is too short for a mytoken".to_owned());
     }
     let claims = claims.unwrap_or_default();
     if let (Some(iss), Some(issuer)) = (&claims.iss, issuer)
         && trimmed(iss) != trimmed(issuer)
     {
-        return Err(unfit(format!("it is not of {issuer}, which the service asks")));
+        return Err(format!("it is not of {issuer}, which the service asks"));
     }
     if jwt && key == "mytoken" && claims.iss.is_none() {
-        return Err(unfit("it names no server, so it is no mytoken"));
+        return Err("it names no server, so it is no mytoken".to_owned());
     }
     if let Some(exp) = claims.exp.filter(|exp| *exp <= now.secs()) {
         let ago = now.since(Timestamp::from_secs(exp));
-        return Err(unfit(format!("it expired {} ago", submit::words::spoken(ago))));
+        return Err(format!("it expired {} ago", submit::words::spoken(ago)));
     }
     if claims.nbf.is_some_and(|nbf| nbf > now.secs() + 300) {
-        return Err(unfit("it is not valid yet"));
+        return Err("it is not valid yet".to_owned());
     }
     if claims.capabilities.is_some_and(|list| !list.iter().any(|capability| capability == "AT")) {
-        return Err(unfit("it may not make access tokens (no capability AT)"));
+        return Err("it may not make access tokens (no capability AT)".to_owned());
     }
     // With rotation the portal's copy dies at the first access token, and the next upload would put a dead one back.
     if claims.rotation.is_some_and(|rotation| rotation.on_at || rotation.on_other) {
-        return Err(unfit("it rotates, so that two holders break it").advise("make one without rotation"));
+        return Err("it rotates, so that two holders break it; make one without rotation".to_owned());
     }
     Ok(Checked { secret: token.clone(), key, end: claims.exp })
 }
@@ -232,7 +237,7 @@ mod tests {
     }
 
     fn refused(claims: &str) -> String {
-        check(&jwt(claims), &mytoken(), NOW).err().map(|report| report.to_string()).unwrap_or_default()
+        check(&jwt(claims), &mytoken(), NOW).err().unwrap_or_default()
     }
 
     #[test]

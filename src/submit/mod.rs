@@ -10,12 +10,14 @@ pub mod cases;
 pub mod error;
 pub mod flow;
 mod foreign;
+
 pub mod human;
 pub mod lock;
 pub mod portal;
 pub mod prompt;
 pub mod provide;
 pub mod qr;
+mod remote;
 pub mod request;
 pub mod store;
 pub mod terminal;
@@ -113,6 +115,7 @@ fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
         }
     }
     foreign::check(&foreign, settings)?;
+    remote::check()?;
     if !ours.is_empty() {
         let cancelled = cancelled()?;
         let credd = Credd::find()?;

@@ -8,11 +8,13 @@
 use std::{
     ffi::OsString,
     io::{Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use nix::unistd::User;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -97,6 +99,8 @@ pub struct Credd {
     environment: Vec<(OsString, OsString)>,
     /// `-u`, by HTCondor's convention for storers.
     user: Option<OsString>,
+    /// Run as somebody else, as only root can.
+    identity: Option<(u32, u32)>,
 }
 
 struct Ended {
@@ -132,7 +136,18 @@ impl Credd {
         let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| kept(name)).collect();
         environment.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
         let user = std::env::var_os("CONDOR_VAULT_STORER_USER").filter(|user| !user.is_empty());
-        Self { program: program.into(), environment, user }
+        Self { program: program.into(), environment, user, identity: None }
+    }
+
+    /// The way of another user, for root: credd sees that user.
+    #[must_use]
+    pub fn for_user(&self, user: &User) -> Self {
+        let own = |name: &OsString| ["HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR"].iter().any(|own| name == own);
+        let mut environment: Vec<_> = self.environment.iter().filter(|(name, _)| !own(name)).cloned().collect();
+        environment.push(("HOME".into(), user.dir.clone().into()));
+        environment.extend(["USER", "LOGNAME"].map(|name| (name.into(), user.name.clone().into())));
+        let identity = Some((user.uid.as_raw(), user.gid.as_raw()));
+        Self { program: self.program.clone(), environment, user: None, identity }
     }
 
     /// Which program it is.
@@ -154,6 +169,9 @@ impl Credd {
         }
         if secret.is_some() {
             command.args(["-i", "-"]);
+        }
+        if let Some((uid, gid)) = self.identity {
+            command.uid(uid).gid(gid).current_dir("/");
         }
         command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

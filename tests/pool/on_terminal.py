@@ -1,23 +1,26 @@
 #!/usr/bin/env python3
 """Run a command on a terminal of its own, as a user would see it, and act when something appears on it.
 
-on_terminal.py [--size COLSxROWS] [--when TEXT ACTION]... [--seconds N] -- CMD ARG...
+on_terminal.py [--size COLSxROWS] [--as USER] [--when TEXT ACTION]... [--seconds N] -- CMD ARG...
 
-ACTION: `approve`, `decline` (the first URL on the screen, over HTTP from inside of the lab named by LAB), `type:WORD`,
-`ctrl-c`, `none`. The transcript goes to standard output as it is; the exit status is the command's (128 + signal).
+ACTION: `approve`, `decline` (the last URL on the screen, over HTTP from inside of the lab named by LAB, as USER),
+`run:COMMAND` (with ACT_URL and ACT_CODE in the environment), `type:WORD`, `sleep:SECONDS`, `ctrl-c`. Before an approval
+every process is searched for the URL's secret part. The transcript goes to standard output as it is; the exit status
+is the command's (128 + signal).
 """
 import argparse, fcntl, os, pty, re, select, signal, struct, subprocess, sys, termios, time
 
 BROWSER = r"""
 import json, sys, urllib.parse, urllib.request as u
-url, code, what = sys.argv[1:4]
+url, code, what, user = sys.argv[1:5]
 def post(url, body, kind):
     return u.urlopen(u.Request(url, body.encode(), {"Content-Type": kind}))
 if code:  # device flow: a form
-    form = {"user_code": code, "user": "pool", "decision": "approve" if what == "approve" else "deny"}
+    form = {"user_code": code, "user": user, "decision": "approve" if what == "approve" else "deny"}
     print(post(url, urllib.parse.urlencode(form), "application/x-www-form-urlencoded").status)
 else:     # mytoken: the page posts JSON and is sent on
     wish = json.loads(u.urlopen(url).read().decode().split("const wish=")[1].split(";\n")[0].split(";async")[0])
+    wish["user"] = user
     answer = json.loads(post(url, json.dumps(wish) if what == "approve" else "", "application/json").read())
     if what == "approve":
         print(u.urlopen(answer["authorization_uri"]).status)
@@ -26,6 +29,7 @@ else:     # mytoken: the page posts JSON and is sent on
 ap = argparse.ArgumentParser()
 ap.add_argument("--size", default="80x40")
 ap.add_argument("--when", nargs=2, action="append", default=[])
+ap.add_argument("--as", dest="user", default="pool")
 ap.add_argument("--seconds", type=float, default=60)
 ap.add_argument("command", nargs=argparse.REMAINDER)
 args = ap.parse_args()
@@ -47,12 +51,26 @@ def act(action):
         os.write(master, action[5:].encode() + b"\n")
     elif action == "ctrl-c":
         os.write(master, b"\x03")
-    elif action in ("approve", "decline"):
+    elif action.startswith("sleep:"):
+        time.sleep(float(action[6:]))
+    elif action in ("approve", "decline") or action.startswith("run:"):
         url = re.findall(r"^https?://\S+", text, re.M)[-1]
         code = (re.findall(r"^([A-Z0-9]{4}-[A-Z0-9]{4})\s*$", text, re.M) or [""])[-1]
+        secret = (code or url.rsplit("/", 1)[-1]).encode()
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            for what in ("cmdline", "environ"):
+                try:
+                    found = secret in open(f"/proc/{process}/{what}", "rb").read()
+                except OSError:  # it ended meanwhile
+                    continue
+                if found:
+                    print(f"on_terminal: leak {what} of {process}")
+        if action.startswith("run:"):
+            subprocess.run(["bash", "-c", action[4:]], env={**os.environ, "ACT_URL": url, "ACT_CODE": code}, check=True)
+            return
         here = os.path.dirname(os.path.abspath(__file__))
         inside = [here + "/exec.sh", os.environ["LAB"]] if os.environ.get("LAB") else []
-        subprocess.run(inside + ["python3", "-c", BROWSER, url, code, action], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(inside + ["python3", "-c", BROWSER, url, code, action, args.user], check=True, stdout=subprocess.DEVNULL)
 
 
 while True:

@@ -7,6 +7,8 @@
 mod device;
 mod mytoken;
 mod page;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -54,10 +56,10 @@ impl Wish<'_> {
     pub fn scopes(&self) -> Vec<String> {
         let asked = Some(self.request.scope_list()).filter(|list| !list.is_empty());
         let mut scopes = asked.unwrap_or_else(|| self.provider.scopes.clone());
-        // Without it, many issuers give no refresh token; a mytoken server asks for it by itself.
-        let oauth2 = matches!(self.provider.kind, ProviderKind::OAuth2(_));
-        if oauth2 && !scopes.iter().any(|scope| scope == "offline_access") {
-            scopes.push("offline_access".to_owned());
+        for scope in &self.provider.approval.login_scopes {
+            if !scopes.contains(scope) {
+                scopes.push(scope.clone());
+            }
         }
         scopes
     }
