@@ -161,9 +161,9 @@ impl World {
                         self.serial += 1;
                         self.identity[n] = identity(1_000_000 + self.serial);
                         let identity = self.identity[n];
-                        self.later(1, Event::Kept { number, identity });
+                        self.later(1, Event::Kept { number, identity, stored_anew: false });
                     }
-                    Action::Publish { number, identity } => {
+                    Action::Publish { number, identity, .. } => {
                         let n = self.flights[&number];
                         assert_eq!(identity, self.identity[n], "rule 3: after the refresh token");
                         self.note(&mut tally, script, n);

@@ -29,7 +29,10 @@ pub struct Budget {
     /// Thousandths of an exchange.
     saved: u64,
     counted_at: Tick,
-    not_before: Tick,
+    /// The issuer asked us to wait until then.
+    paused_until: Tick,
+    /// While it is down: the next probe.
+    probe_at: Tick,
     failing: BTreeSet<usize>,
     open_for: Option<Duration>,
     parked: bool,
@@ -44,7 +47,8 @@ impl Budget {
             in_flight: 0,
             saved: u64::from(limits.per_second) * 1000,
             counted_at: Tick(0),
-            not_before: Tick(0),
+            paused_until: Tick(0),
+            probe_at: Tick(0),
             failing: BTreeSet::new(),
             open_for: None,
             parked: false,
@@ -57,12 +61,12 @@ impl Budget {
     /// Not now.
     pub fn may_start(&mut self, now: Tick) -> Result<(), Option<Tick>> {
         self.count(now);
-        let probing = self.parked || self.open_for.is_some();
-        if self.in_flight >= if probing { 1 } else { self.limits.in_flight } {
+        if self.in_flight >= if self.is_open() { 1 } else { self.limits.in_flight } {
             return Err(None);
         }
-        if now < self.not_before {
-            return Err(Some(self.not_before));
+        let not_before = if self.is_open() { self.paused_until.max(self.probe_at) } else { self.paused_until };
+        if now < not_before {
+            return Err(Some(not_before));
         }
         if self.saved < 1000 {
             let wait = (1000 - self.saved).div_ceil(u64::from(self.limits.per_second.max(1)));
@@ -78,13 +82,14 @@ impl Budget {
         self.counted_at = now;
     }
 
-    /// An exchange starts.
-    pub fn started(&mut self) {
+    /// An exchange starts: true if it is a probe of an issuer that is down.
+    pub fn started(&mut self) -> bool {
         self.in_flight += 1;
         self.saved = self.saved.saturating_sub(1000);
+        self.is_open()
     }
 
-    /// An exchange ended without telling anything about the issuer.
+    /// An exchange ended, with or without telling anything about the issuer.
     pub fn ended(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
@@ -92,25 +97,21 @@ impl Budget {
     /// The issuer answered properly (a refusal of one credential is a proper answer): true if it had been down.
     pub fn answered(&mut self) -> bool {
         self.failing.clear();
-        let was_down = self.parked || self.open_for.is_some();
-        if was_down {
-            self.not_before = Tick(0);
-        }
+        let was_down = self.is_open();
         self.parked = false;
         self.open_for = None;
         was_down
     }
 
-    /// The issuer failed for credential `slot`: true if the circuit opens with this one. `probe`: it was asked while
-    /// the circuit was open; the others that were under way when it opened say nothing new.
+    /// The issuer failed for credential `slot`: true if the circuit opens with this one. Once it is open, only
+    /// probes make the wait longer: the others were under way before.
     pub fn failed(&mut self, now: Tick, slot: usize, probe: bool) -> bool {
         if let Some(before) = self.open_for {
-            if !probe {
-                return false;
+            if probe {
+                let wait = before.saturating_mul(2).min(RETRY_MOST);
+                self.open_for = Some(wait);
+                self.probe_at = now.plus(wait);
             }
-            let wait = before.saturating_mul(2).min(RETRY_MOST);
-            self.open_for = Some(wait);
-            self.not_before = self.not_before.max(now.plus(wait));
             return false;
         }
         self.failing.insert(slot);
@@ -118,18 +119,18 @@ impl Budget {
             return false;
         }
         self.open_for = Some(RETRY_FIRST);
-        self.not_before = self.not_before.max(now.plus(RETRY_FIRST));
+        self.probe_at = now.plus(RETRY_FIRST);
         true
     }
 
     /// The issuer asked us to wait.
     pub fn pause(&mut self, now: Tick, wait: Duration) {
-        self.not_before = self.not_before.max(now.plus(wait.min(Duration::from_secs(3600))));
+        self.paused_until = self.paused_until.max(now.plus(wait));
     }
 
     /// Our client was refused: true the first time.
     pub fn park(&mut self, now: Tick) -> bool {
-        self.not_before = self.not_before.max(now.plus(PARKED_PROBE));
+        self.probe_at = self.probe_at.max(now.plus(PARKED_PROBE));
         !std::mem::replace(&mut self.parked, true)
     }
 

@@ -1,13 +1,16 @@
 //! Everything that is decided, and nothing that is done: no IO, clock, randomness, async or logging in here.
 //! `clippy.toml` and `tests/layering.rs` hold that.
 
+pub mod action;
 pub mod answer;
 pub mod budget;
+pub mod event;
 pub mod figures;
 pub mod id;
 pub mod jwt;
 pub mod key_file;
 pub mod planner;
+mod roster;
 pub mod schedule;
 pub mod secret;
 pub mod snapshot;

@@ -1,6 +1,7 @@
 //! Announcements become log lines, audit lines and counts. One log line per renewal, the same field names everywhere;
-//! an identical error is told three times, then only at debug level, and once more when it ends. Where many
-//! credentials of a provider fail alike, twenty a minute are told one by one, and then how many more there were.
+//! the same error of the same credential is told once, then once an hour (at debug level in between), and once more
+//! when it ends. Where many credentials of a provider fail alike, twenty a minute are told one by one, and then how
+//! many more there were. A client that is refused is its provider's trouble and told once, as that.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -8,6 +9,7 @@ use super::{
     audit::{self, Audit, Decision, Entry},
     driver::Owner,
     tally::Tally,
+    told::Told,
 };
 use crate::{
     config::settings::ProviderKind,
@@ -20,8 +22,6 @@ use crate::{
     error::{Class, Kind},
 };
 
-/// How often the same error of the same credential is told.
-const TOLD: u32 = 3;
 /// How many credentials with the same error of the same provider are told one by one in [`WINDOW`].
 const ALIKE: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
@@ -33,6 +33,9 @@ pub struct Announcer {
     pub tally: Tally,
     audit: Audit,
     details: HashMap<CredentialId, String>,
+    told: HashMap<CredentialId, Told<Kind>>,
+    /// The words of the last error, by the provider's name.
+    last: HashMap<String, String>,
     /// The `jti`, hashed, of tokens that are being published.
     hashes: HashMap<CredentialId, String>,
     floods: HashMap<(usize, Kind), Flood>,
@@ -65,7 +68,8 @@ impl Announcer {
     }
 
     /// Note the words that came with an error.
-    pub fn note(&mut self, id: &CredentialId, detail: String) {
+    pub fn note(&mut self, id: &CredentialId, provider: &str, detail: String) {
+        self.last.insert(provider.to_owned(), detail.clone());
         self.details.insert(id.clone(), detail);
     }
 
@@ -96,6 +100,7 @@ impl Announcer {
         match announcement {
             Announcement::Renewed { id, .. } | Announcement::Forgotten { id } => {
                 self.details.remove(id);
+                self.told.remove(id);
                 self.hashes.remove(id);
             }
             _ => {}
@@ -131,7 +136,9 @@ impl Announcer {
             Announcement::Failed { id, provider: p, kind, times, next_in } => {
                 let (user, service, handle) = names(id);
                 let (next_in, issuer) = (next_in.map_or(0, |d| d.as_secs()), issuer(owners, *p));
-                let told = *times <= TOLD && self.may_tell(now.tick, owners, *p, *kind);
+                let told = kind.class() != Class::Ours
+                    && self.is_news(now.tick, id, *kind)
+                    && self.may_tell(now.tick, owners, *p, *kind);
                 let (detail, provider) = (self.detail(id), provider(*p));
                 if told {
                     tracing::warn!(
@@ -153,15 +160,19 @@ impl Announcer {
             }
             Announcement::Unusable { id, kind } => {
                 let (user, service, handle) = names(id);
-                tracing::warn!(user, service, handle, %kind, "the .top cannot be used; waiting for another");
+                if self.is_news(now.tick, id, *kind) {
+                    tracing::warn!(user, service, handle, %kind, "the .top cannot be used; waiting for another");
+                }
             }
             Announcement::Forgotten { id } => {
                 let (user, service, handle) = names(id);
                 tracing::info!(user, service, handle, "forgotten: its .top is gone");
             }
             Announcement::Issuer { provider: p, down: Some(kind) } => {
+                let provider = provider(*p);
+                let detail = self.last.get(provider).map_or("", String::as_str);
                 tracing::error!(
-                    provider = provider(*p), issuer = issuer(owners, *p), %kind,
+                    provider, issuer = issuer(owners, *p), %kind, detail,
                     "issuer is down or refuses us: single probes only"
                 );
             }
@@ -169,6 +180,11 @@ impl Announcer {
                 tracing::info!(provider = provider(*p), issuer = issuer(owners, *p), "issuer answers again");
             }
         }
+    }
+
+    /// Whether this error of this credential is to be told now.
+    fn is_news(&mut self, now: Tick, id: &CredentialId, kind: Kind) -> bool {
+        self.told.entry(id.clone()).or_default().tell(now, kind)
     }
 
     /// Whether one more line of this provider and kind is told one by one.
@@ -230,7 +246,7 @@ fn issuer(owners: &[Arc<Owner>], index: usize) -> &str {
     }
 }
 
-fn names(id: &CredentialId) -> (&str, &str, &str) {
+pub(super) fn names(id: &CredentialId) -> (&str, &str, &str) {
     (id.user.as_str(), id.service.as_str(), id.handle.as_ref().map_or("", |handle| handle.as_str()))
 }
 

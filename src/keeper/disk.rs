@@ -10,7 +10,7 @@ use crate::{
     config::settings::{Provider, ProviderKind},
     core::{answer::Grant, id::CredentialId, planner::Event, time::Timestamp, top::Identity, use_file},
     error::Kind,
-    spool::{PublishError, Refusal, Seal, Spool},
+    spool::{Kept, PublishError, Refusal, Rotated, Seal, Spool},
 };
 
 /// Threads for file work: flushes overlap in the file system's journal.
@@ -47,8 +47,8 @@ pub enum Job {
         identity: Identity,
         /// What is held for the exchange.
         held: Box<Held>,
-        /// Wall time, for `issued_at` and `expires_at`.
-        now: Timestamp,
+        /// When the issuer gave the token, for `issued_at` and `expires_at`.
+        issued: Timestamp,
     },
 }
 
@@ -100,25 +100,30 @@ fn run(spool: &Spool, job: Job) -> Input {
     match job {
         Job::Prepare { number, id, identity, owner } => prepare(spool, number, id, identity, owner),
         Job::Keep { number, identity, mut held } => {
-            let Some(new) = held.rotated.clone() else {
-                return Input::Event(Event::PublishFailed { number, kind: Kind::BadAnswer });
+            let Held { id, owner, reservation, spent, rotated, .. } = &mut *held;
+            let kept = match rotated {
+                Some(new) => {
+                    let rotated = Rotated { spent, new };
+                    spool.keep_refresh_token(id, reservation, identity, rotated, owner.seal.as_ref())
+                }
+                // Kept before.
+                None => Ok(Kept { identity, stored_anew: false }),
             };
-            let seal = held.owner.seal.as_ref();
-            let event = match spool.keep_refresh_token(&held.id, &mut held.reservation, identity, &new, seal) {
-                Ok(identity) => {
+            let event = match kept {
+                Ok(Kept { identity, stored_anew }) => {
                     held.rotated = None;
-                    Event::Kept { number, identity }
+                    Event::Kept { number, identity, stored_anew }
                 }
                 Err(error) => failed(number, &error).unwrap_or(Event::KeepFailed { number, kind: kind(&error) }),
             };
             Input::Back { held, number, event }
         }
-        Job::Publish { number, identity, held, now } => {
+        Job::Publish { number, identity, held, issued } => {
             let Held { id, owner, reservation, answer, .. } = *held;
             let Some(answer) = answer else {
                 return Input::Event(Event::PublishFailed { number, kind: Kind::BadAnswer });
             };
-            let bytes = use_file::render(&answer, owner.provider.use_format, now);
+            let bytes = use_file::render(&answer, owner.provider.use_format, issued);
             Input::Event(match spool.publish_use(&id, reservation, identity, &bytes) {
                 Ok(()) => Event::Published { number },
                 Err(error) => failed(number, &error).unwrap_or(Event::PublishFailed { number, kind: kind(&error) }),
@@ -152,7 +157,8 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
         Err(error) => return failed(number, &error).map_or_else(|| fail(kind(&error)), Input::Event),
     };
     let grant = grant(&owner.provider, &top);
-    Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, answer: None, rotated: None }) }
+    let spent = grant.refresh_token.clone();
+    Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, spent, answer: None, rotated: None }) }
 }
 
 /// A refresh token that the stock web page had approved goes only to the client and endpoint it was approved for.

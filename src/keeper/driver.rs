@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    announce::Announcer,
+    announce::{self, Announcer},
     audit::{Decision, Entry},
     control::{Order, Reply},
     disk::{Disk, Job},
@@ -27,7 +27,7 @@ use crate::{
         answer::{Answer, Grant, Outcome},
         figures::Figures,
         id::{CredentialId, UserName},
-        planner::{Action, Brought, Event, Failure, Planner, Row},
+        planner::{Action, Brought, Event, Failure, Planner, Row, Unkept},
         secret::RefreshToken,
         snapshot::{Credential, Issuer, SCHEMA, Status, Trouble},
         time::{Now, Tick, Timestamp},
@@ -55,6 +55,8 @@ pub struct Held {
     pub owner: Arc<Owner>,
     /// Space for both files.
     pub reservation: Reservation,
+    /// The refresh token that the exchange spends.
+    pub spent: RefreshToken,
     /// The answer, once it is there.
     pub answer: Option<Answer>,
     /// The refresh token that must be made durable first.
@@ -69,7 +71,12 @@ pub enum Input {
     /// The credential directory is not the one any more that was opened.
     SpoolGone(SpoolError),
     /// All directories have been looked at.
-    FullScan(BTreeSet<UserName>),
+    FullScan {
+        /// When the users were listed.
+        as_of: Tick,
+        /// All users.
+        users: BTreeSet<UserName>,
+    },
     /// A request is ready for the courier.
     Ask {
         /// Exchange.
@@ -244,8 +251,6 @@ pub struct Driver {
 
 /// How long a stop waits for what is in flight.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
-/// How long a reload waits for it: longer than any exchange takes.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Driver {
     /// Put the parts together.
@@ -294,7 +299,11 @@ impl Driver {
             while let Some(action) = self.planner.next_action(now) {
                 self.perform(now, action);
             }
-            if let Some((_, end)) = self.stop_by.take_if(|(by, _)| self.planner.is_idle() || Instant::now() >= *by) {
+            let home = self.is_home();
+            if let Some((_, end)) = self.stop_by.take_if(|(by, _)| home || Instant::now() >= *by) {
+                if !matches!(end, End::Reload) {
+                    self.tell_unkept();
+                }
                 return end;
             }
             if self.once && self.scanned && self.settled() {
@@ -332,8 +341,8 @@ impl Driver {
                 }
                 self.planner.handle(now, event);
             }
-            Input::FullScan(users) => {
-                self.planner.handle(now, Event::FullScan { users });
+            Input::FullScan { as_of, users } => {
+                self.planner.handle(now, Event::FullScan { as_of, users });
                 if let Err(error) = self.spool.touch_complete() {
                     tracing::warn!(%error, "cannot touch CREDMON_COMPLETE");
                 }
@@ -343,7 +352,10 @@ impl Driver {
             Input::Ask { number, grant, held } => {
                 let provider = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)).unwrap_or(usize::MAX);
                 self.held.insert(number, held);
-                if self.courier_up {
+                if self.stop_by.is_some() {
+                    // Nothing is spent yet.
+                    self.lost(now, number);
+                } else if self.courier_up {
                     self.ask(number, provider, grant);
                 } else {
                     self.unsent.push((number, provider, grant));
@@ -392,18 +404,72 @@ impl Driver {
                 self.reloaded = Some(settings);
                 if self.stop_by.is_none() {
                     tracing::info!("configuration changed: bringing home what is in flight");
-                    self.planner.stop();
-                    self.stop_by = Some((Instant::now() + RELOAD_PATIENCE, End::Reload));
+                    self.bring_home(now, self.exchange_patience(), End::Reload);
                 }
             }
             Input::SpoolGone(error) => {
-                self.planner.stop();
-                self.stop_by = Some((Instant::now(), End::SpoolGone(error)));
+                // The directory that was opened may still be there, by another name.
+                self.bring_home(now, STOP_PATIENCE, End::SpoolGone(error));
             }
             Input::Stop => {
                 tracing::info!("stopping");
-                self.planner.stop();
-                self.stop_by = Some((Instant::now() + STOP_PATIENCE, End::Stopped));
+                self.bring_home(now, STOP_PATIENCE, End::Stopped);
+            }
+        }
+    }
+
+    /// Let nothing more out; what is out may come in for so long.
+    fn bring_home(&mut self, now: Now, patience: Duration, end: End) {
+        self.planner.stop();
+        self.stop_by = Some((Instant::now() + patience, end));
+        for (number, ..) in std::mem::take(&mut self.unsent) {
+            self.lost(now, number);
+        }
+    }
+
+    /// Longer than any exchange takes: discovery and the request itself have a timeout each.
+    fn exchange_patience(&self) -> Duration {
+        let longest = self.owners.iter().map(|owner| owner.provider.timeout).max().unwrap_or_default();
+        longest.saturating_mul(2).saturating_add(Duration::from_secs(10))
+    }
+
+    fn is_home(&self) -> bool {
+        let reload = matches!(self.stop_by, Some((_, End::Reload)));
+        self.planner.is_idle() || (reload && self.planner.waits_only_for_the_disk())
+    }
+
+    /// Go on from where the driver before a reload was: with its numbers, and with the refresh tokens that the disk
+    /// has not taken yet.
+    pub fn inherit(&mut self, before: &mut Self) {
+        let now_at = |unkept: Unkept| {
+            let name = before.owners.get(unkept.provider).map(|owner| &owner.provider.name);
+            let index = self.owners.iter().position(|owner| Some(&owner.provider.name) == name);
+            (unkept, index)
+        };
+        let unkept: Vec<_> = before.planner.unkept().into_iter().map(now_at).collect();
+        for (Unkept { number, .. }, _) in &unkept {
+            // One that is with the disk comes back by its number.
+            if let Some(held) = before.held.remove(number) {
+                self.held.insert(*number, held);
+            }
+        }
+        self.planner.inherit(self.clock.now(), &before.planner, unkept);
+    }
+
+    /// Say of which credentials the refresh token did not get into its `.top`.
+    fn tell_unkept(&self) {
+        for Unkept { number, id, .. } in self.planner.unkept() {
+            let written = self.held.get(&number).is_some_and(|held| held.reservation.is_written());
+            let (user, service, handle) = announce::names(&id);
+            if written {
+                tracing::warn!(
+                    user,
+                    service,
+                    handle,
+                    "a new refresh token waits for the next start to get into its .top"
+                );
+            } else {
+                tracing::error!(user, service, handle, "a new refresh token could not be written anywhere; it is lost");
             }
         }
     }
@@ -528,7 +594,7 @@ impl Driver {
                 Ok(brought)
             }
             Err(error) => {
-                self.announcer.note(&held.id, error.detail);
+                self.announcer.note(&held.id, &held.owner.provider.name, error.detail);
                 held.rotated = error.rotated;
                 Err(Failure { kind: error.kind, retry_after: error.retry_after, rotated: held.rotated.is_some() })
             }
@@ -548,9 +614,9 @@ impl Driver {
                     self.disk.submit(Job::Keep { number, identity, held });
                 }
             }
-            Action::Publish { number, identity } => {
+            Action::Publish { number, identity, issued } => {
                 if let Some(held) = self.held.remove(&number) {
-                    self.disk.submit(Job::Publish { number, identity, held, now: now.wall });
+                    self.disk.submit(Job::Publish { number, identity, held, issued });
                 }
             }
             Action::Discard { number } => {

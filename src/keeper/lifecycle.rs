@@ -78,6 +78,14 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let directory = settings.daemon.credential_directory.clone();
     let open = if settings.daemon.share_directory { Spool::open_beside } else { Spool::open };
     let spool = Arc::new(open(&directory, Owners { accepted }).map_err(failed)?);
+    for (id, result) in spool.recovered() {
+        match result {
+            Ok(()) => tracing::info!(credential = %id, "a new refresh token that a crash left is in its .top now"),
+            Err(error) => tracing::error!(
+                credential = %id, %error, "a new refresh token that a crash left does not get into its .top; the next start tries again"
+            ),
+        }
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         directory = %directory.display(),
@@ -93,6 +101,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
     let mut owners = owners(&settings)?;
     let mut link = courier(&settings, settings.daemon.outward(), courier_args, 1, &inputs)?;
+    let mut before: Option<Driver> = None;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, clock)?;
     reloader(sources, log.clone(), fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
     let mut announcer = Announcer::new(audit.clone());
@@ -111,6 +120,9 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             announcer,
         );
         driver.log = Some(log.clone());
+        if let Some(mut before) = before.take() {
+            driver.inherit(&mut before);
+        }
         match driver.run(&queue) {
             End::Stopped | End::Done { failed: false } => break,
             End::SpoolGone(error) => return Err(failed(error)),
@@ -123,7 +135,9 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             settings = *new;
         }
         announcer = std::mem::take(&mut driver.announcer);
-        drop(driver);
+        // Its courier ends with this.
+        driver.link.close();
+        before = Some(driver);
         if settings.daemon.audit_log != audit_log {
             match Audit::start(settings.daemon.audit_log.as_deref()) {
                 Ok(audit) => {

@@ -6,7 +6,7 @@ use std::{
     net::Shutdown,
     os::{fd::OwnedFd, unix::net::UnixStream, unix::process::CommandExt},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, mpsc::Sender},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
 };
 
@@ -37,8 +37,22 @@ pub struct Recipe {
 /// The supervisor's handle; dropping it ends the courier.
 #[derive(Debug)]
 pub struct Link {
-    stream: Arc<Mutex<Option<UnixStream>>>,
+    shared: Arc<Mutex<Shared>>,
     generation: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Our end, while a courier runs.
+    stream: Option<UnixStream>,
+    /// The courier takes requests.
+    ready: bool,
+    /// Nobody wants a courier any more.
+    closed: bool,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Link {
@@ -47,12 +61,12 @@ impl Link {
     /// # Errors
     /// The system refuses a thread.
     pub fn start(recipe: Recipe, generation: u64, inputs: Sender<Input>) -> io::Result<Self> {
-        let stream = Arc::new(Mutex::new(None));
-        let shared = Arc::clone(&stream);
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let theirs = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("courier-link".into())
-            .spawn(move || supervise(&recipe, generation, &shared, &inputs))?;
-        Ok(Self { stream, generation })
+            .spawn(move || supervise(&recipe, generation, &theirs, &inputs))?;
+        Ok(Self { shared, generation })
     }
 
     /// Which link this is.
@@ -66,23 +80,31 @@ impl Link {
     /// # Errors
     /// The courier is down; the supervisor will say so, too.
     pub fn send(&self, frame: &ToCourier) -> io::Result<()> {
-        let mut guard = self.stream.lock().map_err(|_| io::Error::other("poisoned"))?;
-        let Some(stream) = guard.as_mut() else { return Err(io::ErrorKind::NotConnected.into()) };
+        let mut shared = lock(&self.shared);
+        let ready = shared.ready;
+        let Some(stream) = shared.stream.as_mut().filter(|_| ready) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
         frame::write(stream, frame).inspect_err(|_| drop(stream.shutdown(Shutdown::Both)))
     }
-}
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        if let Ok(mut guard) = self.stream.lock()
-            && let Some(stream) = guard.take()
-        {
+    /// End the courier, and start no other.
+    pub fn close(&self) {
+        let mut shared = lock(&self.shared);
+        shared.closed = true;
+        if let Some(stream) = shared.stream.take() {
             drop(stream.shutdown(Shutdown::Both));
         }
     }
 }
 
-fn supervise(recipe: &Recipe, generation: u64, shared: &Arc<Mutex<Option<UnixStream>>>, inputs: &Sender<Input>) {
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn supervise(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &Sender<Input>) {
     let mut backoff = BACKOFF_FIRST;
     loop {
         let started = Instant::now();
@@ -90,11 +112,7 @@ fn supervise(recipe: &Recipe, generation: u64, shared: &Arc<Mutex<Option<UnixStr
             Ok(()) => "it ended".to_owned(),
             Err(error) => error.to_string(),
         };
-        // The driver dropped its link: nobody wants another courier.
-        if Arc::strong_count(shared) == 1 {
-            return;
-        }
-        if inputs.send(Input::CourierDown { generation, why }).is_err() {
+        if lock(shared).closed || inputs.send(Input::CourierDown { generation, why }).is_err() {
             return;
         }
         if started.elapsed() > Duration::from_secs(60) {
@@ -105,13 +123,15 @@ fn supervise(recipe: &Recipe, generation: u64, shared: &Arc<Mutex<Option<UnixStr
     }
 }
 
-fn one_life(
-    recipe: &Recipe,
-    generation: u64,
-    shared: &Mutex<Option<UnixStream>>,
-    inputs: &Sender<Input>,
-) -> io::Result<()> {
+fn one_life(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &Sender<Input>) -> io::Result<()> {
     let (mut ours, theirs) = UnixStream::pair()?;
+    {
+        let mut shared = lock(shared);
+        if shared.closed {
+            return Ok(());
+        }
+        shared.stream = Some(ours.try_clone()?);
+    }
     let mut child = Command::new("/proc/self/exe")
         .arg0("evercred-courier")
         .args(&recipe.args)
@@ -121,8 +141,10 @@ fn one_life(
         .current_dir("/")
         .spawn()?;
     let result = converse(recipe, generation, shared, inputs, &mut ours, child.id());
-    if let Ok(mut guard) = shared.lock() {
-        *guard = None;
+    {
+        let mut shared = lock(shared);
+        shared.ready = false;
+        shared.stream = None;
     }
     drop(ours.shutdown(Shutdown::Both));
     let patience = Instant::now();
@@ -138,7 +160,7 @@ fn one_life(
 fn converse(
     recipe: &Recipe,
     generation: u64,
-    shared: &Mutex<Option<UnixStream>>,
+    shared: &Mutex<Shared>,
     inputs: &Sender<Input>,
     ours: &mut UnixStream,
     pid: u32,
@@ -154,9 +176,7 @@ fn converse(
     while let Some(frame) = frame::read::<FromCourier>(&mut reader)? {
         let input = match frame {
             FromCourier::Ready { sandbox } => {
-                if let Ok(mut guard) = shared.lock() {
-                    *guard = Some(ours.try_clone()?);
-                }
+                lock(shared).ready = true;
                 Input::CourierUp { generation, pid, sandbox }
             }
             FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },

@@ -15,5 +15,6 @@ pub mod log;
 pub mod scanner;
 pub mod status;
 pub mod tally;
+mod told;
 
 pub use lifecycle::{courier, run};

@@ -9,11 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::driver::{Clock, Input, Owner};
+use super::{
+    driver::{Clock, Input, Owner},
+    told::Told,
+};
 use crate::{
     core::{
         id::{CredentialId, Handle, Service, UserName},
         planner::{Event, Found},
+        time::Tick,
     },
     spool::{Hint, Spool, Watch},
 };
@@ -46,7 +50,8 @@ pub fn run(
 ) {
     let mut urgent: BTreeSet<UserName> = BTreeSet::new();
     let mut sweep: VecDeque<UserName> = VecDeque::new();
-    let mut sweeping: Option<BTreeSet<UserName>> = None;
+    let mut sweeping: Option<(Tick, BTreeSet<UserName>)> = None;
+    let mut told = Told::default();
     let mut again = true;
     let mut last = Instant::now().checked_sub(BETWEEN_FULL_SCANS).unwrap_or_else(Instant::now);
     loop {
@@ -87,11 +92,11 @@ pub fn run(
             }
         }
         if let Some(user) = urgent.pop_first() {
-            look(spool, &owners, &user, inputs, clock, watch.as_mut());
+            look(spool, &owners, &user, inputs, clock, watch.as_mut(), &mut told);
         } else if let Some(user) = sweep.pop_front() {
-            look(spool, &owners, &user, inputs, clock, watch.as_mut());
-        } else if let Some(users) = sweeping.take() {
-            if inputs.send(Input::FullScan(users)).is_err() {
+            look(spool, &owners, &user, inputs, clock, watch.as_mut(), &mut told);
+        } else if let Some((as_of, users)) = sweeping.take() {
+            if inputs.send(Input::FullScan { as_of, users }).is_err() {
                 return;
             }
         } else if again && last.elapsed() >= BETWEEN_FULL_SCANS {
@@ -101,9 +106,10 @@ pub fn run(
                 drop(inputs.send(Input::SpoolGone(error)));
                 return;
             }
+            let as_of = clock.now().tick;
             match spool.users() {
                 Ok(users) => {
-                    sweeping = Some(users.iter().cloned().collect());
+                    sweeping = Some((as_of, users.iter().cloned().collect()));
                     sweep = users.into();
                 }
                 Err(error) => tracing::error!(%error, "cannot list the credential directory"),
@@ -119,6 +125,7 @@ fn look(
     inputs: &Sender<Input>,
     clock: Clock,
     watch: Option<&mut Watch>,
+    told: &mut Told<(UserName, String)>,
 ) {
     if let Some(watch) = watch {
         watch.user(user);
@@ -140,9 +147,14 @@ fn look(
                     })
                 })
                 .collect();
+            told.retain(|(other, _)| other != user);
             drop(inputs.send(Input::Event(Event::Scanned { user: user.clone(), as_of, found })));
         }
-        Err(error) => tracing::warn!(%user, %error, "cannot look at the user's directory"),
+        Err(error) => {
+            if told.tell(as_of, (user.clone(), error.to_string())) {
+                tracing::warn!(%user, %error, "cannot look at the user's directory");
+            }
+        }
     }
 }
 

@@ -202,13 +202,18 @@ pub(super) fn ctime_ns(stat: &FileStat) -> i64 {
     stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec)
 }
 
-pub(super) fn identity(stat: &FileStat, content: &[u8]) -> Identity {
+/// The first half of the SHA-256.
+pub(super) fn hash(content: &[u8]) -> [u8; 16] {
     let mut hash = [0; 16];
     for (to, from) in hash.iter_mut().zip(Sha256::digest(content)) {
         *to = from;
     }
+    hash
+}
+
+pub(super) fn identity(stat: &FileStat, content: &[u8]) -> Identity {
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    Identity { dev: stat.st_dev, ino: stat.st_ino, size, mtime_ns: mtime_ns(stat), hash }
+    Identity { dev: stat.st_dev, ino: stat.st_ino, size, mtime_ns: mtime_ns(stat), hash: hash(content) }
 }
 
 /// Whether the metadata are still those of `expected`.

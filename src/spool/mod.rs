@@ -1,18 +1,21 @@
 //! The credential directory: everything that touches it, and nothing that decides.
 //!
 //! On disk (contract `HTCondor`, 2): `<user>/<S[_H]>.top` is written by credd, `<user>/<S[_H]>.use` by us. Ours in
-//! the top directory are `pid`, `CREDMON_COMPLETE`, `.evercred.lock`, and temporary files `.evercred-tmp-*`, which
-//! stand on the same file system as their targets and in nobody's way when credd sweeps a user's directory.
+//! the top directory are `pid`, `CREDMON_COMPLETE`, `.evercred.lock`, and temporary files `.evercred-tmp-*` and
+//! `.evercred-keep-*`, which stand on the same file system as their targets and in nobody's way when credd sweeps a
+//! user's directory.
 //!
 //! Beside a stock credential monitor ([`Spool::open_beside`]) `pid` and `CREDMON_COMPLETE` are not ours, and untouched.
 //!
 //! Rules: open first, then judge the descriptor; never follow a symbolic link; never make a user's directory; never
 //! delete a `.top`, a `.mark`, or a `.use` that was there before us. A file appears by rename, after fsync. Killed at
-//! any point, we leave whole files and temporary ones, and the next start removes the latter.
+//! any point, we leave whole files and temporary ones; the next start removes the latter, after it has brought the
+//! refresh tokens in them (`.evercred-keep-*`) to their places.
 
 mod dir;
 mod exchange;
 mod inventory;
+mod keep;
 mod lock;
 mod meta;
 mod pidfile;
@@ -36,6 +39,7 @@ use thiserror::Error;
 
 pub use dir::Refusal;
 pub use inventory::{Seen, Wanted};
+pub use keep::{Kept, Recovered, Rotated};
 pub use meta::{Meta, StockCredential, stock_credentials};
 pub use publish::{PublishError, Reservation};
 pub use seal::{Seal, SealError};
@@ -124,11 +128,13 @@ pub struct Spool {
     serial: AtomicU64,
     /// `pid` and `CREDMON_COMPLETE` are ours.
     alone: bool,
+    recovered: Vec<Recovered>,
     _lock: lock::Lock,
 }
 
 impl Spool {
-    /// Verify the directory, lock it, write `pid`, remove `CREDMON_COMPLETE` and what a crash of ours left.
+    /// Verify the directory, lock it, write `pid`, remove `CREDMON_COMPLETE`, recover and remove what a crash of ours
+    /// left.
     ///
     /// # Errors
     /// [`SpoolError`], with the path and what to do.
@@ -148,7 +154,7 @@ impl Spool {
     fn begin(path: &Path, ids: Owners, alone: bool) -> Result<Self, SpoolError> {
         let top = dir::Dir::open(path)?;
         let lock = lock::Lock::take(&top, path)?;
-        let spool = Self {
+        let mut spool = Self {
             path: path.to_owned(),
             top,
             owners: ids,
@@ -156,6 +162,7 @@ impl Spool {
             hasher: RandomState::new(),
             serial: AtomicU64::new(0),
             alone,
+            recovered: Vec::new(),
             _lock: lock,
         };
         if alone {
@@ -169,7 +176,13 @@ impl Spool {
         if alone {
             spool.remove(COMPLETE)?;
         }
+        spool.recovered = spool.recover()?;
         Ok(spool)
+    }
+
+    /// The rotated refresh tokens that a crash had left, and whether each is in its `.top` now.
+    pub fn recovered(&self) -> &[Recovered] {
+        &self.recovered
     }
 
     /// The directory's path, for messages.

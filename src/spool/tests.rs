@@ -1,6 +1,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink},
+    sync::LazyLock,
 };
 
 use nix::fcntl::OFlag;
@@ -58,7 +59,7 @@ impl Fixture {
 
     fn leftovers(&self) -> usize {
         let names = fs::read_dir(self.dir.path()).unwrap();
-        names.filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with(TEMPORARY)).count()
+        names.filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".evercred-")).count() - 1
     }
 
     fn scan(&self) -> Vec<Seen> {
@@ -88,8 +89,11 @@ fn wanted(base: &str) -> Option<(Service, Option<Handle>)> {
     (id.service.as_str() == "s").then_some((id.service, id.handle))
 }
 
-fn token(text: &str) -> RefreshToken {
-    RefreshToken::parse(text).unwrap()
+fn rotated() -> Rotated<'static> {
+    static TOKENS: LazyLock<[RefreshToken; 2]> =
+        LazyLock::new(|| ["one", "two"].map(|t| RefreshToken::parse(t).unwrap()));
+    let [spent, new] = &*TOKENS;
+    Rotated { spent, new }
 }
 
 const PRETTY: &str = "{\n  \"scopes\": \"a b\",\n  \"y\": 1e400,\n  \"refresh_token\": \"one\"\n}\n";
@@ -104,7 +108,7 @@ fn a_rotated_token_keeps_the_rest_of_the_text_owner_and_mode() {
     let (one, top) = f.spool().read_top(&id(), None).unwrap();
     assert_eq!(top.refresh_token().expose(), "one");
     let mut reservation = f.spool().reserve(&id(), 4096, 4096).unwrap();
-    let two = f.spool().keep_refresh_token(&id(), &mut reservation, one, &token("two"), None).unwrap();
+    let two = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), None).unwrap().identity;
     assert_eq!(fs::read_to_string(f.path("alice/s.top")).unwrap(), PRETTY.replace("one", "two"));
     let meta = fs::metadata(f.path("alice/s.top")).unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.nlink()), (0o600, 1));
@@ -129,7 +133,7 @@ fn sealed_stays_sealed_when_rotated() {
     let (one, top) = f.spool().read_top(&id(), Some(&seal)).unwrap();
     assert_eq!(top.refresh_token().expose(), "one");
     let mut reservation = f.spool().reserve(&id(), 4096, 4096).unwrap();
-    f.spool().keep_refresh_token(&id(), &mut reservation, one, &token("two"), Some(&seal)).unwrap();
+    f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), Some(&seal)).unwrap();
     let text = seal.open(&fs::read(f.path("alice/s.top")).unwrap()).unwrap();
     assert_eq!(&**text, PRETTY.replace("one", "two").as_bytes());
 }
@@ -141,11 +145,28 @@ fn a_re_stored_top_is_never_overwritten_and_its_use_not_published() {
     let one = f.spool().read_top(&id(), None).unwrap().0;
     let mut reservation = f.spool().reserve(&id(), 64, 64).unwrap();
     f.store("alice/s.top", "new");
-    let kept = f.spool().keep_refresh_token(&id(), &mut reservation, one, &token("two"), None);
+    let kept = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), None);
     assert!(matches!(kept, Err(PublishError::Superseded)));
     assert!(matches!(f.spool().publish_use(&id(), reservation, one, b"t\n"), Err(PublishError::Superseded)));
     assert_eq!(fs::read(f.path("alice/s.top")).unwrap(), b"new");
     assert!(!f.path("alice/s.use").exists());
+    assert_eq!(f.leftovers(), 0);
+}
+
+#[test]
+fn a_top_stored_anew_with_the_token_that_was_spent_gets_its_successor() {
+    let f = Fixture::new();
+    f.store("alice/s.top", "one");
+    let one = f.spool().read_top(&id(), None).unwrap().0;
+    let mut reservation = f.spool().reserve(&id(), 64, 64).unwrap();
+    f.store("alice/s.top", PRETTY);
+    let kept = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), None).unwrap();
+    assert!(kept.stored_anew);
+    assert_eq!(fs::read_to_string(f.path("alice/s.top")).unwrap(), PRETTY.replace("one", "two"));
+    // As after a failure at the very end: it is there already.
+    let again = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), None).unwrap();
+    assert_eq!((again.identity, again.stored_anew), (kept.identity, false));
+    drop(reservation);
     assert_eq!(f.leftovers(), 0);
 }
 
@@ -157,7 +178,7 @@ fn what_was_deleted_does_not_come_back() {
     let gone = |r| matches!(r, Err(PublishError::Gone));
     let mut reservation = f.spool().reserve(&id(), 64, 64).unwrap();
     fs::remove_file(f.path("alice/s.top")).unwrap();
-    let kept = f.spool().keep_refresh_token(&id(), &mut reservation, one, &token("two"), None);
+    let kept = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), None);
     assert!(matches!(kept, Err(PublishError::Gone)));
     assert!(gone(f.spool().publish_use(&id(), reservation, one, b"t\n")));
     assert_eq!(fs::read_dir(f.path("alice")).unwrap().count(), 0);

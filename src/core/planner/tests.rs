@@ -1,0 +1,424 @@
+//! The planner's rules (DESIGN §2, 1–8) as properties over random histories of a small world.
+
+mod world;
+
+use proptest::prelude::*;
+
+use super::*;
+use world::{HOUR, MINUTE, Mood, Note, Op, SECOND, World, issuer_of};
+
+const PLENTY: Limits = Limits { in_flight: 50, per_second: 50 };
+
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(32)
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop::sample::select(vec![Kind::TopEmpty, Kind::TopNotUtf8, Kind::TopSealed, Kind::TopUnreadable])
+}
+
+fn moods() -> impl Strategy<Value = Mood> {
+    prop_oneof![
+        3 => Just(Mood::Well),
+        2 => Just(Mood::Dead),
+        1 => Just(Mood::Hanging),
+        2 => Just(Mood::Failing),
+        2 => (1..20 * MINUTE).prop_map(Mood::Limiting),
+        1 => Just(Mood::RefusesClient),
+        1 => Just(Mood::Restricts),
+    ]
+}
+
+/// Waits, most of them long enough for something to happen.
+fn waits() -> impl Strategy<Value = Op> {
+    prop_oneof![0..200_u64, 0..30 * SECOND, 0..2 * HOUR].prop_map(Op::Wait)
+}
+
+/// Everything that users, admins, disks, couriers, issuers and clocks do.
+fn anything() -> impl Strategy<Value = Op> {
+    let who = 0..6_usize;
+    prop_oneof![
+        12 => waits(),
+        2 => who.clone().prop_map(Op::Scan),
+        1 => Just(Op::FullScan),
+        6 => (who.clone(), any::<bool>()).prop_map(|(who, hint)| Op::Store(who, hint)),
+        3 => (who.clone(), any::<bool>()).prop_map(|(who, hint)| Op::StoreAnew(who, hint)),
+        1 => (who.clone(), kinds(), any::<bool>()).prop_map(|(who, kind, hint)| Op::StoreBad(who, kind, hint)),
+        2 => (who.clone(), any::<bool>()).prop_map(|(who, hint)| Op::Remove(who, hint)),
+        1 => who.clone().prop_map(Op::RemoveUser),
+        1 => (who.clone(), any::<bool>()).prop_map(|(who, hint)| Op::LoseUse(who, hint)),
+        2 => (-86_400_000..86_400_000_i64).prop_map(Op::Step),
+        4 => (0..2_usize, moods()).prop_map(|(issuer, mood)| Op::Mood(issuer, mood)),
+        2 => (who.clone(), moods()).prop_map(|(who, mood)| Op::CredentialMood(who, mood)),
+        1 => who.clone().prop_map(Op::Revoke),
+        1 => any::<bool>().prop_map(Op::DiskFull),
+        2 => any::<bool>().prop_map(Op::KeepTrouble),
+        1 => any::<bool>().prop_map(Op::PublishTrouble),
+        2 => Just(Op::CourierDies),
+        2 => who.prop_map(Op::Renew),
+        2 => Just(Op::Repeat),
+        2 => Just(Op::Reload),
+    ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (1..4_u32, 1..4_u32).prop_map(|(in_flight, per_second)| Limits { in_flight, per_second })
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    let lifetimes = prop::sample::select(vec![5 * MINUTE, 20 * MINUTE, HOUR, 6 * HOUR]);
+    ([limits(), limits()], [lifetimes.clone(), lifetimes], 0..20 * MINUTE)
+        .prop_map(|(limits, lifetimes, refresh)| World::new(6, limits, lifetimes, refresh))
+}
+
+fn scripts() -> impl Strategy<Value = Vec<Op>> {
+    let all = (0..6).map(|who| Op::Store(who, who % 2 == 0)).collect::<Vec<_>>();
+    prop::collection::vec(anything(), 0..40).prop_map(move |ops| [all.clone(), ops].concat())
+}
+
+/// All stored, all well, and each left in peace.
+fn peaceful(lifetimes: [u64; 2], refresh: u64) -> World {
+    let mut world = World::new(6, [PLENTY; 2], lifetimes, refresh);
+    (0..6).for_each(|who| world.op(&Op::Store(who, true)));
+    world
+}
+
+fn of<T>(history: &[(u64, Note)], pick: impl Fn(&Note) -> Option<T>) -> Vec<(u64, T)> {
+    history.iter().filter_map(|(at, note)| pick(note).map(|t| (*at, t))).collect()
+}
+
+fn starts_of(history: &[(u64, Note)], one: usize) -> Vec<u64> {
+    of(history, |note| matches!(note, Note::Started { who, .. } if *who == one).then_some(()))
+        .iter()
+        .map(|s| s.0)
+        .collect()
+}
+
+impl World {
+    fn dead_but_usable(&self) -> Vec<usize> {
+        self.dead().into_iter().filter(|&who| self.is_usable(who)).collect()
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "World {{ {} }}", self.describe())
+    }
+}
+
+proptest! {
+    // `PROPTEST_CASES=5000` for a long run.
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    // Always on, in every history: one exchange at a time and one wait for each credential, the budgets, the refresh
+    // token before the access token, its own answer beside each `.top`, no dropped refresh token (see `World`).
+
+    #[test]
+    fn rule_1_full_scans_alone_bring_what_lost_hints_would_have(ops in scripts(), mut world in worlds()) {
+        let deaf = ops.into_iter().map(|op| match op {
+            Op::Store(who, _) => Op::Store(who, false),
+            Op::StoreAnew(who, _) => Op::StoreAnew(who, false),
+            Op::StoreBad(who, kind, _) => Op::StoreBad(who, kind, false),
+            Op::Remove(who, _) => Op::Remove(who, false),
+            Op::LoseUse(who, _) => Op::LoseUse(who, false),
+            op => op,
+        });
+        world.run(&deaf.collect::<Vec<_>>(), 0);
+        world.calm();
+        world.pass(2 * HOUR);
+        prop_assert_eq!(world.dead_but_usable(), Vec::<usize>::new());
+        prop_assert_eq!(world.known(), world.stored(), "what is there is known, what is gone is forgotten");
+    }
+
+    #[test]
+    fn rule_2_the_answer_for_one_top_never_comes_beside_another(ops in scripts(), mut world in worlds()) {
+        world.run(&ops, HOUR);
+        // The token that was spent for a `.use` is the one of the last request of its credential.
+        let mut asked = BTreeMap::new();
+        for (_, note) in &world.history {
+            match *note {
+                Note::Asked { who, token, .. } => drop(asked.insert(who, token)),
+                Note::OnDisk { who, spent, .. } => prop_assert_eq!(asked.get(&who), Some(&spent)),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn rule_3_a_rotated_refresh_token_is_durable_before_its_access_token_is_visible(
+        ops in scripts(),
+        mut world in worlds(),
+    ) {
+        world.run(&ops, HOUR);
+        let mut kept = BTreeSet::new();
+        for (_, note) in &world.history {
+            match *note {
+                Note::KeptOnDisk { token, .. } => drop(kept.insert(token)),
+                Note::OnDisk { rotated: Some(token), .. } => prop_assert!(kept.contains(&token)),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn rule_3_no_refresh_token_is_lost_but_with_a_courier(ops in scripts(), mut world in worlds()) {
+        world.run(&ops, 0);
+        world.calm();
+        world.pass(2 * MINUTE);
+        prop_assert_eq!(world.orphaned(), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn rule_4_a_renewal_comes_at_half_of_the_life_and_leaves_the_floor(
+        life in (10 * SECOND)..(24 * HOUR),
+        refresh in 0..(20 * MINUTE),
+    ) {
+        let mut world = peaceful([life; 2], refresh);
+        world.pass(life * 5);
+        let floor = (2 * refresh).max(10 * MINUTE);
+        for who in 0..6 {
+            let starts = starts_of(&world.history, who);
+            prop_assert!(starts.len() >= 8, "{} renewals in five lives", starts.len());
+            for gap in starts.windows(2).map(|pair| pair[1] - pair[0]) {
+                // The exchange itself takes some 70 ms.
+                prop_assert!(gap <= life * 11 / 20 + 200, "{gap} of {life}");
+                if life >= 2 * floor {
+                    prop_assert!(life - gap + 200 >= floor, "{gap} of {life} leaves less than {floor}");
+                    prop_assert!(gap >= (life * 9 / 20).min(life - floor), "{gap} of {life}");
+                } else {
+                    prop_assert!(gap >= life * 9 / 20, "{gap} of {life}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rule_4_five_tries_fit_before_expiry_when_renewals_begin_to_fail(life in (2 * MINUTE)..(24 * HOUR), who in 0..6_usize) {
+        let mut world = peaceful([life; 2], 0);
+        world.pass(SECOND);
+        let published = world.now;
+        world.op(&Op::CredentialMood(who, Mood::Failing));
+        world.pass(life);
+        let tries = starts_of(&world.history, who).into_iter().filter(|at| (published..published + life - 200).contains(at));
+        prop_assert!(tries.count() >= 6, "the renewal and five more");
+    }
+
+    #[test]
+    fn rule_4_no_retry_comes_before_it_was_announced_or_before_retry_after(ops in scripts(), mut world in worlds()) {
+        world.run(&ops, HOUR);
+        let mut not_before = BTreeMap::new();
+        let mut paused = [0; 2];
+        for (at, note) in &world.history {
+            match *note {
+                Note::Failed { who, kind, next_in: Some(next_in) } if kind != Kind::PublishFailed => {
+                    not_before.insert(who, at + next_in);
+                }
+                Note::Changed { who } => drop(not_before.remove(&who)),
+                Note::Answered { issuer, failure: Some(failure), .. } if failure.kind == Kind::RateLimited => {
+                    let wait = u64::try_from(failure.retry_after.unwrap().as_millis()).unwrap();
+                    paused[issuer] = paused[issuer].max(at + wait);
+                }
+                Note::Reloaded => {
+                    not_before.clear();
+                    paused = [0; 2];
+                }
+                Note::Started { who, issuer } => {
+                    prop_assert!(*at >= not_before.get(&who).copied().unwrap_or(0), "{who} at {at}");
+                    prop_assert!(*at >= paused[issuer], "issuer {issuer} at {at}: it said {}", paused[issuer]);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn rule_5_a_new_top_goes_first_then_the_soonest_expiry(
+        lives in prop::collection::vec(prop::option::of(1..100_000_i64), 2..30),
+        in_flight in 1..5_u32,
+    ) {
+        // All due at once: some have no token yet, the others one whose life is over.
+        let limits = Limits { in_flight, per_second: 1000 };
+        let mut planner = Planner::new(&[limits], Duration::ZERO);
+        let now = |tick| Now { wall: Timestamp(1_000_000_000), tick: Tick(tick) };
+        for (n, &past) in lives.iter().enumerate() {
+            let id = CredentialId::from_base(UserName::parse(&format!("u{n}")).unwrap(), "a").unwrap();
+            let identity = Identity { dev: 1, ino: n as u64, size: 1, mtime_ns: 0, hash: [0; 16] };
+            let use_file = past.map(|past| crate::core::use_file::Use {
+                issued: Some(Timestamp(0)),
+                expiry: Some(Timestamp(1_000_000_000 - past)),
+            });
+            let found = Found { id: id.clone(), provider: 0, top: Ok(identity), use_file, refresh_ends: None, top_newer: false };
+            planner.handle(now(1), Event::Scanned { user: id.user, as_of: Tick(1), found: vec![found] });
+        }
+        let (mut order, mut tick) = (Vec::new(), 1);
+        while order.len() < lives.len() {
+            while let Some(action) = planner.next_action(now(tick)) {
+                if let Action::Exchange { number, identity, .. } = action {
+                    order.push(usize::try_from(identity.ino).unwrap());
+                    let failure = Failure { kind: Kind::Restricted, retry_after: None, rotated: false };
+                    planner.handle(now(tick), Event::Answered { number, result: Err(failure) });
+                }
+            }
+            tick += 1;
+        }
+        let rank = |&n: &usize| lives[n].map_or((false, 0), |past| (true, -past));
+        prop_assert!(order.is_sorted_by_key(rank), "{order:?} of {lives:?}");
+    }
+
+    #[test]
+    fn rule_5_whatever_one_issuer_does_changes_nothing_for_the_other(
+        script in prop::collection::vec(prop_oneof![2 => waits(), 1 => moods().prop_map(|mood| Op::Mood(0, mood))], 1..20),
+        lifetimes in prop::sample::select(vec![[5 * MINUTE; 2], [20 * MINUTE, 5 * MINUTE], [HOUR, 6 * HOUR]]),
+        tight in limits(),
+    ) {
+        let run = |moody: bool| {
+            let mut world = World::new(6, [tight, PLENTY], lifetimes, 0);
+            (0..6).for_each(|who| world.op(&Op::Store(who, true)));
+            let ops = script.iter().filter(|op| moody || !matches!(op, Op::Mood(..))).cloned().collect::<Vec<_>>();
+            world.run(&ops, HOUR);
+            (0..6).filter(|&who| issuer_of(who) == 1).map(|who| starts_of(&world.history, who)).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(run(true), run(false));
+    }
+
+    #[test]
+    fn rule_5_whatever_one_credential_meets_changes_nothing_for_the_others(
+        script in prop::collection::vec(
+            prop_oneof![
+                2 => waits(),
+                // What an issuer does to one credential alone: a 429 or a refusal of our client is about all.
+                1 => prop::sample::select(vec![Mood::Dead, Mood::Hanging, Mood::Failing, Mood::Restricts])
+                    .prop_map(|mood| Op::CredentialMood(0, mood)),
+                1 => Just(Op::Revoke(0)),
+                1 => kinds().prop_map(|kind| Op::StoreBad(0, kind, true)),
+                1 => Just(Op::Store(0, true)),
+                1 => Just(Op::Remove(0, true)),
+                1 => Just(Op::Renew(0)),
+            ],
+            1..20,
+        ),
+    ) {
+        let run = |bad: bool| {
+            let mut world = peaceful([20 * MINUTE, HOUR], 0);
+            let ops = script.iter().filter(|op| bad || matches!(op, Op::Wait(_))).cloned().collect::<Vec<_>>();
+            world.run(&ops, HOUR);
+            (1..6).map(|who| starts_of(&world.history, who)).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(run(true), run(false));
+    }
+
+    #[test]
+    fn rule_6_a_refusal_parks_only_after_a_second_one_a_minute_later_and_until_the_top_changes(
+        ops in scripts(),
+        mut world in worlds(),
+    ) {
+        world.run(&ops, HOUR);
+        let mut refused: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+        let mut parked = BTreeSet::new();
+        for (at, note) in &world.history {
+            match *note {
+                Note::Answered { who, failure, .. } => match failure.map(|f| f.kind.class()) {
+                    Some(Class::Refused) => refused.entry(who).or_default().push(*at),
+                    None => drop(refused.remove(&who)),
+                    Some(_) => {}
+                },
+                Note::Parked { who, kind } => {
+                    prop_assert_eq!(kind.class(), Class::Refused);
+                    let times = refused.get(&who).map_or(&[][..], Vec::as_slice);
+                    prop_assert!(times.iter().any(|first| at - first >= MINUTE), "{who} at {at}: {times:?}");
+                    parked.insert(who);
+                }
+                Note::Changed { who } => {
+                    refused.remove(&who);
+                    parked.remove(&who);
+                }
+                Note::Reloaded => parked.clear(),
+                Note::Started { who, .. } => prop_assert!(!parked.contains(&who), "{who} is parked"),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn rule_6_a_parked_credential_is_asked_for_again_when_an_admin_says_renew(who in 0..6_usize) {
+        let mut world = peaceful([20 * MINUTE, HOUR], 0);
+        world.pass(SECOND);
+        world.run(&[Op::Revoke(who), Op::Wait(6 * HOUR)], 0);
+        let parked = of(&world.history, |note| matches!(note, Note::Parked { who: w, .. } if *w == who).then_some(()));
+        prop_assert_eq!(parked.len(), 1);
+        let before = starts_of(&world.history, who).len();
+        world.run(&[Op::Renew(who)], SECOND);
+        prop_assert_eq!(starts_of(&world.history, who).len(), before + 1);
+    }
+
+    #[test]
+    fn rule_6_a_refused_client_parks_its_provider_with_one_alarm_and_rare_probes(
+        ops in scripts(),
+        mut world in worlds(),
+        hours in 1..6_u64,
+    ) {
+        world.run(&ops, 0);
+        world.calm();
+        world.pass(2 * HOUR);
+        let from = world.history.len();
+        (0..6).for_each(|who| world.op(&Op::Store(who, true)));
+        world.op(&Op::Mood(0, Mood::RefusesClient));
+        world.pass(hours * HOUR);
+        let history = &world.history[from..];
+        let alarms = of(history, |note| match note {
+            Note::Issuer { issuer: 0, down } => Some(*down),
+            _ => None,
+        });
+        prop_assert_eq!(alarms.iter().map(|alarm| alarm.1).collect::<Vec<_>>(), vec![Some(Kind::ClientRefused)]);
+        let probes = of(history, |n| matches!(n, Note::Started { issuer: 0, .. }).then_some(()));
+        let after: Vec<u64> = probes.iter().map(|probe| probe.0).filter(|at| *at > alarms[0].0).collect();
+        prop_assert!(after.windows(2).all(|pair| pair[1] - pair[0] >= 5 * MINUTE), "{after:?}");
+    }
+
+    #[test]
+    fn rule_7_no_step_of_the_wall_clock_lets_a_token_expire_or_causes_more_than_one_renewal(
+        steps in prop::collection::vec((0..HOUR, prop_oneof![-200_000_000_000..200_000_000_000_i64, -5000..5000_i64]), 0..10),
+        life in prop::sample::select(vec![MINUTE, 20 * MINUTE, HOUR, 6 * HOUR]),
+    ) {
+        let mut world = peaceful([life; 2], 0);
+        world.pass(SECOND);
+        for (wait, step) in &steps {
+            let end = world.now + wait;
+            while world.now < end {
+                world.pass((end - world.now).min(MINUTE / 2));
+                prop_assert_eq!(world.dead(), Vec::<usize>::new());
+            }
+            world.op(&Op::Step(*step));
+        }
+        world.pass(life);
+        prop_assert_eq!(world.dead(), Vec::<usize>::new());
+        let most = world.now / (life * 9 / 20) + 1 + steps.len() as u64;
+        for who in 0..6 {
+            prop_assert!(starts_of(&world.history, who).len() as u64 <= most);
+        }
+    }
+
+    #[test]
+    fn rule_8_what_the_planner_asks_for_never_takes_a_file_away(ops in scripts(), mut world in worlds()) {
+        // `World::perform` names every action, and none of them has anything to delete.
+        for op in &ops {
+            world.op(op);
+            let before = world.visible();
+            world.pass(10 * MINUTE);
+            let after = world.visible();
+            prop_assert!(before.is_subset(&after), "{before:?} became {after:?}");
+        }
+    }
+
+    #[test]
+    fn once_all_is_well_again_every_usable_credential_is_renewed_and_stays_so(ops in scripts(), mut world in worlds()) {
+        world.run(&ops, 0);
+        world.calm();
+        // The longest wait of all: an hour between slow retries.
+        world.pass(65 * MINUTE);
+        for _ in 0..60 {
+            world.pass(MINUTE);
+            prop_assert_eq!(world.dead_but_usable(), Vec::<usize>::new());
+        }
+    }
+}

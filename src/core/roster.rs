@@ -1,0 +1,341 @@
+//! The credentials that the planner knows, and what each of them waits for. A credential is in exactly one [`Wait`];
+//! the indices (by wall time, by tick, the issuers' queues) hold it for that wait and for no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    id::{CredentialId, UserName},
+    snapshot::State,
+    time::{Now, Tick, Timestamp},
+    top::Identity,
+};
+use crate::error::Kind;
+
+/// Where a credential stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Fresh; due at either of these, whichever comes first (the clock may step).
+    Due { wall: Timestamp, tick: Tick },
+    /// Failed; try again then.
+    Retry(Tick),
+    /// In its issuer's queue.
+    Queued(Place),
+    /// In an exchange.
+    Flying(u64),
+    /// Nothing to do until the `.top` changes.
+    Parked,
+}
+
+/// Place in an issuer's queue: new ones first, then the soonest expiry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    renewal: bool,
+    expiry: Timestamp,
+    pub(super) slot: usize,
+}
+
+/// What is known of a credential.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: CredentialId,
+    pub(super) provider: usize,
+    pub(super) top: Result<Identity, Kind>,
+    pub(super) expiry: Option<Timestamp>,
+    pub(super) refresh_ends: Option<Timestamp>,
+    pub(super) renewed: Option<Timestamp>,
+    pub(super) flagged: Option<Kind>,
+    wait: Wait,
+    /// In a row, of whatever kind.
+    pub(super) failures: u32,
+    pub(super) last_kind: Option<Kind>,
+    pub(super) failing_since: Option<Timestamp>,
+    pub(super) refused_at: Option<Tick>,
+    pub(super) generation: u64,
+    /// This `.top` has brought no token yet.
+    pub(super) fresh_top: bool,
+    /// When a file of ours last went into place.
+    pub(super) changed_at: Option<Tick>,
+    /// Something was seen while we were writing.
+    pub(super) look: bool,
+    /// Not there at the last look, and forgotten when its exchange ends.
+    pub(super) gone: bool,
+}
+
+impl Entry {
+    /// Parked, until it is put into another wait.
+    pub(super) fn new(id: CredentialId, provider: usize, top: Result<Identity, Kind>) -> Self {
+        Self {
+            id,
+            provider,
+            top,
+            expiry: None,
+            refresh_ends: None,
+            renewed: None,
+            flagged: None,
+            wait: Wait::Parked,
+            failures: 0,
+            last_kind: None,
+            failing_since: None,
+            refused_at: None,
+            generation: 0,
+            fresh_top: true,
+            changed_at: None,
+            look: false,
+            gone: false,
+        }
+    }
+
+    pub(super) fn wait(&self) -> Wait {
+        self.wait
+    }
+
+    /// Another `.top`: what was held against the old one is forgiven.
+    pub(super) fn replace_top(&mut self, top: Result<Identity, Kind>) {
+        self.top = top;
+        self.fresh_top = true;
+        self.forgive();
+    }
+
+    /// For status and metrics.
+    fn row(&self, now: Now) -> Row<'_> {
+        let at = |tick: Tick| now.wall.plus(tick.since(now.tick));
+        let (state, renews) = match self.wait {
+            _ if self.top.is_err() => (State::Unusable, None),
+            Wait::Due { wall, tick } => (State::Fresh, Some(wall.min(at(tick)))),
+            Wait::Retry(tick) => (State::Retrying, Some(at(tick))),
+            Wait::Queued(_) | Wait::Flying(_) => (State::Renewing, None),
+            Wait::Parked => (State::Parked, None),
+        };
+        let kind = self.top.err().or(self.last_kind);
+        Row {
+            id: &self.id,
+            provider: self.provider,
+            state,
+            expires: self.expiry,
+            renews,
+            refresh_token_expires: self.refresh_ends,
+            renewed: self.renewed,
+            generation: self.generation,
+            error: kind.map(|kind| (kind, self.failing_since, self.failures)),
+            flagged: self.flagged,
+        }
+    }
+
+    /// As if it had never failed.
+    pub(super) fn forgive(&mut self) {
+        self.failures = 0;
+        self.last_kind = None;
+        self.failing_since = None;
+        self.refused_at = None;
+    }
+}
+
+/// Where one credential stands, for status and metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// Which.
+    pub id: &'a CredentialId,
+    /// Index of its provider.
+    pub provider: usize,
+    /// In a word.
+    pub state: State,
+    /// When the access token ends, if it is known.
+    pub expires: Option<Timestamp>,
+    /// When it is renewed or tried next, if that is a matter of time.
+    pub renews: Option<Timestamp>,
+    /// When the refresh token ends, if that is known.
+    pub refresh_token_expires: Option<Timestamp>,
+    /// When it was renewed last.
+    pub renewed: Option<Timestamp>,
+    /// How often it has been renewed.
+    pub generation: u64,
+    /// What is wrong, since when, how often in a row.
+    pub error: Option<(Kind, Option<Timestamp>, u32)>,
+    /// The last token came with less than was asked for.
+    pub flagged: Option<Kind>,
+}
+
+/// The credentials of a user, and when their directory was last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Home {
+    pub(super) as_of: Tick,
+    pub(super) slots: Vec<usize>,
+}
+
+/// All credentials. See the module.
+#[derive(Debug)]
+pub(super) struct Roster {
+    slots: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    pub(super) users: BTreeMap<UserName, Home>,
+    by_wall: BTreeSet<(Timestamp, usize)>,
+    by_tick: BTreeSet<(Tick, usize)>,
+    queues: Vec<BTreeSet<Place>>,
+}
+
+impl Roster {
+    pub(super) fn new(issuers: usize) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            users: BTreeMap::new(),
+            by_wall: BTreeSet::new(),
+            by_tick: BTreeSet::new(),
+            queues: vec![BTreeSet::new(); issuers],
+        }
+    }
+
+    pub(super) fn get(&self, slot: usize) -> Option<&Entry> {
+        self.slots.get(slot)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut Entry> {
+        self.slots.get_mut(slot)?.as_mut()
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.slots.iter().flatten()
+    }
+
+    pub(super) fn slot_of(&self, id: &CredentialId) -> Option<usize> {
+        let slots = &self.users.get(&id.user)?.slots;
+        slots.iter().copied().find(|&slot| self.get(slot).is_some_and(|entry| entry.id == *id))
+    }
+
+    /// Where each credential stands, by user and name.
+    pub(super) fn rows(&self, now: Now, user: Option<&UserName>) -> impl Iterator<Item = Row<'_>> {
+        let homes = match user {
+            Some(user) => self.users.range::<UserName, _>(user..=user),
+            None => self.users.range::<UserName, _>(..),
+        };
+        let slots = homes.flat_map(|(_, home)| &home.slots);
+        slots.filter_map(move |&slot| Some(self.get(slot)?.row(now)))
+    }
+
+    /// How many wait in an issuer's queue.
+    pub(super) fn queued(&self, issuer: usize) -> usize {
+        self.queues.get(issuer).map_or(0, BTreeSet::len)
+    }
+
+    /// Take in a credential, parked. The caller enters it under its user.
+    pub(super) fn add(&mut self, entry: Entry) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = Some(entry);
+        }
+        slot
+    }
+
+    /// Out with it. The caller takes it off its user.
+    pub(super) fn remove(&mut self, slot: usize) -> Option<Entry> {
+        self.wait(slot, Wait::Parked);
+        let entry = self.slots.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        Some(entry)
+    }
+
+    /// From whatever wait it is in into this one.
+    pub(super) fn wait(&mut self, slot: usize, wait: Wait) {
+        let Some(Some(entry)) = self.slots.get_mut(slot) else { return };
+        match std::mem::replace(&mut entry.wait, wait) {
+            Wait::Due { wall, tick } => {
+                self.by_wall.remove(&(wall, slot));
+                self.by_tick.remove(&(tick, slot));
+            }
+            Wait::Retry(tick) => {
+                self.by_tick.remove(&(tick, slot));
+            }
+            Wait::Queued(place) => {
+                if let Some(queue) = self.queues.get_mut(entry.provider) {
+                    queue.remove(&place);
+                }
+            }
+            Wait::Flying(_) | Wait::Parked => {}
+        }
+        match wait {
+            Wait::Due { wall, tick } => {
+                self.by_wall.insert((wall, slot));
+                self.by_tick.insert((tick, slot));
+            }
+            Wait::Retry(tick) => {
+                self.by_tick.insert((tick, slot));
+            }
+            Wait::Queued(place) => match self.queues.get_mut(entry.provider) {
+                Some(queue) => {
+                    queue.insert(place);
+                }
+                // Nobody's any more: the next look will tell.
+                None => entry.wait = Wait::Parked,
+            },
+            Wait::Flying(_) | Wait::Parked => {}
+        }
+    }
+
+    /// Into its issuer's queue, unless its `.top` is of no use.
+    pub(super) fn enqueue(&mut self, slot: usize) {
+        let Some(entry) = self.get(slot) else { return };
+        let wait = if entry.top.is_ok() {
+            let renewal = !entry.fresh_top || entry.failures > 0;
+            Wait::Queued(Place { renewal, expiry: entry.expiry.unwrap_or_default(), slot })
+        } else {
+            Wait::Parked
+        };
+        self.wait(slot, wait);
+    }
+
+    /// Move what has become due into the queues.
+    pub(super) fn wake(&mut self, now: Now) {
+        loop {
+            let slot = match (self.by_tick.first(), self.by_wall.first()) {
+                (Some(&(tick, slot)), _) if tick <= now.tick => slot,
+                (_, Some(&(wall, slot))) if wall <= now.wall => slot,
+                _ => return,
+            };
+            self.enqueue(slot);
+        }
+    }
+
+    /// The first tick and the first wall time at which something becomes due.
+    pub(super) fn first_due(&self) -> (Option<Tick>, Option<Timestamp>) {
+        (self.by_tick.first().map(|first| first.0), self.by_wall.first().map(|first| first.0))
+    }
+
+    /// Who is first in an issuer's queue.
+    pub(super) fn first(&self, issuer: usize) -> Option<Place> {
+        self.queues.get(issuer)?.first().copied()
+    }
+
+    /// What must hold after every event: one entry, one wait, and the indices agree.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut known: Vec<usize> = self.users.values().flat_map(|home| home.slots.iter().copied()).collect();
+        known.sort_unstable();
+        let there: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.get(slot).is_some()).collect();
+        assert_eq!(known, there, "every credential is its user's, once");
+        assert_eq!(self.free.len() + there.len(), self.slots.len(), "no slot is lost");
+        let (mut due, mut timed, mut queued) = (0, 0, 0);
+        for (slot, entry) in there.iter().map(|&slot| (slot, self.get(slot).unwrap())) {
+            match entry.wait {
+                Wait::Due { wall, tick } => {
+                    assert!(self.by_wall.contains(&(wall, slot)) && self.by_tick.contains(&(tick, slot)));
+                    (due, timed) = (due + 1, timed + 1);
+                }
+                Wait::Retry(tick) => {
+                    assert!(self.by_tick.contains(&(tick, slot)));
+                    timed += 1;
+                }
+                Wait::Queued(place) => {
+                    assert!(place.slot == slot && self.queues[entry.provider].contains(&place));
+                    assert!(entry.top.is_ok(), "only what can be read is queued");
+                    queued += 1;
+                }
+                Wait::Flying(_) | Wait::Parked => {}
+            }
+        }
+        let in_queues: usize = self.queues.iter().map(BTreeSet::len).sum();
+        assert_eq!((self.by_wall.len(), self.by_tick.len(), in_queues), (due, timed, queued), "no index holds more");
+    }
+}
