@@ -386,7 +386,7 @@ mod tests {
 
         fn left(&self) -> Vec<String> {
             let names = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-            names.filter(|name| name.starts_with(".evercred-") && name != ".evercred.lock").collect()
+            names.filter(|name| name.starts_with(".evercred-")).collect()
         }
     }
 

@@ -59,7 +59,7 @@ impl Fixture {
 
     fn leftovers(&self) -> usize {
         let names = fs::read_dir(self.dir.path()).unwrap();
-        names.filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".evercred-")).count() - 1
+        names.filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".evercred-")).count()
     }
 
     fn scan(&self) -> Vec<Seen> {
