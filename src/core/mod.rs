@@ -3,6 +3,7 @@
 
 pub mod action;
 pub mod answer;
+pub mod approval;
 pub mod budget;
 pub mod event;
 pub mod figures;

@@ -64,6 +64,11 @@ secret!(
     ClientSecret
 );
 
+secret!(
+    /// The key of a request file: whoever has it may approve for its user.
+    ApprovalKey
+);
+
 /// Serde for secrets inside frames between keeper and courier, and nowhere else.
 pub mod on_wire {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -84,7 +89,7 @@ pub mod on_wire {
             }
         )*};
     }
-    travels!(RefreshToken AccessToken ClientSecret);
+    travels!(RefreshToken AccessToken ClientSecret ApprovalKey);
 
     /// `#[serde(with = "on_wire")]`
     pub fn serialize<T: Secret, S: Serializer>(secret: &T, to: S) -> Result<S::Ok, S::Error> {

@@ -12,6 +12,7 @@ use crate::{
     config::settings::{Outward, Provider},
     core::{
         answer::{Grant, Outcome},
+        approval::{Ask, Told},
         figures::Figures,
     },
     courier::probe::Facts,
@@ -34,6 +35,13 @@ pub enum ToCourier {
     },
     /// The figures that it asked for.
     Figures(Box<Figures>),
+    /// The answer to a question of the page for approvals.
+    Approval {
+        /// The question's number.
+        number: u64,
+        /// The answer.
+        told: Told,
+    },
     /// Do one exchange.
     Exchange {
         /// Comes back with the answer.
@@ -69,6 +77,13 @@ pub enum FromCourier {
     },
     /// A reader wants figures.
     WantFigures,
+    /// A question of the page for approvals.
+    Approval {
+        /// Comes back with the answer.
+        number: u64,
+        /// What it asks.
+        ask: Ask,
+    },
     /// A line for the log.
     Tell {
         /// It is a warning.

@@ -14,10 +14,11 @@ use crate::{
     config::settings::{OAuth2, Provider, ProviderKind},
     core::{
         answer::{ExchangeError, Grant, Outcome},
+        secret::{ClientSecret, RefreshToken},
         time::Timestamp,
     },
     error::Kind,
-    issuer::{self, TokenAnswer, client},
+    issuer::{self, TokenAnswer, TokenRequest, client, oauth2},
 };
 
 /// No token answer is larger.
@@ -51,10 +52,14 @@ impl Caller {
     /// [`ExchangeError`], classified.
     pub async fn exchange(&self, grant: &Grant) -> Outcome {
         let endpoint = self.endpoint().await?;
-        let request = issuer::request(&self.provider, grant);
+        let answer = self.post(&endpoint, issuer::request(&self.provider, grant)).await?;
+        issuer::answer(&self.provider, grant, &answer, now())
+    }
+
+    async fn post(&self, endpoint: &str, request: TokenRequest) -> Result<TokenAnswer, ExchangeError> {
         let mut post = self
             .client
-            .post(&*endpoint)
+            .post(endpoint)
             .header(header::CONTENT_TYPE, request.content_type)
             .header(header::ACCEPT, "application/json")
             .body(request.body.as_bytes().to_vec());
@@ -64,8 +69,7 @@ impl Caller {
             value.set_sensitive(true);
             post = post.header(header::AUTHORIZATION, value);
         }
-        let answer = answer(post.send().await.map_err(|e| failure(&e))?).await?;
-        issuer::answer(&self.provider, grant, &answer, now())
+        answer(post.send().await.map_err(|e| failure(&e))?).await
     }
 
     /// Where tokens are asked for: configured, or by discovery.
@@ -129,6 +133,69 @@ impl Caller {
             );
         }
         Ok(client::endpoint(issuer, &answer.body)?.into())
+    }
+}
+
+/// What the page for approvals needs besides.
+impl Caller {
+    /// The provider's settings.
+    pub(super) fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
+    /// Its client, if it is one of OAuth2.
+    pub(super) fn oauth2(&self) -> Option<&OAuth2> {
+        match &self.provider.kind {
+            ProviderKind::OAuth2(client) => Some(client),
+            ProviderKind::Mytoken { .. } => None,
+        }
+    }
+
+    /// Where the issuer sends browsers back to, below the page's URL.
+    pub(super) fn return_paths(&self) -> impl Iterator<Item = String> {
+        let services = &self.provider.services;
+        self.oauth2().into_iter().flat_map(|client| services.iter().map(|service| client.return_path_of(service)))
+    }
+
+    /// Scheme, host and port of the page where users approve, as far as the configuration tells.
+    pub(super) fn front_origin(&self) -> Option<String> {
+        let known = self.oauth2()?.authorization_endpoint.as_ref().or(self.provider.issuer.as_ref())?;
+        Some(url::Url::parse(known).ok()?.origin().ascii_serialization())
+    }
+
+    /// The issuer's page for approvals: configured, or by discovery.
+    ///
+    /// # Errors
+    /// [`ExchangeError`], classified.
+    pub(super) async fn front_door(&self) -> Result<client::FrontDoor, ExchangeError> {
+        if let Some(url) = self.oauth2().and_then(|client| client.authorization_endpoint.clone()) {
+            return Ok(client::FrontDoor { url, iss: false });
+        }
+        let (issuer, url) = self.issuer();
+        let (status, _, document) = self.fetch(&url).await?;
+        if status != 200 {
+            return Err(ExchangeError::new(Kind::Discovery, format!("{url} answers HTTP {status}")));
+        }
+        client::front_door(issuer, &document)
+    }
+
+    /// An authorisation code (and the verifier of its challenge) into a refresh token.
+    ///
+    /// # Errors
+    /// [`ExchangeError`], classified.
+    pub(super) async fn redeem(
+        &self,
+        code: &ClientSecret,
+        verifier: &str,
+        return_url: &str,
+    ) -> Result<RefreshToken, ExchangeError> {
+        let client = self.oauth2().ok_or_else(|| ExchangeError::new(Kind::RequestRefused, "no OAuth2 provider"))?;
+        let endpoint = self.endpoint().await?;
+        let answer = self.post(&endpoint, oauth2::code_request(client, code.expose(), verifier, return_url)).await?;
+        oauth2::code_answer(&answer, now()).map_err(|mut error| {
+            error.detail = client::presentable(&error.detail.replace(code.expose(), "[masked]"));
+            error
+        })
     }
 }
 

@@ -8,6 +8,7 @@ pub mod frame;
 pub mod http;
 pub mod probe;
 pub mod sandbox;
+mod web;
 mod worker;
 
 pub use worker::main;

@@ -19,7 +19,7 @@ use super::{
     endpoint::{self, Board, Want},
     frame::{self, FromCourier, MAX_FRAME, ToCourier},
     http::Caller,
-    probe, sandbox,
+    probe, sandbox, web,
 };
 use crate::{
     config::settings::Outward,
@@ -101,8 +101,8 @@ async fn work(callers: &[Caller], frame: ToCourier) -> Option<FromCourier> {
             let facts = Box::new(probe::probe(callers.get(provider)?).await);
             Some(FromCourier::Probed { provider, facts })
         }
-        // Only the first frame configures; figures have been put on the board.
-        ToCourier::Configure { .. } | ToCourier::Figures(_) => None,
+        // Only the first frame configures; figures are on the board, answers for the page at its desk.
+        ToCourier::Configure { .. } | ToCourier::Figures(_) | ToCourier::Approval { .. } => None,
     }
 }
 
@@ -128,10 +128,17 @@ async fn serve(stream: UnixStream, callers: Vec<Caller>, outward: Outward) -> io
         Some(listen) => Some(open_endpoint(listen, done.clone())?),
         None => None,
     };
+    let desk = outward.web_approval.map(|page| web::start(page, Arc::clone(&callers), done.clone()));
     while let Some(body) = requests.next().await {
         let frame = frame::decode(&body?)?;
         if let (ToCourier::Figures(figures), Some(board)) = (&frame, &board) {
             board.figures.send_replace(Some((Instant::now(), Arc::new((**figures).clone()))));
+            continue;
+        }
+        if let (ToCourier::Approval { .. }, Some(desk)) = (&frame, &desk) {
+            if let ToCourier::Approval { number, told } = frame {
+                desk.answered(number, told);
+            }
             continue;
         }
         let (callers, done) = (Arc::clone(&callers), done.clone());

@@ -58,6 +58,40 @@ pub fn endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> 
     if is_safe(&endpoint) { Ok(endpoint) } else { Err(fail(format!("the token endpoint of {issuer} is not https"))) }
 }
 
+/// Where users approve in a browser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrontDoor {
+    /// The authorization endpoint.
+    pub url: String,
+    /// Its answers carry `iss` (RFC 9207).
+    pub iss: bool,
+}
+
+/// The authorization endpoint that the discovery document of `issuer` names.
+///
+/// # Errors
+/// As [`endpoint`].
+pub fn front_door(issuer: &str, document: &[u8]) -> Result<FrontDoor, ExchangeError> {
+    #[derive(Deserialize)]
+    struct Door {
+        issuer: String,
+        authorization_endpoint: Option<String>,
+        #[serde(default)]
+        authorization_response_iss_parameter_supported: bool,
+    }
+    let fail = |what: String| ExchangeError::new(Kind::Discovery, what);
+    let door: Door = serde_json::from_slice(document)
+        .map_err(|e| fail(format!("the discovery document of {issuer} is none: {e}")))?;
+    if trimmed(&door.issuer) != trimmed(issuer) {
+        return Err(fail(format!("the discovery document of {issuer} names another issuer")));
+    }
+    match door.authorization_endpoint {
+        Some(url) if is_safe(&url) => Ok(FrontDoor { url, iss: door.authorization_response_iss_parameter_supported }),
+        Some(_) => Err(fail(format!("the authorization endpoint of {issuer} is not https"))),
+        None => Err(fail(format!("the discovery document of {issuer} names no authorization endpoint"))),
+    }
+}
+
 /// `scopes_supported` of a discovery document.
 #[must_use]
 pub fn scopes_supported(document: &[u8]) -> Option<Vec<String>> {
@@ -96,7 +130,12 @@ pub fn http_failure(answer: &TokenAnswer, now: Timestamp) -> Option<ExchangeErro
 /// An issuer's words, fit for a log: no control characters, no long runs that could be a token, 200 characters.
 #[must_use]
 pub fn printable(text: &str, grant: &Grant) -> String {
-    let text = text.replace(grant.refresh_token.expose(), "[masked]");
+    presentable(&text.replace(grant.refresh_token.expose(), "[masked]"))
+}
+
+/// As [`printable`], where no refresh token was sent.
+#[must_use]
+pub fn presentable(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
     clean
         .split(' ')

@@ -37,6 +37,45 @@ pub fn request(oauth2: &OAuth2, grant: &Grant) -> TokenRequest {
             form.extend_pairs(grant.audience.iter().map(|a| ("resource", a)));
         }
     }
+    authenticated(oauth2, form)
+}
+
+/// RFC 6749 §4.1.3 and RFC 7636: an authorisation code for a refresh token.
+#[must_use]
+pub fn code_request(oauth2: &OAuth2, code: &str, verifier: &str, return_url: &str) -> TokenRequest {
+    let mut form = Serializer::new(String::with_capacity(1024));
+    form.append_pair("grant_type", "authorization_code")
+        .append_pair("code", code)
+        .append_pair("redirect_uri", return_url)
+        .append_pair("code_verifier", verifier);
+    authenticated(oauth2, form)
+}
+
+/// What the answer to a code means: the refresh token. The access token beside it is dropped, because the first `.use`
+/// is made as every other one.
+///
+/// # Errors
+/// [`ExchangeError`]; also if there is no refresh token, without which nothing could be kept alive.
+pub fn code_answer(answer: &TokenAnswer, now: Timestamp) -> Result<RefreshToken, ExchangeError> {
+    #[derive(Deserialize)]
+    struct Granted {
+        refresh_token: Option<String>,
+    }
+    if !(200..300).contains(&answer.status) {
+        return Err(refused(answer, now));
+    }
+    let granted: Granted = serde_json::from_slice(&answer.body).map_err(|_| not_a_token_answer(answer))?;
+    let text = granted.refresh_token.map(Zeroizing::new).filter(|text| !text.is_empty()).ok_or_else(|| {
+        let what = "the issuer gave no refresh token, so nothing can be renewed; the administrators of this host may need \
+                    to ask for the scope offline_access (`scopes` of the provider)";
+        ExchangeError::new(Kind::BadAnswer, what)
+    })?;
+    RefreshToken::parse(&text)
+        .map_err(|e| ExchangeError::new(Kind::BadAnswer, format!("the refresh token cannot be stored: {e}")))
+}
+
+/// The form with the client's name and, where it has one, secret.
+fn authenticated(oauth2: &OAuth2, mut form: Serializer<'_, String>) -> TokenRequest {
     let mut authorization = None;
     match (&oauth2.client_secret, oauth2.client_auth) {
         (Some(secret), ClientAuth::Header) => {

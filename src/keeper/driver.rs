@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     announce::{self, Announcer},
+    approvals::{self, Approvals},
     audit::{Decision, Entry},
     control::{Order, Reply},
     disk::{Disk, Job},
@@ -22,9 +23,10 @@ use super::{
     scanner::Look,
 };
 use crate::{
-    config::settings::{Provider, Settings},
+    config::settings::{Provider, Settings, WebApproval},
     core::{
         answer::{Answer, Grant, Outcome},
+        approval::{Ask, Told},
         figures::Figures,
         id::{CredentialId, UserName},
         planner::{Action, Brought, Event, Failure, Planner, Row, Unkept},
@@ -121,6 +123,24 @@ pub enum Input {
         outcome: Outcome,
         /// How long the issuer took.
         took: Duration,
+    },
+    /// The page for approvals asks.
+    Approval {
+        /// Of which link.
+        generation: u64,
+        /// Comes back with the answer.
+        number: u64,
+        /// What.
+        ask: Ask,
+    },
+    /// The answer for it.
+    ApprovalTold {
+        /// Of which link.
+        generation: u64,
+        /// The question's number.
+        number: u64,
+        /// The answer.
+        told: Told,
     },
     /// A reader of metrics waits for figures.
     WantFigures {
@@ -235,6 +255,8 @@ pub struct Driver {
     pub hangups: Sender<()>,
     /// The settings that a reload brought.
     pub reloaded: Option<Box<Settings>>,
+    /// Where the page for approvals is, and who reads and stores for it.
+    pub page: Option<(WebApproval, Approvals)>,
     /// The log, for what it could not write.
     pub log: Option<LogHandle>,
     started: Timestamp,
@@ -279,6 +301,7 @@ impl Driver {
             once,
             hangups,
             reloaded: None,
+            page: None,
             log: None,
             started: clock.started(),
             held: HashMap::new(),
@@ -387,7 +410,15 @@ impl Driver {
                 self.answered(now, number, outcome);
             }
             Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
+            Input::Approval { generation, number, ask } if generation == self.link.generation() => {
+                self.asked_by_page(now, generation, number, ask);
+            }
+            Input::ApprovalTold { generation, number, told } if generation == self.link.generation() => {
+                self.tell_page(number, told);
+            }
             Input::CourierUp { .. }
+            | Input::Approval { .. }
+            | Input::ApprovalTold { .. }
             | Input::CourierDown { .. }
             | Input::Answer { .. }
             | Input::WantFigures { .. }
@@ -471,6 +502,32 @@ impl Driver {
             } else {
                 tracing::error!(user, service, handle, "a new refresh token could not be written anywhere; it is lost");
             }
+        }
+    }
+
+    /// What the planner knows is told at once; files are for another thread.
+    fn asked_by_page(&self, now: Now, generation: u64, number: u64, ask: Ask) {
+        let Some((page, approvals)) = &self.page else { return };
+        let Ask::Look { user, bases } = ask else {
+            let (owners, page) = (self.owners.clone(), page.clone());
+            approvals.submit(approvals::Job { generation, number, ask, owners, page });
+            return;
+        };
+        let mut standing = vec![None; bases.len()];
+        if let Ok(user) = UserName::parse(&user) {
+            for row in self.planner.rows(now, Some(&user)) {
+                let base = row.id.base();
+                if let Some(place) = bases.iter().position(|b| *b == base).and_then(|at| standing.get_mut(at)) {
+                    *place = Some((row.state, row.error.map(|(kind, ..)| kind)));
+                }
+            }
+        }
+        self.tell_page(number, Told::Standing(standing));
+    }
+
+    fn tell_page(&self, number: u64, told: Told) {
+        if let Err(error) = self.link.send(&ToCourier::Approval { number, told }) {
+            tracing::debug!(%error, "the courier does not take an answer for the page");
         }
     }
 

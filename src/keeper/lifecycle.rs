@@ -15,6 +15,7 @@ use nix::unistd::{User, geteuid};
 
 use super::{
     announce::Announcer,
+    approvals::Approvals,
     audit::Audit,
     control,
     disk::{self, Disk},
@@ -99,6 +100,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let (looks, look_queue) = channel();
     sockets(&settings, condor, &inputs)?;
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
+    let approvals = Approvals::start(&spool, condor, inputs.clone()).map_err(failed)?;
     let mut owners = owners(&settings)?;
     let mut link = courier(&settings, settings.daemon.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
@@ -123,6 +125,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         if let Some(mut before) = before.take() {
             driver.inherit(&mut before);
         }
+        driver.page = settings.daemon.web_approval.clone().map(|page| (page, approvals.clone()));
         match driver.run(&queue) {
             End::Stopped | End::Done { failed: false } => break,
             End::SpoolGone(error) => return Err(failed(error)),

@@ -180,6 +180,7 @@ fn converse(
                 Input::CourierUp { generation, pid, sandbox }
             }
             FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },
+            FromCourier::Approval { number, ask } => Input::Approval { generation, number, ask },
             FromCourier::WantFigures => Input::WantFigures { generation },
             FromCourier::Tell { warn: true, text } => {
                 tracing::warn!("{text}");

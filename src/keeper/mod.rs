@@ -1,9 +1,11 @@
 //! The privileged process: it reads and writes the credential directory, and opens no network socket.
 //!
 //! [`driver`] is the loop around the planner; [`disk`] does the file work on threads of its own, [`scanner`] looks at
-//! directories, [`link`] runs the courier; [`status`] tells and [`control`] takes orders, on local sockets. If any of them is interrupted, nothing is torn: files change by rename only.
+//! directories, [`link`] runs the courier; [`status`] tells and [`control`] takes orders, on local sockets;
+//! [`approvals`] reads and stores for the web page. If any of them is interrupted, nothing is torn: files change by rename only.
 
 pub mod announce;
+pub mod approvals;
 pub mod audit;
 pub mod control;
 pub mod disk;

@@ -159,7 +159,7 @@ fn look(
 }
 
 /// The provider of a base name: the service named exactly so, else the part before the first `_`.
-fn owner_of(owners: &[Arc<Owner>], base: &str) -> Option<(usize, Service, Option<Handle>)> {
+pub(super) fn owner_of(owners: &[Arc<Owner>], base: &str) -> Option<(usize, Service, Option<Handle>)> {
     let find = |name: &str| owners.iter().position(|o| o.provider.services.iter().any(|s| s == name));
     if let Some(provider) = find(base) {
         let id = CredentialId::from_base(UserName::parse("x").ok()?, base).ok()?;

@@ -7,11 +7,13 @@
 //!
 //! Beside a stock credential monitor ([`Spool::open_beside`]) `pid` and `CREDMON_COMPLETE` are not ours, and untouched.
 //!
-//! Rules: open first, then judge the descriptor; never follow a symbolic link; never make a user's directory; never
+//! Rules: open first, then judge the descriptor; never follow a symbolic link; never make a user's directory (but for
+//! an approval on our page, see `approval`); never
 //! delete a `.top`, a `.mark`, or a `.use` that was there before us. A file appears by rename, after fsync. Killed at
 //! any point, we leave whole files and temporary ones; the next start removes the latter, after it has brought the
 //! refresh tokens in them (`.evercred-keep-*`) to their places.
 
+mod approval;
 mod dir;
 mod exchange;
 mod inventory;
@@ -37,6 +39,7 @@ use std::{
 use nix::{errno::Errno, unistd::UnlinkatFlags};
 use thiserror::Error;
 
+pub use approval::{RequestError, top_text};
 pub use dir::Refusal;
 pub use inventory::{Seen, Wanted};
 pub use keep::{Kept, Recovered, Rotated};

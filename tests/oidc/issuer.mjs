@@ -1,6 +1,7 @@
 // A real OpenID provider (npm oidc-provider) for tests, over TLS on loopback, with a CA of its own.
 //
 //   node issuer.mjs --dir DIR [--port 0] [--lifetime 3600] [--rotation on|off] [--refresh-lifetime 86400] [--for 3600]
+//                   [--return-url URL]...
 //
 // DIR (made if missing, 0755) gets, and keeps for the next start:
 //   ca.pem        what a client must trust (made by openssl, as are the server's own issuer.pem and issuer-key.pem)
@@ -15,6 +16,7 @@
 // Clients, all for the device flow and the refresh grant:
 //   evercred         secret in the Authorization header        evercred-post     secret in the form
 //   evercred-public  no secret
+//   evercred-web     with --return-url: the authorisation-code flow back to these URLs; secret in the form
 // Resources (RFC 8707) get JWT access tokens of --lifetime: the two of RESOURCES, with the scopes of RESOURCE_SCOPES;
 // without a resource the access token is opaque. --rotation on: each use of a refresh token gives another one, and a
 // second use of the same revokes the whole grant. Any user and password are let in (client.mjs does it by plain HTTP,
@@ -39,6 +41,7 @@ const { values: args } = parseArgs({
     'refresh-lifetime': { type: 'string', default: '86400' },
     rotation: { type: 'string', default: 'on' },
     for: { type: 'string', default: '3600' },
+    'return-url': { type: 'string', multiple: true, default: [] },
   },
 });
 
@@ -101,6 +104,12 @@ function configuration(secret) {
       client('evercred', 'client_secret_basic'),
       client('evercred-post', 'client_secret_post'),
       client('evercred-public', 'none'),
+      ...(args['return-url'].length === 0 ? [] : [{
+        ...client('evercred-web', 'client_secret_post'),
+        grant_types: ['authorization_code', 'refresh_token'],
+        redirect_uris: args['return-url'],
+        response_types: ['code'],
+      }]),
     ],
     jwks: { keys: [signingKey()] },
     cookies: { keys: [randomBytes(32).toString('hex')] },
@@ -112,6 +121,8 @@ function configuration(secret) {
       resourceIndicators: {
         enabled: true,
         defaultResource: () => undefined,
+        // Renewals of this client ask for nothing: they get what was approved.
+        useGrantedResource: (_ctx, model) => model.clientId === 'evercred-web',
         getResourceServerInfo(_ctx, resource) {
           if (!RESOURCES.includes(resource)) throw new errors.InvalidTarget();
           return {
