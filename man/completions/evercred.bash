@@ -109,17 +109,26 @@ _evercred() {
             evercred__subcmd__help__subcmd__import,kit)
                 cmd="evercred__subcmd__help__subcmd__import__subcmd__kit"
                 ;;
+            evercred__subcmd__help__subcmd__import,stock)
+                cmd="evercred__subcmd__help__subcmd__import__subcmd__stock"
+                ;;
             evercred__subcmd__import,help)
                 cmd="evercred__subcmd__import__subcmd__help"
                 ;;
             evercred__subcmd__import,kit)
                 cmd="evercred__subcmd__import__subcmd__kit"
                 ;;
+            evercred__subcmd__import,stock)
+                cmd="evercred__subcmd__import__subcmd__stock"
+                ;;
             evercred__subcmd__import__subcmd__help,help)
                 cmd="evercred__subcmd__import__subcmd__help__subcmd__help"
                 ;;
             evercred__subcmd__import__subcmd__help,kit)
                 cmd="evercred__subcmd__import__subcmd__help__subcmd__kit"
+                ;;
+            evercred__subcmd__import__subcmd__help,stock)
+                cmd="evercred__subcmd__import__subcmd__help__subcmd__stock"
                 ;;
             *)
                 ;;
@@ -362,7 +371,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help__subcmd__import)
-            opts="kit"
+            opts="kit stock"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -376,6 +385,20 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help__subcmd__import__subcmd__kit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__help__subcmd__import__subcmd__stock)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -488,7 +511,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__import)
-            opts="-h --help kit help"
+            opts="-h --help kit stock help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -502,7 +525,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__import__subcmd__help)
-            opts="kit help"
+            opts="kit stock help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -543,6 +566,20 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__import__subcmd__help__subcmd__stock)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__import__subcmd__kit)
             opts="-h --key --dir --apply --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -559,6 +596,28 @@ _evercred() {
                     return 0
                     ;;
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__import__subcmd__stock)
+            opts="-h --write --dir --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --write)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -55,15 +55,20 @@ complete -c evercred -n "__fish_evercred_using_subcommand login" -l json -d 'One
 complete -c evercred -n "__fish_evercred_using_subcommand login" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evercred -n "__fish_evercred_using_subcommand upload" -l config -d 'Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand upload" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit help" -s h -l help -d 'Print help'
-complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit help" -f -a "kit" -d 'From the KIT credential monitor (condor-credmon-mytoken): its Fernet-sealed .top files'
-complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit stock help" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit stock help" -f -a "kit" -d 'From the KIT credential monitor (condor-credmon-mytoken): its Fernet-sealed .top files'
+complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit stock help" -f -a "stock" -d 'From HTCondor\'s own OAuth credmon: its services become providers, its users\' files serve as they are'
+complete -c evercred -n "__fish_evercred_using_subcommand import; and not __fish_seen_subcommand_from kit stock help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from kit" -l key -d 'Its Fernet key (`SEC_ENCRYPTION_KEY_DIRECTORY`, which is a file)' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from kit" -l dir -d 'Its credential directory' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from kit" -l config -d 'Use this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from kit" -l apply -d 'Store what can be taken; without it, only tell'
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from kit" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from stock" -l write -d 'Write the providers to this new file, like /etc/evercred/conf.d/stock.toml; without it, only tell' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from stock" -l dir -d 'The credential directory, instead of HTCondor\'s `SEC_CREDENTIAL_DIRECTORY_OAUTH`' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from stock" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from help" -f -a "kit" -d 'From the KIT credential monitor (condor-credmon-mytoken): its Fernet-sealed .top files'
+complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from help" -f -a "stock" -d 'From HTCondor\'s own OAuth credmon: its services become providers, its users\' files serve as they are'
 complete -c evercred -n "__fish_evercred_using_subcommand import; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c evercred -n "__fish_evercred_using_subcommand check" -l config -d 'Check this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -110,3 +115,4 @@ complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_s
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "issuer" -d 'The embedded issuer of demo and tests'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew needs-renewal list explain demo credmon generate issuer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and __fish_seen_subcommand_from import" -f -a "kit" -d 'From the KIT credential monitor (condor-credmon-mytoken): its Fernet-sealed .top files'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and __fish_seen_subcommand_from import" -f -a "stock" -d 'From HTCondor\'s own OAuth credmon: its services become providers, its users\' files serve as they are'

@@ -39,6 +39,13 @@ Each credential is stored through credd as its user; one that the user has here 
 
 Exit status: 0 told, or taken; 1 a file could not be read or stored, and the report says which; 78 bad configuration.";
 
+const IMPORT_STOCK_EXIT: &str = "\
+Each service with a <SERVICE>_CLIENT_ID in HTCondor's configuration becomes a provider of kind \"htcondor\". A user's \
+token is renewed only if it was approved for the client and token endpoint that are configured now. Nothing is deleted, \
+and no file is replaced.
+
+Exit status: 0 told, or written; 1 neither, and why.";
+
 const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not, and every problem has been told.";
 
 const DOCTOR_EXIT: &str = "Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
@@ -197,6 +204,20 @@ pub struct Upload {
 pub enum Import {
     /// From the KIT credential monitor (condor-credmon-mytoken): its Fernet-sealed .top files
     Kit(ImportKit),
+    /// From HTCondor's own OAuth credmon: its services become providers, its users' files serve as they are
+    Stock(ImportStock),
+}
+
+/// `evercred import stock`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = IMPORT_STOCK_EXIT)]
+pub struct ImportStock {
+    /// Write the providers to this new file, like /etc/evercred/conf.d/stock.toml; without it, only tell
+    #[arg(long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// The credential directory, instead of HTCondor's `SEC_CREDENTIAL_DIRECTORY_OAUTH`
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// `evercred import kit`

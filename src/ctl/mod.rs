@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod explain;
 mod generate;
 mod import;
+mod import_stock;
 mod login;
 mod needs_renewal;
 mod renew;
@@ -67,6 +68,7 @@ fn run(command: Command) -> ExitCode {
         Command::Login(args) => login::run(&args),
         Command::Upload(args) => upload::run(&args),
         Command::Import(cli::Import::Kit(args)) => import::run(&args),
+        Command::Import(cli::Import::Stock(args)) => import_stock::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
