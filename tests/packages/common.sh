@@ -28,6 +28,15 @@ fresh_root() {
     ! chroot "$lab/root" id evercred > /dev/null 2>&1 || chroot "$lab/root" userdel evercred
 }
 
+# in_root LAB PACKAGE...: Debian's packages, into that root. The machine's network, not the lab's.
+in_root() {
+    local lab=$1; shift
+    tries 3 chroot "$lab/root" env DEBIAN_FRONTEND=noninteractive LC_ALL=C sh -c 'apt-get -o Acquire::Check-Valid-Until=false -q update &&
+        apt-get -q -y --no-install-recommends install "$@"' sh "$@" > "$lab/apt.log" 2>&1 && return 0
+    tail -5 "$lab/apt.log" >&2
+    return 1
+}
+
 # setuid_free ROOT PATH...: none of them has a set-user-id, set-group-id or file-capability bit.
 setuid_free() {
     local root=$1; shift
