@@ -114,6 +114,35 @@ fn a_mytoken_becomes_a_use_file_and_foreign_services_are_left_alone() {
 }
 
 #[test]
+fn a_subject_token_is_exchanged_for_a_refresh_token_of_our_client_which_is_renewed_from_then_on() {
+    let mut site = Site::new(4, Rotation::Strict);
+    let exchange = format!(
+        "[provider.ex]\nkind = \"token-exchange\"\nissuer = \"{}\"\nclient_id = \"robot\"\nlogin_client_id = \
+         \"humans\"\nscopes = [\"storage.read:/\"]",
+        site.issuer.url()
+    );
+    site.configure_with("", "", &exchange);
+    site.grid("alice");
+    site.start();
+    site.wait("alice/grid.use", 15, |s| s.file("alice", "grid.use").is_some());
+    let published: serde_json::Value = serde_json::from_slice(&site.file("alice", "grid.use").unwrap()).unwrap();
+    let subject = published.get("access_token").unwrap().as_str().unwrap().to_owned();
+    let top = format!("{{\"scopes\": \"storage.read:/\", \"subject_token\": \"{subject}\"}}\n");
+    site.store("alice", "ex", top.as_bytes());
+    site.store("bob", "grid", top.as_bytes());
+    site.wait("alice/ex.use", 15, |s| s.file("alice", "ex.use").is_some());
+    let kept = String::from_utf8(site.file("alice", "ex.top").unwrap()).unwrap();
+    assert!(kept.starts_with("{\"scopes\": \"storage.read:/\", \"refresh_token\":\"ert-"), "{}", kept.len());
+    assert!(!kept.contains(&subject) && !site.log().contains(&subject));
+    let first = site.file("alice", "ex.use").unwrap();
+    site.wait("a renewal by the refresh token", 15, |s| s.file("alice", "ex.use").is_some_and(|now| now != first));
+    site.wait("rotated again", 15, |s| s.file("alice", "ex.top").is_some_and(|now| now != kept.as_bytes()));
+    // Where nothing is exchanged, a subject token is no credential.
+    site.wait("bob", 15, |s| s.log().lines().any(|l| l.contains("user=bob ") && l.contains("top-no-token")));
+    assert!(site.file("bob", "grid.use").is_none());
+}
+
+#[test]
 fn a_replaced_top_and_a_new_user_are_noticed_without_a_signal() {
     let mut site = Site::new(600, Rotation::Strict);
     site.grid("alice");

@@ -36,6 +36,8 @@ pub enum Way {
     Mytoken,
     /// The device flow.
     Device,
+    /// The device flow of another client, whose access token is exchanged.
+    Exchange,
     /// HTCondor's own page in a browser.
     Web,
 }
@@ -50,7 +52,7 @@ pub fn read(section: &mut Section<'_>, way: Way) -> Approval {
             section.refuse(key, r#"belongs to approvals of kind = "mytoken""#, "remove it");
         }
     }
-    if way != Way::Device {
+    if !matches!(way, Way::Device | Way::Exchange) {
         for key in DEVICE_KEYS {
             section.refuse(key, r#"belongs to approvals of kind = "oauth2""#, "remove it");
         }
@@ -63,10 +65,13 @@ pub fn read(section: &mut Section<'_>, way: Way) -> Approval {
             approval.lifetime = section.take("lifetime", input::duration(Duration::from_secs(600), 3660 * day));
             approval.capabilities = section.take("capabilities", capabilities).unwrap_or_default();
         }
-        Way::Device => {
+        Way::Device | Way::Exchange => {
             approval.device_endpoint = section.take("device_authorization_endpoint", input::url);
-            approval.login_scopes =
-                section.take("login_scopes", input::words).unwrap_or_else(|| vec!["offline_access".to_owned()]);
+            approval.login_scopes = section.take("login_scopes", input::words).unwrap_or_else(|| match way {
+                // The refresh token comes from the exchange, not from the approval.
+                Way::Exchange => Vec::new(),
+                _ => vec!["offline_access".to_owned()],
+            });
             approval.pkce = section.take("login_pkce", input::boolean).unwrap_or(false);
         }
         Way::Web => {}

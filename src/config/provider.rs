@@ -17,12 +17,14 @@ use crate::core::{id::Service, secret::ClientSecret};
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     OAuth2,
+    Exchange,
     HTCondor,
     Mytoken,
 }
 
 /// Keys of `kind = "oauth2"` alone.
-const OAUTH2_KEYS: [&str; 7] = [
+const OAUTH2_KEYS: [&str; 8] = [
+    "login_client_id",
     "token_endpoint",
     "client_id",
     "client_secret_file",
@@ -41,7 +43,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
             "write it to a file of mode 0600, name that with `client_secret_file` (or `fernet_key_file`)",
         );
     }
-    let kind = section.require("kind", r#"set it to "oauth2", "htcondor" or "mytoken""#, kind);
+    let kind = section.require("kind", r#"set it to "oauth2", "token-exchange", "htcondor" or "mytoken""#, kind);
     let Some(kind) = kind else {
         section.abandon();
         return None;
@@ -68,12 +70,21 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
         &mut section,
         match kind {
             Kind::OAuth2 => Way::Device,
+            Kind::Exchange => Way::Exchange,
             Kind::HTCondor => Way::Web,
             Kind::Mytoken => Way::Mytoken,
         },
     );
     let kind = match kind {
-        Kind::OAuth2 => oauth2(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2),
+        Kind::OAuth2 => {
+            section.refuse(
+                "login_client_id",
+                "a refresh token belongs to the client that it was given to, which is client_id",
+                r#"remove it, or set kind = "token-exchange""#,
+            );
+            oauth2(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2)
+        }
+        Kind::Exchange => exchange(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2),
         Kind::HTCondor => stock::read(&services, &mut section, secrets, stock).map(ProviderKind::OAuth2),
         Kind::Mytoken => mytoken(&mut section),
     };
@@ -100,15 +111,18 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
 fn kind(value: &Value) -> Result<Kind, Wrong> {
     match input::text(value)?.as_str() {
         "oauth2" => Ok(Kind::OAuth2),
+        "token-exchange" => Ok(Kind::Exchange),
         "htcondor" => Ok(Kind::HTCondor),
         "mytoken" => Ok(Kind::Mytoken),
-        later @ ("vault" | "token-exchange" | "client-credentials" | "local") => Err(wrong(
+        later @ ("vault" | "client-credentials" | "local") => Err(wrong(
             format!("the kind {later:?} is not part of this version"),
-            r#"use "oauth2", "htcondor" or "mytoken", or remove this provider"#,
+            r#"use "oauth2", "token-exchange", "htcondor" or "mytoken", or remove this provider"#,
         )),
-        other => Err(match input::nearest(other, &["oauth2", "htcondor", "mytoken"]) {
+        other => Err(match input::nearest(other, &["oauth2", "token-exchange", "htcondor", "mytoken"]) {
             Some(near) => wrong(format!("{other:?} is not a kind"), format!("did you mean {near:?}?")),
-            None => wrong(format!("{other:?} is not a kind"), r#"use "oauth2", "htcondor" or "mytoken""#),
+            None => {
+                wrong(format!("{other:?} is not a kind"), r#"use "oauth2", "token-exchange", "htcondor" or "mytoken""#)
+            }
         }),
     }
 }
@@ -187,9 +201,18 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
         client_auth,
         audience_style,
         from_htcondor: false,
+        login_client: None,
         authorization_endpoint,
         return_path,
     })
+}
+
+/// `kind = "token-exchange"`: as oauth2, and the public client as which users approve.
+fn exchange(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> Option<OAuth2> {
+    let advice = "set it to the id of a public client with the device flow, as which users approve";
+    let login_client = section.require("login_client_id", advice, input::text);
+    let oauth2 = oauth2(section, issuer_usable, secrets)?;
+    Some(OAuth2 { login_client: Some(login_client?), ..oauth2 })
 }
 
 pub(super) fn client_auth(section: &mut Section<'_>) -> Option<ClientAuth> {

@@ -23,6 +23,7 @@ const fn key(table: &'static str, key: &'static str, default: &'static str, mean
 const DAEMON: &str = "[daemon]";
 const PROVIDER: &str = "[provider.NAME]";
 const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
+const EXCHANGE: &str = "[provider.NAME] kind = \"token-exchange\"";
 const HTCONDOR: &str = "[provider.NAME] kind = \"htcondor\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
 const STORER: &str = "[storer]";
@@ -86,7 +87,12 @@ pub const KEYS: &[Key] = &[
         "HTCondor's `CREDMON_WEB_PREFIX`",
         "How browsers reach that page. credd tells users this URL.",
     ),
-    key(PROVIDER, "kind", "", "`\"oauth2\"`, `\"htcondor\"` (the client is in HTCondor's knobs) or `\"mytoken\"`."),
+    key(
+        PROVIDER,
+        "kind",
+        "",
+        "`\"oauth2\"`, `\"token-exchange\"`, `\"htcondor\"` (the client is in HTCondor's knobs) or `\"mytoken\"`.",
+    ),
     key(PROVIDER, "services", "the service called NAME", "The services that this provider owns; names without `_`."),
     key(
         PROVIDER,
@@ -165,6 +171,13 @@ pub const KEYS: &[Key] = &[
         "return_path",
         "`/return/SERVICE`",
         "Where the issuer sends the browser back to, below the page's URL: HTCondor's `<S>_RETURN_URL_SUFFIX`.",
+    ),
+    key(
+        EXCHANGE,
+        "login_client_id",
+        "",
+        "All keys of `\"oauth2\"`, and the public client as which users approve; its access token is exchanged (RFC \
+         8693) for a refresh token of `client_id`. `login_scopes` is empty unless set.",
     ),
     key(
         HTCONDOR,
@@ -256,6 +269,8 @@ mod tests {
             |more: &str| format!("[daemon]\ncredential_directory = \"/c\"\n[provider.p]\nxqzxqzxqzxqz = 1\n{more}");
         let oauth2 = provider("kind = \"oauth2\"\nclient_id = \"c\"\nissuer = \"https://i.example.org\"\n");
         assert_eq!(known(&oauth2), documented(&[PROVIDER, OAUTH2]));
+        let exchange = "kind = \"token-exchange\"\nclient_id = \"c\"\nlogin_client_id = \"l\"\nissuer = \"https://i.example.org\"\n";
+        assert_eq!(known(&provider(exchange)), documented(&[PROVIDER, OAUTH2, EXCHANGE]));
         let htcondor = provider("kind = \"htcondor\"\n");
         assert_eq!(known(&htcondor), documented(&[PROVIDER, HTCONDOR]));
         let mytoken = provider("kind = \"mytoken\"\nserver = \"https://m.example.org\"\n");

@@ -153,6 +153,7 @@ impl ProviderKind {
     pub fn word(&self) -> &'static str {
         match self {
             Self::OAuth2(oauth2) if oauth2.from_htcondor => "htcondor",
+            Self::OAuth2(oauth2) if oauth2.login_client.is_some() => "token-exchange",
             Self::OAuth2(_) => "oauth2",
             Self::Mytoken { .. } => "mytoken",
         }
@@ -178,6 +179,9 @@ pub struct OAuth2 {
     /// `kind = "htcondor"`: the client is in HTCondor's knobs. Renewals ask for neither scope nor audience, as the stock
     /// credmon never did: what was approved is renewed.
     pub from_htcondor: bool,
+    /// `kind = "token-exchange"`: the public client as which users approve (`login_client_id`). Its access token is
+    /// exchanged (RFC 8693) for a refresh token of our own client.
+    pub login_client: Option<String>,
     /// `authorization_endpoint`; absent: discovery at `issuer`.
     pub authorization_endpoint: Option<String>,
     /// `return_path`: where the issuer sends the browser back to, below the page's URL; absent: `/return/SERVICE`.

@@ -104,6 +104,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
         client_auth: client_auth.unwrap_or(ClientAuth::Body),
         audience_style: audience_style.unwrap_or(AudienceStyle::Resource),
         from_htcondor: true,
+        login_client: None,
         authorization_endpoint,
         return_path,
     })

@@ -45,12 +45,14 @@ fn every_bad_configuration_has_its_message() {
         ("[provider]\na = 3\n", &["c.toml:2: provider.a: is a number, not a table; write it as [provider.a]"]),
         (
             "[provider.a]\nserver = \"https://m.eu\"\n",
-            &[r#"c.toml:1: provider.a.kind: is missing; set it to "oauth2", "htcondor" or "mytoken""#],
+            &[
+                r#"c.toml:1: provider.a.kind: is missing; set it to "oauth2", "token-exchange", "htcondor" or "mytoken""#,
+            ],
         ),
         (
             "[provider.a]\nkind = \"vault\"\n",
             &[
-                r#"c.toml:2: provider.a.kind: the kind "vault" is not part of this version; use "oauth2", "htcondor" or "mytoken", or remove this provider"#,
+                r#"c.toml:2: provider.a.kind: the kind "vault" is not part of this version; use "oauth2", "token-exchange", "htcondor" or "mytoken", or remove this provider"#,
             ],
         ),
         (

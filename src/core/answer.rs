@@ -17,6 +17,8 @@ pub struct Grant {
     pub scopes: Vec<String>,
     /// Audiences wished for; empty: the issuer's default.
     pub audience: Vec<String>,
+    /// What is spent is no refresh token yet but a user's subject token (RFC 8693), exchanged for one.
+    pub subject: bool,
 }
 
 /// A verified answer of an issuer.

@@ -47,6 +47,8 @@ pub struct Top {
     /// Where the token stands in `text`; with its quotes if `json`.
     place: Range<usize>,
     json: bool,
+    /// It is a subject token (RFC 8693); `place` has its key, too, since the key says what a token is.
+    subject: bool,
 }
 
 impl fmt::Debug for Top {
@@ -90,6 +92,7 @@ impl Top {
             text: Zeroizing::new(text.to_owned()),
             place: place_of(text, body).ok_or(Kind::TopNoToken)?,
             json: false,
+            subject: false,
         })
     }
 
@@ -103,7 +106,13 @@ impl Top {
             let token: Zeroizing<String> = Zeroizing::new(serde_json::from_str(raw).ok()?);
             Some((RefreshToken::parse(&token).ok()?, place_of(text, raw)?))
         };
-        let (refresh_token, place) = token("mytoken").or_else(|| token("refresh_token")).ok_or(Kind::TopNoToken)?;
+        let subject = || {
+            let (token, place) = token("subject_token")?;
+            Some((token, key_before(text, place.start)?..place.end))
+        };
+        let long_lived = token("mytoken").or_else(|| token("refresh_token"));
+        let is_subject = long_lived.is_none();
+        let (refresh_token, place) = long_lived.or_else(subject).ok_or(Kind::TopNoToken)?;
         let told = || jwt::date(&serde_json::from_str(value("expires_at")?).ok()?);
         Ok(Self {
             scopes: value("scopes").and_then(words),
@@ -113,7 +122,14 @@ impl Top {
             text: Zeroizing::new(text.to_owned()),
             place,
             json: true,
+            subject: is_subject,
         })
+    }
+
+    /// Whether the secret is a subject token, to be exchanged for a refresh token.
+    #[must_use]
+    pub fn is_subject(&self) -> bool {
+        self.subject
     }
 
     /// The secret that the next exchange spends.
@@ -129,15 +145,17 @@ impl Top {
         self.ends
     }
 
-    /// The same text with another refresh token in the place of the old one.
+    /// The same text with another refresh token in the place of the old one (of a subject token: key and all).
     #[must_use]
     pub fn with_refresh_token(&self, new: &RefreshToken) -> Zeroizing<Vec<u8>> {
         let before = self.text.get(..self.place.start).unwrap_or_default();
         let after = self.text.get(self.place.end..).unwrap_or_default();
         // A token is printable ASCII: only these two need an escape, and credd never sees a `\u`.
         let escapes = if self.json { new.expose().matches(['"', '\\']).count() + 2 } else { 0 };
-        let mut bytes = Vec::with_capacity(before.len() + new.expose().len() + escapes + after.len());
+        let key = if self.subject { "\"refresh_token\":" } else { "" };
+        let mut bytes = Vec::with_capacity(before.len() + key.len() + new.expose().len() + escapes + after.len());
         bytes.extend_from_slice(before.as_bytes());
+        bytes.extend_from_slice(key.as_bytes());
         if self.json {
             bytes.push(b'"');
             for byte in new.expose().bytes() {
@@ -160,6 +178,12 @@ fn place_of(whole: &str, part: &str) -> Option<Range<usize>> {
     let start = part.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
     let place = start..start.checked_add(part.len())?;
     (whole.get(place.clone()) == Some(part)).then_some(place)
+}
+
+/// Where the key of the value at `value` begins, with its quote: no key that we know has an escape in it.
+fn key_before(text: &str, value: usize) -> Option<usize> {
+    let key = text.get(..value)?.trim_end().strip_suffix(':')?.trim_end().strip_suffix('"')?;
+    key.rfind('"')
 }
 
 /// A list as text (separated by blanks or commas) or as an array of strings; none if there is nothing in it.
@@ -232,6 +256,22 @@ mod tests {
         assert_eq!(top.refresh_token().expose(), "b");
         assert_eq!(&*top.with_refresh_token(&token("c")), br#"{"refresh_token":"a","Refresh_Token":"c"}"#);
         assert_eq!(Top::parse(br#"{"MyToken":"m"}"#).unwrap().refresh_token().expose(), "m");
+    }
+
+    #[test]
+    fn a_subject_token_becomes_a_refresh_token_key_and_all() {
+        let text = "{\n  \"scopes\": \"a,b\",\n  \"subject_token\" : \"sub\\\"j\",\n  \"audience\": \"u\"\n}\n";
+        let top = Top::parse(text.as_bytes()).unwrap();
+        assert!(top.is_subject());
+        assert_eq!(top.refresh_token().expose(), "sub\"j");
+        let new = top.with_refresh_token(&token("n\"ew"));
+        let expected = text.replace("\"subject_token\" : \"sub\\\"j\"", "\"refresh_token\":\"n\\\"ew\"");
+        assert_eq!(std::str::from_utf8(&new).unwrap(), expected);
+        let again = Top::parse(&new).unwrap();
+        assert!(!again.is_subject());
+        assert_eq!(again.refresh_token().expose(), "n\"ew");
+        let both = Top::parse(br#"{"subject_token":"s","refresh_token":"r"}"#).unwrap();
+        assert!(!both.is_subject(), "what was exchanged already is not exchanged again");
     }
 
     #[test]

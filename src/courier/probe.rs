@@ -47,7 +47,7 @@ pub async fn probe(caller: &Caller) -> Facts {
     let client = match (&endpoint, RefreshToken::parse(NOBODYS)) {
         (Ok(_), Ok(refresh_token)) => {
             let (scopes, audience) = caller.wishes();
-            let grant = Grant { refresh_token, scopes, audience };
+            let grant = Grant { refresh_token, scopes, audience, subject: false };
             caller.exchange(&grant).await.err().map(|error| (error.kind, error.detail))
         }
         _ => None,

@@ -132,6 +132,9 @@ pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let (key, issuer, what) = match &provider.kind {
         ProviderKind::Mytoken { server } => ("mytoken", Some(server), "a mytoken"),
+        ProviderKind::OAuth2(OAuth2 { login_client: Some(_), .. }) => {
+            ("subject_token", provider.issuer.as_ref(), "a token to exchange")
+        }
         ProviderKind::OAuth2(OAuth2 { .. }) => ("refresh_token", provider.issuer.as_ref(), "a refresh token"),
     };
     // A short mytoken is 64 characters without a dot; an opaque refresh token is anything.
@@ -165,7 +168,9 @@ pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -
     if claims.rotation.is_some_and(|rotation| rotation.on_at || rotation.on_other) {
         return Err("it rotates, so that two holders break it; make one without rotation".to_owned());
     }
-    Ok(Checked { secret: token.clone(), key, end: claims.exp })
+    // A subject token's own end says nothing about what it is exchanged for.
+    let end = claims.exp.filter(|_| key != "subject_token");
+    Ok(Checked { secret: token.clone(), key, end })
 }
 
 /// What was uploaded last.

@@ -1,4 +1,4 @@
-//! RFC 6749 §6, the refresh grant; audiences as RFC 8707 `resource` or as `audience`.
+//! RFC 6749 §6, the refresh grant, and RFC 8693, a user's token exchanged for a refresh token of our own client; audiences as RFC 8707 `resource` or as `audience`.
 
 use base64::Engine as _;
 use serde::Deserialize;
@@ -21,9 +21,20 @@ use crate::{
 #[must_use]
 pub fn request(oauth2: &OAuth2, grant: &Grant) -> TokenRequest {
     let mut form = Serializer::new(String::with_capacity(1024));
-    form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", grant.refresh_token.expose());
-    if !grant.scopes.is_empty() {
-        form.append_pair("scope", &grant.scopes.join(" "));
+    let mut scopes: Vec<&str> = grant.scopes.iter().map(String::as_str).collect();
+    if grant.subject {
+        form.append_pair("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
+            .append_pair("subject_token", grant.refresh_token.expose())
+            .append_pair("subject_token_type", "urn:ietf:params:oauth:token-type:access_token");
+        // By it an issuer knows that a refresh token is wanted as well.
+        if !scopes.contains(&"offline_access") {
+            scopes.push("offline_access");
+        }
+    } else {
+        form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", grant.refresh_token.expose());
+    }
+    if !scopes.is_empty() {
+        form.append_pair("scope", &scopes.join(" "));
     }
     match oauth2.audience_style {
         _ if grant.audience.is_empty() => {}
@@ -137,6 +148,10 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
             ExchangeError::new(Kind::BadAnswer, format!("the new refresh token cannot be stored: {e}"))
         })?),
     };
+    if grant.subject && rotated.is_none() {
+        let what = "the exchange gave no refresh token: our client may not have offline_access";
+        return Err(ExchangeError::new(Kind::RequestRefused, what));
+    }
     let claimed = claimed(&good.access_token, good.token_type, good.expires_in.as_ref(), rotated)?;
     let claimed = judge::Claimed {
         scopes: judge::words(good.scope.as_ref()),

@@ -147,6 +147,9 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     if found != identity {
         return Input::Event(Event::Superseded { number });
     }
+    if top.is_subject() && !exchanges(&owner.provider) {
+        return fail(Kind::TopNoToken);
+    }
     if let Err(error) = approved_here(spool, &id, &owner.provider) {
         tracing::warn!(credential = %id, provider = owner.provider.name, error, "not sent");
         return fail(Kind::MetaMismatch);
@@ -159,6 +162,10 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     let grant = grant(&owner.provider, &top);
     let spent = grant.refresh_token.clone();
     Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, spent, answer: None, rotated: None }) }
+}
+
+fn exchanges(provider: &Provider) -> bool {
+    matches!(&provider.kind, ProviderKind::OAuth2(client) if client.login_client.is_some())
 }
 
 /// A refresh token that the stock web page had approved goes only to the client and endpoint it was approved for.
@@ -198,12 +205,18 @@ fn origin(url: &str) -> Option<url::Origin> {
 /// The `.top`'s own wishes come before the provider's; from HTCondor's knobs, what was approved is renewed unasked.
 fn grant(provider: &Provider, top: &crate::core::top::Top) -> Grant {
     if matches!(&provider.kind, ProviderKind::OAuth2(client) if client.from_htcondor) {
-        return Grant { refresh_token: top.refresh_token().clone(), scopes: Vec::new(), audience: Vec::new() };
+        return Grant {
+            refresh_token: top.refresh_token().clone(),
+            scopes: Vec::new(),
+            audience: Vec::new(),
+            subject: false,
+        };
     }
     Grant {
         refresh_token: top.refresh_token().clone(),
         scopes: top.scopes.clone().unwrap_or_else(|| provider.scopes.clone()),
         audience: top.audience.clone().unwrap_or_else(|| provider.audience.clone()),
+        subject: top.is_subject(),
     }
 }
 

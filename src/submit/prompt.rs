@@ -143,7 +143,7 @@ mod tests {
             facts: vec![
                 ("service", "wlcg".into()),
                 ("account", "alice on ap1.example.org".into()),
-                ("provider", "https://wlcg.cloud.cnaf.infn.it/".into()),
+                ("provider", "wlcg at wlcg.cloud.cnaf.infn.it".into()),
                 ("scopes", "storage.read:/ storage.create:/ compute.create offline_access wlcg.groups".into()),
             ],
         }
@@ -158,7 +158,7 @@ mod tests {
             facts: vec![
                 ("service", "helmholtz".into()),
                 ("account", "alice on ap1.example.org".into()),
-                ("provider", "https://mytok.eu".into()),
+                ("provider", "helmholtz at mytok.eu".into()),
                 ("lifetime", "1 week".into()),
             ],
         }

@@ -16,7 +16,9 @@ pub(super) fn check() -> Result<(), SubmitError> {
     let line = std::fs::read(format!("/proc/{}/cmdline", parent_id())).unwrap_or_default();
     let words: Vec<String> =
         line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    let Some(remote) = access_point(&words) else { return Ok(()) };
+    let Some(remote) = access_point(&words).filter(|remote| !is_here(remote, &super::host())) else {
+        return Ok(());
+    };
     let credd = condor::program().and_then(|program| {
         let [credd] = condor::seen_by(&program, "SUBMIT", ["CREDD_HOST"]);
         credd
@@ -48,6 +50,13 @@ fn access_point(words: &[String]) -> Option<&str> {
         }
     }
     None
+}
+
+/// A long and a short name of this host are the same one.
+fn is_here(remote: &str, here: &str) -> bool {
+    let first = |text: &str| text.split('.').next().unwrap_or_default().to_owned();
+    let short = !remote.contains('.') || !here.contains('.');
+    same_host(remote, here) || (short && same_host(&first(remote.rsplit('@').next().unwrap_or_default()), &first(here)))
 }
 
 /// `schedd@host:port` and `host` are the same host.
@@ -82,5 +91,7 @@ mod tests {
     fn hosts_are_compared_without_port_and_name() {
         assert!(same_host("AP2.example.org:9618", "schedd@ap2.example.org"));
         assert!(!same_host("ap1.example.org", "ap2.example.org"));
+        assert!(is_here("ap1", "ap1.example.org") && is_here("schedd@ap1.example.org", "ap1"));
+        assert!(!is_here("ap1.other.org", "ap1.example.org") && !is_here("ap2", "ap1.example.org"));
     }
 }

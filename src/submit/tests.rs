@@ -165,7 +165,8 @@ impl Desk {
         });
         screen.drain();
         outcome.insert_str(0, &screen.seen.replace("\r\n", "\n"));
-        let mut text = outcome.replace(self.issuer.url(), "https://issuer.example");
+        let at = self.issuer.url().trim_start_matches("http://");
+        let mut text = outcome.replace(self.issuer.url(), "https://issuer.example").replace(at, "issuer.example");
         for start in ["/mytoken/c/", "enter this code there:\n"] {
             text = masked(&text, start);
         }

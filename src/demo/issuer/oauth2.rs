@@ -14,7 +14,10 @@ use axum::{
     response::{Html, IntoResponse},
     routing::{get, post},
 };
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use bytes::Bytes;
 use serde_json::json;
 use url::form_urlencoded;
@@ -59,7 +62,10 @@ async fn discovery(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         "device_authorization_endpoint": format!("{url}/device"),
         "revocation_endpoint": format!("{url}/revoke"),
         "jwks_uri": format!("{url}/jwks"),
-        "grant_types_supported": ["refresh_token", "urn:ietf:params:oauth:grant-type:device_code"],
+        "grant_types_supported": [
+            "refresh_token", "urn:ietf:params:oauth:grant-type:device_code",
+            "urn:ietf:params:oauth:grant-type:token-exchange",
+        ],
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
         "response_types_supported": ["code"],
         "subject_types_supported": ["public"],
@@ -117,6 +123,7 @@ async fn token(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byte
     match form.one("grant_type") {
         Some("refresh_token") => refresh(&shared, &form, client.as_deref()).await,
         Some("urn:ietf:params:oauth:grant-type:device_code") => redeem(&shared, &form, client.as_deref()),
+        Some("urn:ietf:params:oauth:grant-type:token-exchange") => exchange(&shared, &form, client.as_deref()),
         Some(_) => refuse(StatusCode::BAD_REQUEST, "unsupported_grant_type", ""),
         None => refuse(StatusCode::BAD_REQUEST, "invalid_request", "grant_type is missing"),
     }
@@ -226,6 +233,39 @@ fn redeem(shared: &Shared, form: &Form, client: Option<&str>) -> Response<Body> 
     };
     let spent = Spent { family, user, scopes, audience: Vec::new(), fault: None, rotated: Some(token) };
     answer(shared, &spent)
+}
+
+/// RFC 8693: one of our own access tokens for tokens of the asking client.
+fn exchange(shared: &Shared, form: &Form, client: Option<&str>) -> Response<Body> {
+    let token = form.one("subject_token").unwrap_or_default();
+    if form.one("subject_token_type") != Some("urn:ietf:params:oauth:token-type:access_token") {
+        return refuse(StatusCode::BAD_REQUEST, "invalid_request", "subject_token_type");
+    }
+    let claims: serde_json::Value = token
+        .split('.')
+        .nth(1)
+        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok())
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let text = |name: &str| claims.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let (user, scopes) = (text("sub").to_owned(), form.words("scope"));
+    let mut book = shared.book();
+    // Known by its number, which nobody can guess; the signature would say the same.
+    let issued = |family: &Family| family.record.issued.iter().any(|issued| issued.jti == text("jti"));
+    if !book.families.iter().any(|family| family.record.user == user && !family.record.revoked && issued(family)) {
+        return refuse(StatusCode::BAD_REQUEST, "invalid_grant", "subject token unknown");
+    }
+    let family = Family {
+        record: Record { user: user.clone(), ..Record::default() },
+        client: client.map(str::to_owned),
+        scopes: scopes.clone(),
+        audience: Vec::new(),
+        mytoken: None,
+    };
+    let (family, refresh_token) = book.open(family);
+    drop(book);
+    let audience = form.words("audience");
+    answer(shared, &Spent { family, user, scopes, audience, fault: None, rotated: Some(refresh_token) })
 }
 
 /// Text for HTML.

@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 use super::{Bad, Fresh, Polled, Post, Started, Wish, later, left_until, page::Page, public_client, refused, top};
 use crate::{
     config::settings::{AudienceStyle, OAuth2},
-    core::secret::RefreshToken,
+    core::secret::{AccessToken, RefreshToken},
     courier::http,
     issuer::{TokenAnswer, client},
-    submit::error::SubmitError,
+    submit::{cases::Left, error::SubmitError},
 };
 
 pub(super) const WHO: &str = "The issuer";
@@ -27,6 +27,8 @@ const INTERVAL: u64 = 5;
 pub(super) struct Flow<'a> {
     wish: &'a Wish<'a>,
     client_id: &'a str,
+    /// The access token is what is stored: the credmon exchanges it.
+    exchange: bool,
     audience_style: AudienceStyle,
     device_endpoint: String,
     token_endpoint: String,
@@ -69,6 +71,7 @@ pub(super) async fn discover<'a>(
     Ok(Flow {
         wish,
         client_id,
+        exchange: oauth2.login_client.is_some(),
         audience_style: oauth2.audience_style,
         device_endpoint: super::endpoint(WHO, "device authorization endpoint", device)?,
         token_endpoint: super::endpoint(WHO, "token endpoint", token)?,
@@ -170,9 +173,9 @@ impl Flow<'_> {
         Self::post(&self.token_endpoint, form)
     }
 
-    pub(super) fn polled(answer: &TokenAnswer) -> Polled {
+    pub(super) fn polled(&self, answer: &TokenAnswer) -> Polled {
         if (200..300).contains(&answer.status) {
-            return match fresh(answer) {
+            return match if self.exchange { subject(answer) } else { fresh(answer) } {
                 Ok(fresh) => Polled::Done(Box::new(fresh)),
                 Err(why) => Polled::Over(SubmitError::Unsuitable(why)),
             };
@@ -206,6 +209,18 @@ fn fresh(answer: &TokenAnswer) -> Result<Fresh, String> {
     let end = end.or_else(|| jwt_end(&token));
     let token = RefreshToken::parse(&token).map_err(|e| e.to_string())?;
     Ok(Fresh { top: top("refresh_token", token.expose(), end), left: left_until(end) })
+}
+
+/// A subject token lives for minutes; what it is exchanged for has an end of its own, which nobody knows yet.
+fn subject(answer: &TokenAnswer) -> Result<Fresh, String> {
+    #[derive(Deserialize)]
+    struct Good {
+        access_token: String,
+    }
+    let good: Good =
+        serde_json::from_slice(&answer.body).map_err(|_| "the issuer's answer is no token answer".to_owned())?;
+    let token = AccessToken::parse(&Zeroizing::new(good.access_token)).map_err(|e| e.to_string())?;
+    Ok(Fresh { top: top("subject_token", token.expose(), None), left: Left::Unknown })
 }
 
 /// `exp` of a refresh token that is a JWT; only for telling how long it lives.

@@ -254,7 +254,7 @@ impl Flow<'_> {
     fn polled(&self, answer: &TokenAnswer) -> Polled {
         match self {
             Self::Mytoken(_) => mytoken::Flow::polled(answer),
-            Self::Device(_) => device::Flow::polled(answer),
+            Self::Device(flow) => flow.polled(answer),
         }
     }
 }
@@ -358,6 +358,9 @@ pub fn top(key: &str, token: &str, end: Option<i64>) -> Zeroizing<String> {
 
 /// The provider's client id, if users may act as that client: one without a secret.
 fn public_client<'a>(provider: &Provider, oauth2: &'a OAuth2) -> Result<&'a str, SubmitError> {
+    if let Some(login_client) = &oauth2.login_client {
+        return Ok(login_client);
+    }
     if !oauth2.confidential {
         return Ok(&oauth2.client_id);
     }

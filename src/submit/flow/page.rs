@@ -89,6 +89,13 @@ fn grouped(code: &str) -> Result<String, SubmitError> {
     Ok(letters.chunks(4).map(|group| group.iter().collect::<String>()).collect::<Vec<_>>().join("-"))
 }
 
+/// Host and port: who it is, in few letters.
+fn place(server: &str) -> String {
+    let url = Url::parse(server).ok();
+    let host = url.as_ref().and_then(Url::host_str).unwrap_or(server);
+    url.as_ref().and_then(Url::port).map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 fn facts(wish: &Wish<'_>) -> Vec<(&'static str, String)> {
     let server = match &wish.provider.kind {
         ProviderKind::Mytoken { server } => server.clone(),
@@ -99,7 +106,7 @@ fn facts(wish: &Wish<'_>) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("service", wish.request.name()),
         ("account", format!("{} on {}", wish.account, wish.host)),
-        ("provider", server),
+        ("provider", format!("{} at {}", wish.provider.name, place(&server))),
     ];
     let mut list = |name, words: Vec<String>| {
         if !words.is_empty() {
