@@ -190,7 +190,8 @@ impl Credd {
                 Some(status) => break status,
                 None if Instant::now() < deadline => {
                     std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(20));
+                    // Few milliseconds count in a submit; a credd that is slow is slow by seconds.
+                    pause = (pause * 2).min(Duration::from_millis(2));
                 }
                 None => {
                     // Both fail only for a process that is gone already.

@@ -4,8 +4,8 @@
 submit-cost.py [SERVICE [ROUNDS]]
 
 Alternates, ROUNDS times (default 40): condor_submit with a storer that does nothing (/bin/true), condor_submit with the
-configured storer, condor_store_cred query-oauth alone, the storer alone. Prints medians in ms, and how many processes
-the storer starts (by strace where it is installed). The jobs are submitted on hold and removed.
+configured storer, condor_store_cred query-oauth alone, the storer alone. Prints medians in ms. The jobs are submitted on
+hold and removed.
 """
 import os, statistics, subprocess, sys, time
 

@@ -164,6 +164,7 @@ mod tests {
                 client_secret: None,
                 client_auth: ClientAuth::Body,
                 audience_style: AudienceStyle::Resource,
+                login_client: None,
                 from_htcondor: true,
                 authorization_endpoint: Some("https://i.example.org/auth?access_type=offline".into()),
                 return_path: None,

@@ -448,19 +448,36 @@ fn poll(shared: &Shared, polling_code: &str) -> Response<Body> {
     }
 }
 
+/// What the token is good for, in words.
+fn rights(wish: &MytokenWish) -> String {
+    let scopes: Vec<&str> = wish.restrictions.iter().filter_map(|one| one.scope.as_deref()).collect();
+    if scopes.is_empty() { "everything that you may".to_owned() } else { scopes.join(", or ") }
+}
+
+/// When it ends, in words.
+fn end(wish: &MytokenWish) -> String {
+    let ends: Option<Vec<u64>> = wish.restrictions.iter().map(|one| one.exp).collect();
+    match ends.and_then(|ends| ends.into_iter().max()) {
+        Some(end) => format!("in {} hours", end.saturating_sub(now_ms() / 1000).div_ceil(3600)),
+        None => "never".to_owned(),
+    }
+}
+
 async fn page(State(shared): State<Arc<Shared>>, Path(code): Path<String>) -> Response<Body> {
     let book = shared.book();
     let Some(consent) = book.consents.get(&code) else {
         return (StatusCode::NOT_FOUND, Html(framed("Unknown consent", ""))).into_response();
     };
     let inside = format!(
-        "<p>{} asks for a mytoken named {}.<p><button onclick=\"go(JSON.stringify(wish))\">Approve</button>\
+        "<p>{} asks for a mytoken named {}.<dl><dt>It may<dd>{}<dt>It ends<dd>{}</dl><p><button onclick=\"go(JSON.stringify(wish))\">Approve</button>\
          <button onclick=\"go('')\">Decline</button><script>const wish={};\
          async function go(body){{const r=await fetch(location,{{method:'POST',body,\
          headers:{{'Content-Type':'application/json'}}}});const a=await r.json();\
          location=a.authorization_uri||a.url}}</script>",
         plain(&consent.application),
         plain(consent.wish.name.as_deref().unwrap_or("(no name)")),
+        plain(&rights(&consent.wish)),
+        plain(&end(&consent.wish)),
         json!({
             "oidc_issuer": shared.url, "restrictions": consent.wish.restrictions,
             "capabilities": consent.wish.capabilities, "name": consent.wish.name,

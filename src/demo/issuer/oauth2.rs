@@ -277,8 +277,10 @@ pub(super) fn plain(text: &str) -> String {
 pub(super) fn framed(title: &str, inside: &str) -> String {
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>{title}</title><style>body{{font:1.1rem/1.6 system-ui;max-width:32rem;margin:4rem auto;padding:0 1rem;\
-         color:#223}}button{{font:inherit;padding:.4rem 1.4rem;margin-right:.6rem}}input{{font:inherit;padding:.3rem}}\
+         <title>{title}</title><style>body{{font:1.1rem/1.6 system-ui;max-width:32rem;margin:4rem auto;padding:1rem 2rem;\
+         color:#223;background:#f4f5f7;border-top:.4rem solid #2a6}}h1{{font-weight:600}}dt{{color:#667}}\
+         dd{{margin:0 0 .6rem}}button[value=approve],button:first-of-type{{background:#2a6;color:#fff;\
+         border:1px solid #2a6}}button{{border-radius:.3rem}}button{{font:inherit;padding:.4rem 1.4rem;margin-right:.6rem}}input{{font:inherit;padding:.3rem}}\
          code{{font-size:1.3rem;letter-spacing:.1em}}</style><h1>{title}</h1>{inside}</html>"
     )
 }
