@@ -1,8 +1,7 @@
-"""B2, B3: how long a new `.top` waits for its `.use`, with so many credentials present that need nothing: from the rename
-that stores it (and, where said, the signal that credd sends) to the rename that publishes. B3 is the same during B1."""
+"""B2: how long a new `.top` waits for its `.use`, with so many credentials present that need nothing: from the rename
+that stores it (and, where said, the signal that credd sends) to the rename that publishes."""
 import os
 import shutil
-import threading
 import time
 
 from . import spool
@@ -89,18 +88,3 @@ def rows(place, quick):
         unasked = stock(place, place.disk, 0, 2, signal=False)
         yield Row("B2", "VaultCredmon without a signal looks once a minute", "ms", None, "", None,
                   [("VaultCredmon, mean of 2", sum(unasked) / 2 * 1000)])
-
-
-class Storm(threading.Thread):
-    """Stores new users while a storm goes on."""
-
-    def __init__(self, credmon, directory, tokens):
-        super().__init__()
-        self.credmon, self.directory, self.tokens, self.found = credmon, directory, tokens, []
-        self.over = threading.Event()
-
-    def run(self):
-        for n, token in enumerate(self.tokens):
-            if self.over.is_set():
-                return
-            self.found.append(store(self.credmon, self.directory, f"late{n}", token, True, 60))

@@ -65,7 +65,8 @@ pub const KEYS: &[Key] = &[
         DAEMON,
         "full_scan",
         "`\"10m\"`",
-        "How often every credential is looked at, whatever the watch says. 1 s to 24 h.",
+        "How often the directory is gone through, whatever the watch says: its users are listed and the credentials looked \
+         at. From 5 min on, where the watch works, it is a 144th of them at a time. 1 s to 24 h.",
     ),
     key(DAEMON, "log", "HTCondor's `CREDMON_OAUTH_LOG`", "A path, `\"syslog\"`, `\"journal\"` or `\"stderr\"`."),
     key(DAEMON, "log_format", "`\"text\"`", "What a line looks like: `\"text\"`, or `\"json\"` (one object a line)."),

@@ -44,7 +44,7 @@ pub struct Daemon {
     /// `status_socket`; default: [`STATUS_SOCKET`] if the credmon runs as root or condor. The control socket is
     /// beside it.
     pub status_socket: Option<PathBuf>,
-    /// `full_scan`: how often everything is looked at, whatever the watch says; default 10 min.
+    /// `full_scan`: how often the directory is gone through, whatever the watch says; default 10 min.
     pub full_scan: Duration,
     /// `SEC_CREDENTIAL_REFRESH`: how often a starter asks for fresh credentials; default 300 s.
     pub refresh: Duration,

@@ -16,6 +16,9 @@ use crate::{
 /// Threads for file work: flushes overlap in the file system's journal.
 const THREADS: usize = 16;
 
+/// Space for a `.use` whose predecessor does not tell how large it will be.
+const USE_ROOM: usize = 4096;
+
 /// What is to be done.
 #[derive(Debug)]
 pub enum Job {
@@ -155,7 +158,7 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
         return fail(Kind::MetaMismatch);
     }
     let room = usize::try_from(identity.size).unwrap_or(0).saturating_add(8192);
-    let reservation = match spool.reserve(&id, room, 16 * 1024) {
+    let reservation = match spool.reserve(&id, room, USE_ROOM) {
         Ok(reservation) => reservation,
         Err(error) => return failed(number, &error).map_or_else(|| fail(kind(&error)), Input::Event),
     };

@@ -20,7 +20,7 @@ use super::{
     disk::{Disk, Job},
     link::Link,
     log::LogHandle,
-    scanner::Look,
+    scanner::{Look, Ticket},
 };
 use crate::{
     config::settings::{Provider, Settings, WebApproval},
@@ -72,6 +72,13 @@ pub enum Input {
     Event(Event),
     /// The credential directory is not the one any more that was opened.
     SpoolGone(SpoolError),
+    /// A directory has been looked at.
+    Looked {
+        /// What is there.
+        event: Event,
+        /// Goes back when this has been taken.
+        ticket: Ticket,
+    },
     /// All directories have been looked at.
     FullScan {
         /// When the users were listed.
@@ -363,6 +370,10 @@ impl Driver {
                     self.announcer.tally.published(*number);
                 }
                 self.planner.handle(now, event);
+            }
+            Input::Looked { event, ticket } => {
+                self.planner.handle(now, event);
+                drop(ticket);
             }
             Input::FullScan { as_of, users } => {
                 self.planner.handle(now, Event::FullScan { as_of, users });

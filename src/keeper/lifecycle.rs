@@ -193,7 +193,11 @@ fn log_target(args: &cli::Credmon, settings: &Settings) -> log::Target {
 }
 
 fn harden() -> nix::Result<()> {
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // An exchange under way holds three descriptors; 1,024, the usual soft limit, is reached with 300 in flight.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     nix::sys::prctl::set_dumpable(false)
 }
 

@@ -1,9 +1,13 @@
 //! Looks at directories, on one thread: hints before the full scan, which it interleaves user by user.
+//!
+//! The first scan only looks, so that the start is short; the next one, right after it, watches each directory and looks
+//! at it again. Where the watch works, later ones that nobody asked for list the users and go through some of them.
 
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
     time::{Duration, Instant},
@@ -19,13 +23,52 @@ use crate::{
         planner::{Event, Found},
         time::Tick,
     },
-    spool::{Hint, Spool, Watch},
+    spool::{Hint, Seen, Spool, Watch},
 };
 
 /// A full scan that a hint of overflow asks for comes at most this often.
 const BETWEEN_FULL_SCANS: Duration = Duration::from_millis(200);
 /// Full scans come at least this often where the system refuses watches.
 const BLIND_SCAN: Duration = Duration::from_secs(60);
+
+/// A full scan that comes of itself this rarely or more so takes one part of this many of the users.
+const IN_PARTS: Duration = Duration::from_secs(300);
+const PARTS: usize = 144;
+/// What was found is remembered on disk at most this often, apart from the stop.
+const BETWEEN_MEMOS: Duration = Duration::from_secs(3600);
+/// The loop is never more than so many looks behind: each waits in memory.
+const AHEAD: usize = 256;
+
+/// Counts what the loop has not taken yet.
+#[derive(Debug)]
+pub struct Ticket(Arc<AtomicUsize>);
+
+impl Ticket {
+    fn take(behind: &Arc<AtomicUsize>) -> Self {
+        while behind.load(Ordering::Relaxed) > AHEAD {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        behind.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(behind))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a full scan goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Everybody; the loop knows nothing yet.
+    Anew,
+    /// Everybody; what did not change is not told.
+    Everybody,
+    /// One part; it comes of itself.
+    Part,
+}
 
 /// What the scanner is told.
 #[derive(Debug)]
@@ -48,26 +91,37 @@ pub fn run(
     every: Duration,
     mut watch: Option<Watch>,
 ) {
+    let mut eye = Eye {
+        spool: Arc::clone(spool),
+        inputs: inputs.clone(),
+        clock,
+        behind: Arc::default(),
+        watch: None,
+        told: Told::default(),
+    };
+    spool.recall(&services(&owners));
+    let mut remembered: Option<Instant> = None;
     let mut urgent: BTreeSet<UserName> = BTreeSet::new();
     let mut sweep: VecDeque<UserName> = VecDeque::new();
     let mut sweeping: Option<(Tick, BTreeSet<UserName>)> = None;
-    let mut told = Told::default();
-    let mut again = true;
+    let mut next = Some(Scope::Anew);
+    let (mut scope, mut part) = (Scope::Anew, 0);
     let mut last = Instant::now().checked_sub(BETWEEN_FULL_SCANS).unwrap_or_else(Instant::now);
     loop {
         // Take every message that is there; sleep only if there is nothing to do.
         loop {
             let idle = urgent.is_empty() && sweep.is_empty() && sweeping.is_none();
             let message = if idle {
-                let wait = if again {
+                let blind = watch.is_none() && eye.watch.as_ref().is_none_or(Watch::limited);
+                let wait = if next.is_some() {
                     BETWEEN_FULL_SCANS.saturating_sub(last.elapsed())
                 } else {
-                    let blind = watch.as_ref().is_none_or(Watch::limited);
                     (if blind { every.min(BLIND_SCAN) } else { every }).saturating_sub(last.elapsed())
                 };
                 match looks.recv_timeout(wait) {
                     Err(RecvTimeoutError::Timeout) => {
-                        again = true;
+                        let alone = if blind || every < IN_PARTS { Scope::Everybody } else { Scope::Part };
+                        next.get_or_insert(alone);
                         break;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -84,23 +138,37 @@ pub fn run(
                 Look::User(user) => {
                     urgent.insert(user);
                 }
-                Look::All => again = true,
+                Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
                 Look::Owners(new) => {
                     owners = new;
-                    again = true;
+                    spool.relist();
+                    next = Some(Scope::Anew);
                 }
             }
         }
         if let Some(user) = urgent.pop_first() {
-            look(spool, &owners, &user, inputs, clock, watch.as_mut(), &mut told);
+            eye.look(&owners, &user);
         } else if let Some(user) = sweep.pop_front() {
-            look(spool, &owners, &user, inputs, clock, watch.as_mut(), &mut told);
+            if scope == Scope::Anew || !eye.unchanged(&user) {
+                eye.look(&owners, &user);
+            }
         } else if let Some((as_of, users)) = sweeping.take() {
             if inputs.send(Input::FullScan { as_of, users }).is_err() {
                 return;
             }
-        } else if again && last.elapsed() >= BETWEEN_FULL_SCANS {
-            again = false;
+            if let Some(watch) = watch.take() {
+                eye.watch = Some(watch);
+                next.get_or_insert(Scope::Everybody);
+            } else if remembered.is_none_or(|at| at.elapsed() >= BETWEEN_MEMOS) {
+                remembered = Some(Instant::now());
+                if let Err(error) = spool.remember(&services(&owners)) {
+                    tracing::warn!(%error, "the next start will read every file");
+                }
+            }
+        } else if let Some(wanted) = next
+            && last.elapsed() >= BETWEEN_FULL_SCANS
+        {
+            next = None;
             last = Instant::now();
             if let Err(error) = spool.verify() {
                 drop(inputs.send(Input::SpoolGone(error)));
@@ -109,8 +177,13 @@ pub fn run(
             let as_of = clock.now().tick;
             match spool.users() {
                 Ok(users) => {
+                    scope = wanted;
                     sweeping = Some((as_of, users.iter().cloned().collect()));
                     sweep = users.into();
+                    if scope == Scope::Part {
+                        part = (part + 1) % PARTS;
+                        sweep = sweep.into_iter().skip(part).step_by(PARTS).collect();
+                    }
                 }
                 Err(error) => tracing::error!(%error, "cannot list the credential directory"),
             }
@@ -118,44 +191,64 @@ pub fn run(
     }
 }
 
-fn look(
-    spool: &Spool,
-    owners: &[Arc<Owner>],
-    user: &UserName,
-    inputs: &Sender<Input>,
+/// What the scanner looks with.
+struct Eye {
+    spool: Arc<Spool>,
+    inputs: Sender<Input>,
     clock: Clock,
-    watch: Option<&mut Watch>,
-    told: &mut Told<(UserName, String)>,
-) {
-    if let Some(watch) = watch {
-        watch.user(user);
-    }
-    let as_of = clock.now().tick;
-    match spool.scan_user(user, &|base| owner_of(owners, base).map(|(_, service, handle)| (service, handle))) {
-        Ok(seen) => {
-            let found = seen
-                .into_iter()
-                .filter_map(|seen| {
-                    let (provider, ..) = owner_of(owners, &seen.id.base())?;
-                    Some(Found {
-                        id: seen.id,
-                        provider,
-                        top: seen.top,
-                        use_file: seen.use_file,
-                        refresh_ends: seen.refresh_ends,
-                        top_newer: seen.top_newer,
-                    })
-                })
-                .collect();
-            told.retain(|(other, _)| other != user);
-            drop(inputs.send(Input::Event(Event::Scanned { user: user.clone(), as_of, found })));
+    behind: Arc<AtomicUsize>,
+    /// None before the end of the first scan, and where there is none.
+    watch: Option<Watch>,
+    told: Told<(UserName, String)>,
+}
+
+impl Eye {
+    /// Whether a user's directory is watched, and nothing in it has changed since the last look.
+    fn unchanged(&self, user: &UserName) -> bool {
+        if let Some(watch) = &self.watch {
+            watch.user(user);
         }
-        Err(error) => {
-            if told.tell(as_of, (user.clone(), error.to_string())) {
-                tracing::warn!(%user, %error, "cannot look at the user's directory");
+        self.spool.unchanged(user)
+    }
+
+    fn look(&mut self, owners: &[Arc<Owner>], user: &UserName) {
+        if let Some(watch) = &self.watch {
+            watch.user(user);
+        }
+        let as_of = self.clock.now().tick;
+        let wanted = |base: &str| owner_of(owners, base).map(|(_, service, handle)| (service, handle));
+        match self.spool.scan_user(user, &wanted) {
+            Ok(seen) => {
+                let found = seen.into_iter().filter_map(|seen| found(owners, seen)).collect();
+                self.told.retain(|(other, _)| other != user);
+                let event = Event::Scanned { user: user.clone(), as_of, found };
+                drop(self.inputs.send(Input::Looked { event, ticket: Ticket::take(&self.behind) }));
+            }
+            Err(error) => {
+                if self.told.tell(as_of, (user.clone(), error.to_string())) {
+                    tracing::warn!(%user, %error, "cannot look at the user's directory");
+                }
             }
         }
     }
+}
+
+fn found(owners: &[Arc<Owner>], seen: Seen) -> Option<Found> {
+    let (provider, ..) = owner_of(owners, &seen.id.base())?;
+    Some(Found {
+        id: seen.id,
+        provider,
+        top: seen.top,
+        use_file: seen.use_file,
+        refresh_ends: seen.refresh_ends,
+        top_newer: seen.top_newer,
+    })
+}
+
+/// The services that are looked after, in a line: what a memo is about.
+fn services(owners: &[Arc<Owner>]) -> String {
+    let names: BTreeSet<&str> = owners.iter().flat_map(|o| o.provider.services.iter().map(String::as_str)).collect();
+    names.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 /// The provider of a base name: the service named exactly so, else the part before the first `_`.

@@ -91,13 +91,18 @@ impl Dir {
 
     /// A user's directory, judged.
     pub(super) fn user(&self, name: &str, owners: &Owners) -> Result<Self, Errno> {
+        self.judged_user(name, owners).map(|(home, _)| home)
+    }
+
+    /// As [`Dir::user`], with the metadata that it was judged by.
+    pub(super) fn judged_user(&self, name: &str, owners: &Owners) -> Result<(Self, FileStat), Errno> {
         let fd = self.beneath(name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
         let stat = fstat(&fd)?;
         // Writable for others, or somebody else's: what is in it may change under our hands.
         if stat.st_mode & 0o002 != 0 || !owners.accept(stat.st_uid) {
             return Err(Errno::EPERM);
         }
-        Ok(Self { fd, stepwise: AtomicBool::new(self.stepwise.load(Ordering::Relaxed)) })
+        Ok((Self { fd, stepwise: AtomicBool::new(self.stepwise.load(Ordering::Relaxed)) }, stat))
     }
 
     /// Names in this directory that are text.

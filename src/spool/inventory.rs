@@ -1,9 +1,11 @@
 //! What is there: users, their `.top` files and what the `.use` files beside them tell. Files of services that are
-//! not ours are neither opened nor judged. A file whose metadata did not change is not read again.
+//! not ours are neither opened nor judged. A file whose metadata did not change is not read again, and a directory whose
+//! own metadata did not change is not even listed.
 
 use std::{
-    hash::BuildHasher,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use nix::{
@@ -45,20 +47,31 @@ pub struct Seen {
     pub refresh_ends: Option<Timestamp>,
     /// The `.top` was put there after the `.use`, or there is no `.use`.
     pub top_newer: bool,
-    /// When the `.use` was written, by its file time.
-    pub use_written: Option<Timestamp>,
 }
 
-/// What the last scan read of a credential. Small, because there may be 100,000 of them.
+/// A user's directory as it was looked at last.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Its metadata; 0: it may have changed after the look without a trace in them.
+    pub(super) directory: u64,
+    pub(super) entries: Box<[Entry]>,
+}
+
+/// What the last look read of a credential. Small, because there may be 100,000 of them.
 #[derive(Debug)]
 pub(super) struct Entry {
-    base: Box<str>,
-    top_key: u64,
-    top: Result<Identity, Kind>,
-    refresh_ends: Option<Timestamp>,
-    use_key: u64,
-    use_file: Option<Use>,
+    pub(super) base: Box<str>,
+    pub(super) top_key: u64,
+    pub(super) top: Result<Identity, Kind>,
+    pub(super) refresh_ends: Option<Timestamp>,
+    /// 0: there is no `.use`.
+    pub(super) use_key: u64,
+    pub(super) use_file: Option<Use>,
+    pub(super) top_newer: bool,
 }
+
+/// A directory that changed less than this before it was listed may change again in the same instant of its clock.
+const SETTLED: Duration = Duration::from_secs(2);
 
 impl Spool {
     /// The users: directories, no symbolic links, names as credd allows them; others are ignored.
@@ -77,35 +90,60 @@ impl Spool {
     /// # Errors
     /// The user's directory cannot be read, is a symbolic link, or belongs to somebody who may not have one.
     pub fn scan_user(&self, user: &UserName, wanted: Wanted<'_>) -> Result<Vec<Seen>, SpoolError> {
+        if let Some(known) = self.cache().get(user)
+            && self.same(user, known)
+        {
+            return Ok(known.entries.iter().filter_map(|entry| seen(user, entry, wanted)).collect());
+        }
         let error = |e| self.user_error(user, e);
-        let home = match self.top.user(user.as_str(), &self.owners) {
-            Ok(home) => home,
+        let (home, stat) = match self.top.judged_user(user.as_str(), &self.owners) {
+            Ok(opened) => opened,
             Err(Errno::ENOENT) => {
                 self.cache().remove(user);
                 return Ok(Vec::new());
             }
             Err(e) => return Err(error(e)),
         };
-        let old = self.cache().remove(user).unwrap_or_default();
-        let (mut seen, mut entries) = (Vec::new(), Vec::new());
+        let directory = if settled(&stat) { self.key(&stat) } else { 0 };
+        let old = self.cache().remove(user).map(|known| known.entries).unwrap_or_default();
+        let mut entries = Vec::new();
         for (name, _) in dir::entries(&home).map_err(error)? {
             let Some(base) = name.strip_suffix(".top") else { continue };
-            let Some((service, handle)) = wanted(base) else { continue };
-            let known = old.iter().find(|entry| &*entry.base == base);
-            let Some(found) = self.look(&home, base, known) else { continue };
-            seen.push(Seen {
-                id: CredentialId { user: user.clone(), service, handle },
-                top: found.entry.top,
-                use_file: found.entry.use_file,
-                refresh_ends: found.entry.refresh_ends,
-                top_newer: found.use_stat.is_none_or(|stat| dir::ctime_ns(&found.top_stat) > dir::ctime_ns(&stat)),
-                use_written: found.use_stat.map(|stat| Timestamp(dir::mtime_ns(&stat).div_euclid(1_000_000))),
-            });
-            entries.push(found.entry);
+            if wanted(base).is_some() {
+                let known = old.iter().find(|entry| &*entry.base == base);
+                entries.extend(self.look(&home, base, known));
+            }
         }
-        entries.shrink_to_fit();
-        self.cache().insert(user.clone(), entries);
+        let seen = entries.iter().filter_map(|entry| seen(user, entry, wanted)).collect();
+        self.cache().insert(user.clone(), Known { directory, entries: entries.into() });
         Ok(seen)
+    }
+
+    /// Whether nothing changed since the last look, as far as metadata tell. Opens nothing.
+    #[must_use]
+    pub fn unchanged(&self, user: &UserName) -> bool {
+        self.cache().get(user).is_some_and(|known| self.same(user, known))
+    }
+
+    /// Look at every user anew, as other services are wanted now.
+    pub fn relist(&self) {
+        self.cache().values_mut().for_each(|known| known.directory = 0);
+    }
+
+    fn same(&self, user: &UserName, known: &Known) -> bool {
+        let key = |path: &str| match fstatat(&*self.top, path, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Some(self.key(&stat)),
+            Err(Errno::ENOENT) => Some(0),
+            Err(_) => None,
+        };
+        known.directory != 0
+            && key(user.as_str()) == Some(known.directory)
+            && known.entries.iter().all(|entry| {
+                // An unreadable file may become readable without any change of its own.
+                entry.top != Err(Kind::TopUnreadable)
+                    && key(&format!("{user}/{}.top", entry.base)) == Some(entry.top_key)
+                    && key(&format!("{user}/{}.use", entry.base)) == Some(entry.use_key)
+            })
     }
 
     /// Read a `.top` for an exchange.
@@ -123,7 +161,7 @@ impl Spool {
         Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys).map_err(Refusal::Bad)?))
     }
 
-    fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<Found> {
+    fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<Entry> {
         let (top_name, use_name) = (format!("{base}.top"), format!("{base}.use"));
         let top_stat = fstatat(home, top_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
         let use_stat = fstatat(home, use_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok();
@@ -147,17 +185,20 @@ impl Spool {
             Some(entry) if entry.use_key == use_key => entry.use_file,
             _ => use_stat.and_then(|_| read_use(home, &use_name)),
         };
-        let entry = Entry { base: base.into(), top_key, top, refresh_ends, use_key, use_file };
-        Some(Found { top_stat, use_stat, entry })
+        let top_newer = use_stat.is_none_or(|stat| dir::ctime_ns(&top_stat) > dir::ctime_ns(&stat));
+        Some(Entry { base: base.into(), top_key, top, refresh_ends, use_key, use_file, top_newer })
     }
 
-    /// Metadata as one number.
+    /// Metadata as one number, never 0.
     fn key(&self, stat: &FileStat) -> u64 {
+        let mut hasher = DefaultHasher::new();
         let owner = (stat.st_uid, stat.st_mode, stat.st_nlink);
-        self.hasher.hash_one((stat.st_dev, stat.st_ino, stat.st_size, dir::mtime_ns(stat), dir::ctime_ns(stat), owner))
+        let times = (dir::mtime_ns(stat), dir::ctime_ns(stat));
+        (self.salt(), stat.st_dev, stat.st_ino, stat.st_size, times, owner).hash(&mut hasher);
+        hasher.finish().max(1)
     }
 
-    fn cache(&self) -> MutexGuard<'_, std::collections::HashMap<UserName, Vec<Entry>>> {
+    pub(super) fn cache(&self) -> MutexGuard<'_, super::Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -179,10 +220,21 @@ impl Spool {
     }
 }
 
-struct Found {
-    top_stat: FileStat,
-    use_stat: Option<FileStat>,
-    entry: Entry,
+fn seen(user: &UserName, entry: &Entry, wanted: Wanted<'_>) -> Option<Seen> {
+    let (service, handle) = wanted(&entry.base)?;
+    Some(Seen {
+        id: CredentialId { user: user.clone(), service, handle },
+        top: entry.top,
+        use_file: entry.use_file,
+        refresh_ends: entry.refresh_ends,
+        top_newer: entry.top_newer,
+    })
+}
+
+fn settled(stat: &FileStat) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let changed = u64::try_from(dir::ctime_ns(stat)).map_or(Duration::MAX, Duration::from_nanos);
+    now.checked_sub(changed).is_some_and(|age| age > SETTLED)
 }
 
 /// What can be told without a key: whether it is good, and when the refresh token ends.

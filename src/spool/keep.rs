@@ -11,7 +11,7 @@
 //! A file whose text is not B's is half-written, or is what came out of the swap; one whose A is no `.top` any more
 //! was superseded. Both are removed.
 
-use std::{io, os::fd::AsFd};
+use std::{io, sync::Arc};
 
 use nix::{
     errno::Errno,
@@ -26,7 +26,7 @@ use super::{
     dir::{self, Dir, Refusal},
     exchange::exchange,
     inventory::unseal,
-    publish::{PublishError, Reservation, Temporary, check_top, errno, look},
+    publish::{PublishError, Reservation, Temporary, check_top, look},
 };
 use crate::core::{id::CredentialId, secret::RefreshToken, top::Identity};
 
@@ -163,7 +163,7 @@ impl Spool {
         let written =
             reservation.top.take().map_or_else(|| self.temporary(text.len()), Ok).and_then(|mut temporary| {
                 temporary.fill(&text)?;
-                renameat(&self.top, temporary.name.as_str(), &self.top, name.as_str())?;
+                renameat(&*self.top, temporary.name.as_str(), &*self.top, name.as_str())?;
                 temporary.name = name;
                 Ok(temporary)
             });
@@ -184,11 +184,11 @@ impl Spool {
     /// Put the written file in the place of the expected `.top`.
     fn swap(&self, home: &Dir, name: &str, waiting: &mut Waiting, expected: &Identity) -> Result<(), Swapped> {
         let Waiting { temporary, text, .. } = waiting;
-        match exchange(&self.top, &temporary.name, home, name) {
+        match exchange(&*self.top, &temporary.name, home, name) {
             Ok(()) => {}
             Err(Errno::ENOENT) => return Err(Swapped::Done(PublishError::Gone)),
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => {
-                return match renameat(&self.top, temporary.name.as_str(), home, name) {
+                return match renameat(&*self.top, temporary.name.as_str(), home, name) {
                     Ok(()) => {
                         temporary.placed = true;
                         Ok(())
@@ -199,7 +199,7 @@ impl Spool {
             }
             Err(e) => return Err(Swapped::Failed(e)),
         }
-        let came_out = fstatat(&self.top, temporary.name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        let came_out = fstatat(&*self.top, temporary.name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         if came_out.is_ok_and(|stat| dir::is(&stat, expected)) {
             return Ok(());
         }
@@ -207,7 +207,7 @@ impl Spool {
         let ours = fstat(&temporary.file).map(|stat| dir::identity(&stat, text));
         match (ours, look(home, name)) {
             (Ok(ours), Ok(Some(stat))) if dir::is(&stat, &ours) => {
-                if let Err(e) = exchange(&self.top, &temporary.name, home, name) {
+                if let Err(e) = exchange(&*self.top, &temporary.name, home, name) {
                     temporary.placed = true;
                     return Err(Swapped::Failed(e));
                 }
@@ -259,9 +259,11 @@ impl Spool {
             return Ok(false);
         }
         let temporary = Temporary {
-            directory: self.top.as_fd().try_clone_to_owned().map_err(|e| errno(&e))?,
+            directory: Arc::clone(&self.top),
             file: self.top.beneath(&left.name, OFlag::O_RDONLY)?,
             name: left.name.clone(),
+            room: 0,
+            zeros: false,
             placed: false,
             // Removed by the caller.
             stays: true,

@@ -1,8 +1,8 @@
 //! The credential directory: everything that touches it, and nothing that decides.
 //!
 //! On disk (contract `HTCondor`, 2): `<user>/<S[_H]>.top` is written by credd, `<user>/<S[_H]>.use` by us. Ours in
-//! the top directory are `pid`, `CREDMON_COMPLETE`, `.evercred.lock`, and temporary files `.evercred-tmp-*` and
-//! `.evercred-keep-*`, which stand on the same file system as their targets and in nobody's way when credd sweeps a
+//! the top directory are `pid`, `CREDMON_COMPLETE`, `.evercred.lock`, `.evercred-index`, and temporary files
+//! `.evercred-tmp-*` and `.evercred-keep-*`, which stand on the same file system as their targets and in nobody's way when credd sweeps a
 //! user's directory.
 //!
 //! Beside a stock credential monitor ([`Spool::open_beside`]) `pid` and `CREDMON_COMPLETE` are not ours, and untouched.
@@ -16,6 +16,7 @@
 mod approval;
 mod dir;
 mod exchange;
+mod index;
 mod inventory;
 mod keep;
 mod lock;
@@ -27,11 +28,11 @@ mod watch;
 
 use std::{
     collections::HashMap,
-    hash::RandomState,
+    hash::{BuildHasher, RandomState},
     io,
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -119,19 +120,25 @@ impl SpoolError {
     }
 }
 
+/// What the last look at each user found.
+type Cache = HashMap<UserName, inventory::Known>;
+
 /// The credential directory, verified, locked and ours.
 #[derive(Debug)]
 pub struct Spool {
     path: PathBuf,
-    top: dir::Dir,
+    top: Arc<dir::Dir>,
     owners: Owners,
     /// What the last scan read, so that unchanged files are not read again.
-    cache: Mutex<HashMap<UserName, Vec<inventory::Entry>>>,
-    hasher: RandomState,
+    cache: Mutex<Cache>,
+    /// Of the hashes in there.
+    salt: Mutex<[u8; 16]>,
     serial: AtomicU64,
     /// `pid` and `CREDMON_COMPLETE` are ours.
     alone: bool,
     recovered: Vec<Recovered>,
+    /// Space for rotated `.top`s that was reserved in vain.
+    spares: Mutex<Vec<publish::Temporary>>,
     _lock: lock::Lock,
 }
 
@@ -155,17 +162,18 @@ impl Spool {
     }
 
     fn begin(path: &Path, ids: Owners, alone: bool) -> Result<Self, SpoolError> {
-        let top = dir::Dir::open(path)?;
+        let top = Arc::new(dir::Dir::open(path)?);
         let lock = lock::Lock::take(&top, path)?;
         let mut spool = Self {
             path: path.to_owned(),
             top,
             owners: ids,
             cache: Mutex::default(),
-            hasher: RandomState::new(),
+            salt: Mutex::new(fresh_salt()),
             serial: AtomicU64::new(0),
             alone,
             recovered: Vec::new(),
+            spares: Mutex::default(),
             _lock: lock,
         };
         if alone {
@@ -220,7 +228,7 @@ impl Spool {
 
     /// Remove a file of the top directory; it is fine if there is none.
     fn remove(&self, name: &str) -> Result<(), SpoolError> {
-        match nix::unistd::unlinkat(&self.top, name, UnlinkatFlags::NoRemoveDir) {
+        match nix::unistd::unlinkat(&*self.top, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(SpoolError::io(self.path.join(name), "remove it", e)),
         }
@@ -234,17 +242,37 @@ impl Spool {
         })
     }
 
+    fn salt(&self) -> [u8; 16] {
+        *self.salt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_salt(&self, salt: [u8; 16]) {
+        *self.salt.lock().unwrap_or_else(PoisonError::into_inner) = salt;
+    }
+
     fn temporary_name(&self) -> String {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         format!("{TEMPORARY}{}-{serial}", std::process::id())
     }
 }
 
+/// Different in every process.
+fn fresh_salt() -> [u8; 16] {
+    let half = || RandomState::new().hash_one(0_u8).to_be_bytes();
+    let mut salt = [0; 16];
+    for (to, from) in salt.iter_mut().zip(half().into_iter().chain(half())) {
+        *to = from;
+    }
+    salt
+}
+
 const COMPLETE: &str = "CREDMON_COMPLETE";
 
 impl Spool {
-    /// Remove `pid`, if it still is ours: what a stop does while other threads still hold the spool.
+    /// Remove `pid`, if it still is ours, and space reserved ahead: what a stop does while other threads still hold the
+    /// spool.
     pub fn retire(&self) {
+        self.release_spares();
         pidfile::remove_if_ours(self);
     }
 }

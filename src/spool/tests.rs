@@ -310,6 +310,103 @@ fn a_changed_file_is_seen_although_the_last_scan_is_remembered() {
     assert_ne!(f.scan()[0].top, before[0].top);
 }
 
+/// The next run's spool, with what this one remembers.
+fn next_run(f: &mut Fixture, services: &str) {
+    f.spool().remember("s").unwrap();
+    f.spool = None;
+    f.spool = Some(Spool::open(f.dir.path(), Owners::usual(None)).unwrap());
+    f.spool().recall(services);
+}
+
+#[test]
+fn what_a_run_read_is_not_read_again_by_the_next_unless_it_changed() {
+    let mut f = Fixture::new();
+    f.store("alice/s.top", "one");
+    f.store("alice/s.use", "{\"access_token\":\"t\",\"issued_at\":1,\"expires_at\":2}\n");
+    // A directory that has just changed is not trusted.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let before = f.scan();
+    next_run(&mut f, "s");
+    assert!(f.spool().unchanged(&alice()), "known without a look");
+    assert_eq!(f.scan(), before);
+    let index = fs::read(f.path(".evercred-index")).unwrap();
+    assert_eq!(fs::metadata(f.path(".evercred-index")).unwrap().mode() & 0o7777, 0o600);
+    assert!(!index.windows(3).any(|w| w == b"one"), "no secret in it");
+    for change in ["in place", "another .top", "another .use", "another credential", "no .use"] {
+        next_run(&mut f, "s");
+        f.scan();
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        f.scan();
+        next_run(&mut f, "s");
+        assert!(f.spool().unchanged(&alice()), "before: {change}");
+        match change {
+            "in place" => fs::write(f.path("alice/s.top"), "two").unwrap(),
+            "another .top" => f.store("alice/s.top", "three"),
+            "another .use" => f.store("alice/s.use", "{\"access_token\":\"u\",\"expires_at\":3}\n"),
+            "another credential" => f.store("alice/s_h.top", "four"),
+            _ => fs::remove_file(f.path("alice/s.use")).unwrap(),
+        }
+        assert!(!f.spool().unchanged(&alice()), "after: {change}");
+        let found = f.scan();
+        f.spool = None;
+        f.spool = Some(Spool::open(f.dir.path(), Owners::usual(None)).unwrap());
+        assert_eq!(f.scan(), found, "{change}: as if there were no index");
+    }
+}
+
+#[test]
+fn an_index_that_is_torn_of_other_services_or_open_to_others_is_ignored() {
+    let mut f = Fixture::new();
+    f.store("alice/s.top", "one");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let before = f.scan();
+    next_run(&mut f, "s other");
+    assert!(!f.spool().unchanged(&alice()));
+    assert_eq!(f.scan(), before);
+    next_run(&mut f, "s");
+    let whole = fs::read(f.path(".evercred-index")).unwrap();
+    for n in [0, 1, whole.len() / 2, whole.len() - 1] {
+        let mut flipped = whole.clone();
+        flipped[n] ^= 1;
+        for bad in [&whole[..n], &flipped] {
+            fs::write(f.path(".evercred-index"), bad).unwrap();
+            f.spool = None;
+            f.spool = Some(Spool::open(f.dir.path(), Owners::usual(None)).unwrap());
+            f.spool().recall("s");
+            assert!(!f.spool().unchanged(&alice()), "byte {n}");
+            assert_eq!(f.scan(), before);
+        }
+    }
+    fs::write(f.path(".evercred-index"), &whole).unwrap();
+    fs::set_permissions(f.path(".evercred-index"), PermissionsExt::from_mode(0o640)).unwrap();
+    f.spool = None;
+    f.spool = Some(Spool::open(f.dir.path(), Owners::usual(None)).unwrap());
+    f.spool().recall("s");
+    assert!(!f.spool().unchanged(&alice()));
+}
+
+#[test]
+fn space_reserved_for_a_rotation_in_vain_serves_the_next_exchange_and_goes_at_the_stop() {
+    let f = Fixture::new();
+    f.store("alice/s.top", "one");
+    let one = f.scan()[0].top.unwrap();
+    for _ in 0..3 {
+        let reservation = f.spool().reserve(&id(), 64, 64).unwrap();
+        assert_eq!(f.leftovers(), 2);
+        f.spool().publish_use(&id(), reservation, one, b"token\n").unwrap();
+        assert_eq!(f.leftovers(), 1);
+    }
+    let mut reservation = f.spool().reserve(&id(), 64, 64).unwrap();
+    let two = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), None).unwrap().identity;
+    assert_eq!(fs::read(f.path("alice/s.top")).unwrap(), b"two");
+    f.spool().publish_use(&id(), reservation, two, b"token\n").unwrap();
+    assert_eq!(f.leftovers(), 0, "used up");
+    let reservation = f.spool().reserve(&id(), 64, 64).unwrap();
+    f.spool().publish_use(&id(), reservation, two, b"token\n").unwrap();
+    f.spool().retire();
+    assert_eq!(f.leftovers(), 0);
+}
+
 #[test]
 fn a_second_instance_is_refused_and_told_who_the_first_is() {
     let f = Fixture::new();

@@ -1,9 +1,12 @@
 //! The watch: hints, never truth. Events get lost (a file in a just-made directory, an overflow), so a full scan runs
-//! beside it. Our own temporary files and our `.use` files give no hint; a `.use` that vanishes does.
+//! beside it. Our own temporary files and our `.use` files give no hint; a `.use` that vanishes does. Each user is
+//! handed to the kernel once: that costs two switches between threads.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     fmt,
+    hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -52,6 +55,9 @@ struct Shared {
     root: PathBuf,
     /// None: the watch ends.
     watcher: Mutex<Option<RecommendedWatcher>>,
+    /// Users that are watched, by a hash of the name.
+    watched: Mutex<HashSet<u64>>,
+    hasher: RandomState,
     limited: AtomicBool,
 }
 
@@ -65,7 +71,8 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watch the credential directory and every user's directory in it. `on_hint` runs on a thread of the watch.
+    /// Watch the credential directory, and users' directories that appear in it from now on; [`Watch::user`] adds those
+    /// that are there. `on_hint` runs on a thread of the watch.
     ///
     /// # Errors
     /// [`WatchError`] if not even the credential directory can be watched.
@@ -84,13 +91,10 @@ impl Watch {
         let shared = Arc::new(Shared {
             root: root.to_owned(),
             watcher: Mutex::new(Some(watcher)),
+            watched: Mutex::default(),
+            hasher: RandomState::new(),
             limited: AtomicBool::new(false),
         });
-        for entry in std::fs::read_dir(root).map_err(|e| fail(notify::Error::io(e)))?.flatten() {
-            if let Some(user) = user_of(&entry.file_name()) {
-                shared.watch(&user);
-            }
-        }
         let inside = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("watch".into())
@@ -126,20 +130,27 @@ impl Shared {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn watched(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn watch(&self, user: &UserName) {
-        let path = self.root.join(user.as_str());
-        if !std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+        if !self.watched().insert(self.hasher.hash_one(user)) {
             return;
         }
-        if let Some(watcher) = self.lock().as_mut()
-            && let Err(e) = watcher.watch(&path, RecursiveMode::NonRecursive)
-            && !matches!(e.kind, ErrorKind::PathNotFound)
-        {
+        let path = self.root.join(user.as_str());
+        let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        let failed = is_dir.then(|| self.lock().as_mut()?.watch(&path, RecursiveMode::NonRecursive).err()).flatten();
+        if failed.as_ref().is_some_and(|e| !matches!(e.kind, ErrorKind::PathNotFound)) {
             self.limited.store(true, Ordering::Relaxed);
+        }
+        if !is_dir || failed.is_some() {
+            self.watched().remove(&self.hasher.hash_one(user));
         }
     }
 
     fn forget(&self, user: &UserName) {
+        self.watched().remove(&self.hasher.hash_one(user));
         if let Some(watcher) = self.lock().as_mut() {
             // The kernel has dropped the watch with the directory; this is notify's memory of it.
             let _forgotten = watcher.unwatch(&self.root.join(user.as_str()));
@@ -150,6 +161,8 @@ impl Shared {
         while let Ok(change) = events.recv() {
             match change {
                 Change::Appeared(user) => {
+                    // By this name there may have been another, whose end was not told.
+                    self.watched().remove(&self.hasher.hash_one(&user));
                     self.watch(&user);
                     on_hint(Hint::User(user));
                 }
@@ -160,7 +173,10 @@ impl Shared {
                     on_hint(Hint::User(user));
                 }
                 Change::Inside(user) => on_hint(Hint::User(user)),
-                Change::Lost => on_hint(Hint::All),
+                Change::Lost => {
+                    self.watched().clear();
+                    on_hint(Hint::All);
+                }
             }
         }
     }
@@ -254,7 +270,10 @@ mod tests {
         std::fs::create_dir(dir.path().join("alice")).unwrap();
         std::fs::write(dir.path().join("alice/s.top"), "x").unwrap();
         symlink("/tmp", dir.path().join("bob")).unwrap();
-        let (_watch, hints) = started(dir.path());
+        let (watch, hints) = started(dir.path());
+        for user in ["alice", "bob"] {
+            watch.user(&UserName::parse(user).unwrap());
+        }
         let temporary = dir.path().join(".evercred-tmp-1-1");
         std::fs::write(&temporary, "x").unwrap();
         std::fs::rename(&temporary, dir.path().join("alice/s.use")).unwrap();
