@@ -45,13 +45,33 @@ def table(rows):
 
 
 def merge(path, rows, facts):
-    """Replace the rows of the scenarios that ran."""
+    """Replace the rows of the scenarios that ran; each row tells of the run that it is from."""
     try:
         with open(path) as f:
-            old = json.load(f)
+            old = json.load(f)["rows"]
     except FileNotFoundError:
-        old = {"schema": 1, "rows": []}
+        old = []
     ran = {row["scenario"] for row in rows}
-    kept = [row for row in old["rows"] if row["scenario"] not in ran]
-    every = sorted(kept + rows, key=lambda row: int(row["scenario"][1:]))
-    return {"schema": 1, "machine": facts, "rows": every}
+    kept = [row for row in old if row["scenario"] not in ran]
+    every = sorted(kept + [row | {"machine": facts} for row in rows], key=lambda row: int(row["scenario"][1:]))
+    return {"schema": 1, "rows": every}
+
+
+BEGIN, END = "<!-- table: written by benches/run --record -->", "<!-- end of the table -->"
+
+
+def into(path, results):
+    """Put the table into the README, with when, where and how it was measured."""
+    with open(path) as f:
+        before, _, rest = f.read().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    runs = {}
+    for row in results["rows"]:
+        run = row["machine"]
+        runs.setdefault((run["date"], run["command"]), (run, []))[1].append(row["scenario"])
+    told = "\n".join(
+        f"* {', '.join(dict.fromkeys(scenarios))}: {run['date']}, `{run['command']}`, {run['cpu']}, {run['cores']} cores, "
+        f"Linux {run['kernel']}, {run['file_system']}, load {run['load_at_start']:.1f} before the run"
+        for run, scenarios in runs.values())
+    with open(path, "w") as f:
+        f.write(f"{before}{BEGIN}\n{table(results['rows'])}\n\nMeasured:\n\n{told}\n{END}{after}")
