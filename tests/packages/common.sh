@@ -37,9 +37,10 @@ in_root() {
     return 1
 }
 
-# setuid_free ROOT PATH...: none of them has a set-user-id, set-group-id or file-capability bit.
+# setuid_free ROOT PATH...: none of these files has a set-user-id, set-group-id or file-capability bit.
 setuid_free() {
     local root=$1; shift
-    [ -z "$(cd "$root" && find "$@" -type f \( -perm -4000 -o -perm -2000 \) -print)" ] || return 1
-    [ -z "$(cd "$root" && getcap -r "$@" 2> /dev/null)" ]
+    [ -z "$(cd "$root" && find "$@" -maxdepth 0 -type f \( -perm -4000 -o -perm -2000 \) -print)" ] || return 1
+    have getcap || need getcap libcap2-bin || return 1
+    [ -z "$(cd "$root" && getcap "$@" 2> /dev/null)" ]
 }
