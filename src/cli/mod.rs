@@ -87,8 +87,14 @@ pub struct Credmon {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "evercred_storer", version, after_long_help = STORER_EXIT)]
 pub struct Storer {
-    /// SERVICE[&handle=H][&scopes=a,b][&audience=A][&options=O]
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "REQUEST")]
+    /// One for each credential of the submit file.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "REQUEST",
+        help = "SERVICE[&handle=H][&scopes=a,b][&audience=A][&options=O]"
+    )]
     pub requests: Vec<String>,
 }
 

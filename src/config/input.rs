@@ -283,7 +283,7 @@ pub fn url(value: &Value) -> Result<String, Wrong> {
     url_text(&text(value)?)
 }
 
-/// As [`url`], for a text from elsewhere.
+/// As [`url()`], for a text from elsewhere.
 pub fn url_text(text: &str) -> Result<String, Wrong> {
     let url = url::Url::parse(text)
         .map_err(|e| wrong(format!("is not a URL ({e})"), r#"write it like "https://issuer.example.org/""#))?;

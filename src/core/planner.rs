@@ -1,6 +1,6 @@
 //! The planner: events in, actions out (DESIGN §2, rules 1–8). Pure: it never waits, reads or writes.
 //!
-//! What it knows of credentials stands in the [`Roster`], each in exactly one wait. Every exchange has a number, and
+//! What it knows of credentials stands in the `Roster`, each in exactly one wait. Every exchange has a number, and
 //! its `Flight` lives until the answer is published, discarded or failed. A credential has at most one flight: a
 //! refresh token that may be rotated is never spent twice at once, whatever is seen, asked or stored meanwhile. There
 //! is no action that deletes a file.

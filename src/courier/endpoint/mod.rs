@@ -1,7 +1,7 @@
 //! The endpoint on `metrics_listen`: `/metrics`, `/healthz`, `/readyz`, and the status page where it is configured.
 //!
 //! It runs on a thread of its own, so that no reader delays an exchange. A connection carries one request and lives at
-//! most [`LIFE`]; above [`CONNECTIONS`] the newest takes the place of the oldest that has said nothing in its [`GRACE`], so
+//! most `LIFE`; above `CONNECTIONS` the newest takes the place of the oldest that has said nothing in its `GRACE`, so
 //! that readers who hang keep nobody out and a crowd is served one after the other.
 //! What is told comes from the keeper, asked at most once a second however many read; a keeper that does not answer
 //! leaves the last figures in place, with their age. If the address cannot be had, it is tried again: renewals go on.
