@@ -3,6 +3,7 @@
 //! Its end of the socketpair is standard input. It ends when the keeper's end closes, and ignores signals meant for
 //! the keeper's terminal. What it knows it was told by `Configure`; it keeps nothing on disk.
 
+pub mod calls;
 pub mod endpoint;
 pub mod frame;
 pub mod http;

@@ -1,5 +1,5 @@
 //! What the network process gives up: its uid, all capabilities, new privileges, core dumps, and (Landlock) every file
-//! but those that names and certificates need. (Seccomp comes on top.)
+//! but those that names and certificates need. [`super::calls`] comes on top.
 
 use std::path::Path;
 

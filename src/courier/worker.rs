@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::{
+    calls,
     endpoint::{self, Board, Want},
     frame::{self, FromCourier, MAX_FRAME, ToCourier},
     http::Caller,
@@ -50,7 +51,8 @@ fn run() -> io::Result<()> {
     };
     let prepared = sandbox::drop_privileges(become_ids).and_then(|()| {
         let callers = providers.into_iter().map(Caller::new).collect::<Result<Vec<_>, _>>()?;
-        Ok((callers, sandbox::close_files()?))
+        let files = sandbox::close_files()?;
+        Ok((callers, format!("{files}, {}", calls::close()?)))
     });
     let (callers, sandbox) = match prepared {
         Ok(prepared) => prepared,
