@@ -6,6 +6,7 @@
 //! * [`spool`] touches the credential directory, [`issuer`] knows how each kind of issuer asks and answers.
 //! * [`keeper`] is the privileged process (files, no network); [`courier`] is the network process (no files).
 //! * [`submit`] is what `condor_submit` runs for the user: one approval, then nothing to ask.
+//! * [`notice`] tells people what is about to end.
 //! * [`config`] turns TOML into settings; [`cli`] defines the command lines; [`ctl`] holds `evercred`'s subcommands.
 //! * [`demo`] is the embedded issuer, which tests use too, and the guided tour.
 //! * [`error`] names what can go wrong, with labels that logs, metrics and tests share; [`advice`] says what each means and what to do.
@@ -20,6 +21,7 @@ pub mod demo;
 pub mod error;
 pub mod issuer;
 pub mod keeper;
+pub mod notice;
 pub mod spool;
 pub mod submit;
 

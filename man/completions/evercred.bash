@@ -55,6 +55,9 @@ _evercred() {
             evercred,renew)
                 cmd="evercred__subcmd__renew"
                 ;;
+            evercred,revoke)
+                cmd="evercred__subcmd__revoke"
+                ;;
             evercred,status)
                 cmd="evercred__subcmd__status"
                 ;;
@@ -100,6 +103,9 @@ _evercred() {
             evercred__subcmd__help,renew)
                 cmd="evercred__subcmd__help__subcmd__renew"
                 ;;
+            evercred__subcmd__help,revoke)
+                cmd="evercred__subcmd__help__subcmd__revoke"
+                ;;
             evercred__subcmd__help,status)
                 cmd="evercred__subcmd__help__subcmd__status"
                 ;;
@@ -137,7 +143,7 @@ _evercred() {
 
     case "${cmd}" in
         evercred)
-            opts="-h -V --help --version status login upload import check doctor renew needs-renewal list explain demo credmon generate issuer help"
+            opts="-h -V --help --version status login upload import check doctor renew revoke needs-renewal list explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -259,7 +265,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help)
-            opts="status login upload import check doctor renew needs-renewal list explain demo credmon generate issuer help"
+            opts="status login upload import check doctor renew revoke needs-renewal list explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -469,6 +475,20 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help__subcmd__renew)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__help__subcmd__revoke)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -723,6 +743,24 @@ _evercred() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__revoke)
+            opts="-h --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -59,6 +59,11 @@ the issuer refuses it, or it cannot be used; 3 missing: there is no such credent
 const RENEW_EXIT: &str = "Exit status: 0 renewed; 1 not renewed, and why; 3 there is no credential of that name; 4 the \
 daemon cannot be reached.";
 
+const REVOKE_EXIT: &str = "The files stay as they are: jobs keep their access token until it ends, and the user must \
+approve again for another. It is written to the audit log.
+
+Exit status: 0 the issuer has revoked it; 1 it has not, and why; 4 the daemon cannot be reached.";
+
 /// HTCondor's credential monitor: renews the tokens of all jobs on this access point.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "condor_credmon_evercred", version, after_long_help = CREDMON_EXIT)]
@@ -125,6 +130,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Renew a credential now, also one that is parked (root)
     Renew(Renew),
+    /// Give a credential's refresh token back to its issuer, now (root)
+    Revoke(Revoke),
     /// Tell whether a person must approve again, by exit code
     NeedsRenewal(NeedsRenewal),
     /// List credentials, those that end first at the top
@@ -283,6 +290,18 @@ pub struct Renew {
     /// How long to wait for it
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = length)]
     pub wait: Duration,
+    /// The daemon's status socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `evercred revoke`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = REVOKE_EXIT)]
+pub struct Revoke {
+    /// The credential
+    #[arg(value_name = "USER/SERVICE")]
+    pub which: String,
     /// The daemon's status socket, instead of the configured one
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

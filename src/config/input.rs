@@ -301,6 +301,12 @@ pub fn url_text(text: &str) -> Result<String, Wrong> {
     }
 }
 
+/// Whether this is a URL as [`url`] takes it.
+#[must_use]
+pub fn is_safe_url(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)))
+}
+
 fn is_loopback(url: &url::Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",

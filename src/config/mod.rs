@@ -7,6 +7,7 @@ mod approval;
 pub mod condor;
 pub mod fragment;
 pub mod input;
+pub mod notices;
 mod provider;
 pub mod reference;
 mod secret_file;
@@ -35,6 +36,8 @@ const MAIN: &str = "/etc/evercred/evercred.toml";
 const FURTHER: &str = "/etc/evercred/conf.d";
 /// HTCondor's own storer, for Vault and Pelican.
 const STOCK_STORER: &str = "/usr/bin/condor_credential_storer";
+/// What we remember across restarts.
+const STATE: &str = "/var/lib/evercred";
 /// HTCondor's own default of a daemon's log.
 const LOG_LIMIT: u64 = 10 << 20;
 
@@ -224,6 +227,7 @@ fn settings(
     let daemon = top.take_raw("daemon").unwrap_or(Value { origin, data: Data::Table(Table::new()) });
     let providers = top.take_raw("provider");
     let storer = top.take_raw("storer");
+    let notices = top.take_raw("notices");
     top.refuse("site", "replication to sites is not part of this version", "remove the [site.…] tables");
     if providers.is_none() {
         top.complain("provider", "no provider is configured", "add a table [provider.NAME] for each service");
@@ -233,7 +237,12 @@ fn settings(
     let daemon = Section::open("daemon", daemon, problems).and_then(|s| read_daemon(s, sources, knobs, &stock));
     let storer = read_storer(storer.and_then(|value| Section::open("storer", value, problems)));
     let providers = read_providers(providers?, sources.secrets, &stock, problems);
-    Some(Settings { daemon: daemon?, providers, storer })
+    let told = notices.is_some();
+    let notices = notices
+        .and_then(|value| Section::open("notices", value, problems))
+        .and_then(|section| notices::read(section, sources.secrets));
+    (!told || notices.is_some()).then_some(())?;
+    Some(Settings { daemon: daemon?, providers, storer, notices })
 }
 
 fn read_storer(section: Option<Section<'_>>) -> Storer {
@@ -265,6 +274,7 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
         share_directory: section.take("share_directory", input::boolean).unwrap_or(false),
         courier_user: section.take("courier_user", input::text).unwrap_or_else(|| "evercred".to_owned()),
         metrics_listen: section.take("metrics_listen", input::listen),
+        status_page: section.take("status_page", input::boolean).unwrap_or(false),
         status_socket: section.take("status_socket", input::path),
         full_scan: section
             .take("full_scan", input::duration(Duration::from_secs(1), minutes(24 * 60)))
@@ -276,11 +286,24 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
             .unwrap_or_default(),
         log_limit: knobs.log_limit.unwrap_or(LOG_LIMIT),
         log_keep: knobs.log_keep.unwrap_or(1),
+        otlp: section.take("otlp", otlp),
         audit_log: section.take("audit_log", input::path),
         web_approval: stock::web_approval(&mut section, stock),
+        state_directory: section.take("state_directory", input::path).unwrap_or_else(|| STATE.into()),
     };
+    if daemon.status_page && daemon.metrics_listen.is_none() && !section.took_wrongly("metrics_listen") {
+        section.complain("status_page", "is set, and there is no listener", "set `metrics_listen`, too");
+    }
     section.finish();
     directory.map(|_| daemon)
+}
+
+/// An OTLP receiver's URL, if this program was built with traces.
+fn otlp(value: &Value) -> Result<String, input::Wrong> {
+    if cfg!(feature = "otlp") {
+        return input::url(value);
+    }
+    Err(input::wrong("is not in this build", "remove it, or build with the feature `otlp` (the packages have it)"))
 }
 
 fn log_target(value: &Value) -> Result<String, input::Wrong> {

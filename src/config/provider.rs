@@ -23,9 +23,10 @@ enum Kind {
 }
 
 /// Keys of `kind = "oauth2"` alone.
-const OAUTH2_KEYS: [&str; 8] = [
+const OAUTH2_KEYS: [&str; 9] = [
     "login_client_id",
     "token_endpoint",
+    "revocation_endpoint",
     "client_id",
     "client_secret_file",
     "client_auth",
@@ -64,6 +65,9 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
     let max_in_flight = section.take("max_in_flight", input::number(1..=10_000)).unwrap_or(64);
     let max_per_second = section.take("max_per_second", input::number(1..=100_000)).unwrap_or(50);
     let timeout = section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20));
+    let revoke_at_end = section.take("revoke_at_end", input::boolean).unwrap_or(false);
+    let revoke_after =
+        section.take("revoke_after", input::duration(seconds(1), seconds(86_400))).unwrap_or(seconds(600));
     let ca_file = section.take("ca_file", readable_file);
     let fernet_key_file = section.take("fernet_key_file", |value| fernet_key_file(value, secrets));
     let approval = approval::read(
@@ -102,6 +106,8 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
         max_in_flight,
         max_per_second,
         timeout,
+        revoke_at_end,
+        revoke_after,
         ca_file,
         fernet_key_file,
         approval,
@@ -179,6 +185,7 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
             "set `issuer` (endpoints by discovery), or `token_endpoint`",
         );
     }
+    let revocation_endpoint = section.take("revocation_endpoint", input::url);
     let client_id =
         section.require("client_id", "set it to the id under which evercred is registered there", input::text);
     let secret_given = section.has("client_secret_file");
@@ -195,6 +202,7 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
     let client_id = client_id.filter(|_| usable)?;
     Some(OAuth2 {
         token_endpoint,
+        revocation_endpoint,
         client_id,
         confidential: secret_given,
         client_secret,
@@ -245,7 +253,7 @@ fn mytoken(section: &mut Section<'_>) -> Option<ProviderKind> {
     Some(ProviderKind::Mytoken { server })
 }
 
-fn client_secret(value: &Value) -> Result<ClientSecret, Wrong> {
+pub(super) fn client_secret(value: &Value) -> Result<ClientSecret, Wrong> {
     let path = input::path(value)?;
     let text = secret_file::read(&path)?;
     ClientSecret::parse(&text).map_err(|_| {
@@ -262,7 +270,7 @@ fn fernet_key_file(value: &Value, secrets: Secrets) -> Result<PathBuf, Wrong> {
     Ok(path)
 }
 
-fn readable_file(value: &Value) -> Result<PathBuf, Wrong> {
+pub(super) fn readable_file(value: &Value) -> Result<PathBuf, Wrong> {
     let path = input::path(value)?;
     let shown = path.display();
     match std::fs::metadata(&path) {

@@ -21,6 +21,7 @@ const fn key(table: &'static str, key: &'static str, default: &'static str, mean
 }
 
 const DAEMON: &str = "[daemon]";
+const NOTICES: &str = "[notices]";
 const PROVIDER: &str = "[provider.NAME]";
 const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
 const EXCHANGE: &str = "[provider.NAME] kind = \"token-exchange\"";
@@ -63,6 +64,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         DAEMON,
+        "status_page",
+        "`false`",
+        "Serve the status page for admins there, too (`/`). Whoever reaches the address sees all users' names.",
+    ),
+    key(
+        DAEMON,
         "full_scan",
         "`\"10m\"`",
         "How often the directory is gone through, whatever the watch says: its users are listed and the credentials looked \
@@ -89,6 +96,49 @@ pub const KEYS: &[Key] = &[
         "How browsers reach that page. credd tells users this URL.",
     ),
     key(
+        DAEMON,
+        "otlp",
+        "no traces",
+        "An OTLP receiver, like `\"http://localhost:4318\"`: a span a renewal goes there (OTLP over HTTP).",
+    ),
+    key(
+        DAEMON,
+        "state_directory",
+        "`/var/lib/evercred`",
+        "What is remembered across restarts (which notices were sent). Never a secret of a user.",
+    ),
+    key(NOTICES, "steps", "`[\"7d\", \"2d\", \"6h\"]`", "How long before a refresh token ends its user is told."),
+    key(NOTICES, "after_failures", "3", "So many failures in a row are told; fewer are a passing thing. 1 to 1000."),
+    key(NOTICES, "every", "`\"5m\"`", "How often it is looked whom to tell. 1 s to 24 h."),
+    key(
+        NOTICES,
+        "jobs",
+        "`true`",
+        "Ask `condor_q` who has jobs: a refusal is told only to those. `false`: to everybody.",
+    ),
+    key(NOTICES, "mail_to", "no mail to users", "Users' addresses, like `\"{user}@example.org\"`."),
+    key(NOTICES, "mail_map", "none", "A file of lines `user address`; it comes before `mail_to`."),
+    key(NOTICES, "admins", "no mail to admins", "Addresses of those who are told about providers. A list."),
+    key(NOTICES, "mail_from", "", "Where mails come from. Required with `smtp` or `sendmail`."),
+    key(
+        NOTICES,
+        "smtp",
+        "none",
+        "The mail server: `smtp://HOST[:587]` (STARTTLS; to this host without), or `smtps://HOST[:465]`.",
+    ),
+    key(NOTICES, "smtp_user", "no login", "User at the mail server."),
+    key(NOTICES, "smtp_password_file", "no login", "A file with that user's password alone. Mode 0600."),
+    key(NOTICES, "sendmail", "none", "Instead of `smtp`: the program that takes mails, as an absolute path."),
+    key(NOTICES, "webhook", "none", "A URL to which every notice is posted as JSON."),
+    key(NOTICES, "webhook_token_file", "none", "A file with a bearer token for it. Mode 0600."),
+    key(
+        NOTICES,
+        "slack_webhook_file",
+        "none",
+        "A file with the URL of a Slack-compatible webhook, to which admins' notices are posted. Mode 0600.",
+    ),
+    key(NOTICES, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(
         PROVIDER,
         "kind",
         "",
@@ -114,6 +164,13 @@ pub const KEYS: &[Key] = &[
     key(PROVIDER, "max_in_flight", "64", "Requests under way at this issuer at once. 1 to 10,000."),
     key(PROVIDER, "max_per_second", "50", "Requests started in one second at this issuer. 1 to 100,000."),
     key(PROVIDER, "timeout", "`\"20s\"`", "Of one exchange. 1 s to 10 min."),
+    key(
+        PROVIDER,
+        "revoke_at_end",
+        "`false`",
+        "Give the refresh token back to the issuer (RFC 7009, mytoken) once its credential left the directory.",
+    ),
+    key(PROVIDER, "revoke_after", "`\"10m\"`", "How long after it left: a credential that comes back keeps its token."),
     key(PROVIDER, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
     key(
         PROVIDER,
@@ -134,6 +191,7 @@ pub const KEYS: &[Key] = &[
         "With less than a day left, what an empty answer to `Renew it now?` means: `\"yes\"` or `\"no\"`.",
     ),
     key(OAUTH2, "token_endpoint", "by discovery at `issuer`", "Where tokens are asked for."),
+    key(OAUTH2, "revocation_endpoint", "by discovery at `issuer`", "Where refresh tokens are given back."),
     key(OAUTH2, "client_id", "", "Under which id evercred is registered at the issuer."),
     key(
         OAUTH2,
@@ -173,6 +231,7 @@ pub const KEYS: &[Key] = &[
         "`/return/SERVICE`",
         "Where the issuer sends the browser back to, below the page's URL: HTCondor's `<S>_RETURN_URL_SUFFIX`.",
     ),
+    key(HTCONDOR, "revocation_endpoint", "by discovery at `issuer`", "Where refresh tokens are given back."),
     key(
         EXCHANGE,
         "login_client_id",
@@ -266,6 +325,9 @@ mod tests {
         let daemon = "[daemon]\ncredential_directory = \"/c\"\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \"mytoken\"\n\
                       server = \"https://m.example.org\"\n";
         assert_eq!(known(daemon), documented(&[DAEMON]));
+        let notices = "[daemon]\ncredential_directory = \"/c\"\n[notices]\nwebhook = \"https://w.example.org\"\n\
+                       xqzxqzxqzxqz = 1\n[provider.p]\nkind = \"mytoken\"\nserver = \"https://m.example.org\"\n";
+        assert_eq!(known(notices), documented(&[NOTICES]));
         let provider =
             |more: &str| format!("[daemon]\ncredential_directory = \"/c\"\n[provider.p]\nxqzxqzxqzxqz = 1\n{more}");
         let oauth2 = provider("kind = \"oauth2\"\nclient_id = \"c\"\nissuer = \"https://i.example.org\"\n");

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use super::approval::Approval;
-use crate::core::secret::{ClientSecret, on_wire};
+use crate::core::{
+    notice::Policy,
+    secret::{ClientSecret, on_wire},
+};
 
 /// Where the status socket is, unless `status_socket` says otherwise.
 pub const STATUS_SOCKET: &str = "/run/evercred/status.sock";
@@ -19,6 +22,22 @@ pub struct Settings {
     pub providers: Vec<Provider>,
     /// `[storer]`
     pub storer: Storer,
+    /// `[notices]`; absent: nobody is told.
+    pub notices: Option<Notices>,
+}
+
+impl Settings {
+    /// What of it the network process is told besides the providers.
+    #[must_use]
+    pub fn outward(&self) -> Outward {
+        Outward {
+            metrics_listen: self.daemon.metrics_listen,
+            status_page: self.daemon.status_page,
+            otlp: self.daemon.otlp.clone(),
+            web_approval: self.daemon.web_approval.clone(),
+            post: self.notices.as_ref().map(|notices| notices.post.clone()),
+        }
+    }
 }
 
 /// `[storer]`: what `condor_submit` runs for the user.
@@ -41,6 +60,8 @@ pub struct Daemon {
     pub courier_user: String,
     /// `metrics_listen`; kept for the endpoint.
     pub metrics_listen: Option<SocketAddr>,
+    /// `status_page`: the page for admins is served there, too; default false.
+    pub status_page: bool,
     /// `status_socket`; default: [`STATUS_SOCKET`] if the credmon runs as root or condor. The control socket is
     /// beside it.
     pub status_socket: Option<PathBuf>,
@@ -56,19 +77,96 @@ pub struct Daemon {
     pub log_limit: u64,
     /// `MAX_NUM_CREDMON_OAUTH_LOG`: so many rotated log files stay; default 1 (`.old`).
     pub log_keep: u32,
+    /// `otlp`: traces go to this receiver (OTLP over HTTP); absent: no traces.
+    pub otlp: Option<String>,
     /// `audit_log`: every decision as a line of JSON is appended to this file; absent: no audit.
     pub audit_log: Option<PathBuf>,
     /// `web_approval_listen` and `web_approval_url`; absent: no page for approvals.
     pub web_approval: Option<WebApproval>,
+    /// `state_directory`: what we remember across restarts; default `/var/lib/evercred`.
+    pub state_directory: PathBuf,
 }
 
 /// What the network process serves and tells besides its exchanges.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Outward {
     /// `metrics_listen`
     pub metrics_listen: Option<SocketAddr>,
+    /// `status_page`
+    pub status_page: bool,
+    /// `otlp`
+    pub otlp: Option<String>,
     /// The page for approvals.
     pub web_approval: Option<WebApproval>,
+    /// Where notices are sent to over the network.
+    pub post: Option<Post>,
+}
+
+/// `[notices]`
+#[derive(Debug, Clone)]
+pub struct Notices {
+    /// `steps`, longest first, and `after_failures`.
+    pub policy: Policy,
+    /// `every`: how often it is looked what to tell; default 5 min.
+    pub every: Duration,
+    /// `jobs`: ask `condor_q` who has jobs; default true.
+    pub jobs: bool,
+    /// `mail_to`: an address with `{user}` in it.
+    pub mail_to: Option<String>,
+    /// `mail_map`: a file of lines `user address`, which comes first.
+    pub mail_map: Option<PathBuf>,
+    /// `admins`: their addresses.
+    pub admins: Vec<String>,
+    /// `mail_from`
+    pub mail_from: Option<String>,
+    /// `sendmail`: the program that takes mails.
+    pub sendmail: Option<PathBuf>,
+    /// What the network process sends.
+    pub post: Post,
+}
+
+/// How the network process sends notices.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Post {
+    /// `smtp` and what belongs to it.
+    pub smtp: Option<Smtp>,
+    /// `webhook`: every notice is posted there as JSON.
+    pub webhook: Option<String>,
+    /// Contents of `webhook_token_file`: sent as a bearer token.
+    #[serde(with = "on_wire::option")]
+    pub webhook_token: Option<ClientSecret>,
+    /// Contents of `slack_webhook_file`: a URL that is a secret; admins' notices are posted there as text.
+    #[serde(with = "on_wire::option")]
+    pub slack: Option<ClientSecret>,
+    /// `ca_file`: PEM, in addition to the system's roots.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A mail server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Smtp {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// How it is encrypted.
+    pub encryption: Encryption,
+    /// `smtp_user`, with the contents of `smtp_password_file`.
+    pub user: Option<String>,
+    /// The password.
+    #[serde(with = "on_wire::option")]
+    pub password: Option<ClientSecret>,
+}
+
+/// How mail is encrypted on its way to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encryption {
+    /// `smtp://` to this host: not at all.
+    None,
+    /// `smtp://`: STARTTLS, or not at all sent.
+    StartTls,
+    /// `smtps://`: from the start.
+    Tls,
 }
 
 /// What a line of the log looks like.
@@ -79,14 +177,6 @@ pub enum LogFormat {
     Text,
     /// For machines.
     Json,
-}
-
-impl Daemon {
-    /// What of it the network process is told.
-    #[must_use]
-    pub fn outward(&self) -> Outward {
-        Outward { metrics_listen: self.metrics_listen, web_approval: self.web_approval.clone() }
-    }
 }
 
 /// Where the page for approvals is served.
@@ -125,6 +215,10 @@ pub struct Provider {
     pub max_per_second: u32,
     /// `timeout` of one exchange; default 20 s.
     pub timeout: Duration,
+    /// `revoke_at_end`: the refresh token of a credential that left the directory is revoked; default false.
+    pub revoke_at_end: bool,
+    /// `revoke_after` it left; default 10 min.
+    pub revoke_after: Duration,
     /// `ca_file`: PEM, in addition to the system's roots.
     pub ca_file: Option<PathBuf>,
     /// `fernet_key_file`: opens `.top` files that are Fernet text. Not sent to the courier.
@@ -165,6 +259,8 @@ impl ProviderKind {
 pub struct OAuth2 {
     /// `token_endpoint`; absent: discovery at `issuer`.
     pub token_endpoint: Option<String>,
+    /// `revocation_endpoint`; absent: by discovery.
+    pub revocation_endpoint: Option<String>,
     /// `client_id`
     pub client_id: String,
     /// There is a `client_secret_file`, whether it was read or not.

@@ -46,6 +46,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
         section.refuse(key, r#"is HTCondor's matter with kind = "htcondor""#, &advice);
     }
     section.refuse("server", r#"belongs to kind = "mytoken""#, "remove it");
+    let revocation_endpoint = section.take("revocation_endpoint", input::url);
     let client_auth = provider::client_auth(section);
     let audience_style = provider::audience_style(section);
     let [service] = services else {
@@ -97,6 +98,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
     };
     Some(OAuth2 {
         token_endpoint: Some(token_endpoint?),
+        revocation_endpoint,
         client_id: knobs.client_id.clone()?,
         confidential: knobs.client_secret_file.is_some(),
         client_secret,

@@ -348,7 +348,13 @@ impl Planner {
     fn seen_again(&mut self, as_of: Tick, slot: usize, found: &Found) {
         let Some(entry) = self.roster.get_mut(slot) else { return };
         entry.gone = false;
-        entry.refresh_ends = found.refresh_ends.or(entry.refresh_ends.filter(|_| entry.top == found.top));
+        // What is seen while we write a rotated one tells nothing about how long it lives.
+        if !matches!(entry.wait(), Wait::Flying(number) if is_keeping(&self.flights, number)) {
+            let same_top = entry.top == found.top;
+            // Of a `.top` that we rotated ourselves: the end moved on.
+            entry.rolling = same_top && (entry.rolling || moved_on(entry.refresh_ends, found.refresh_ends));
+            entry.refresh_ends = found.refresh_ends.or(entry.refresh_ends.filter(|_| same_top));
+        }
         let flying = match entry.wait() {
             // What is seen while we write may be our own half-done work: look again after it.
             Wait::Flying(number) if is_keeping(&self.flights, number) => {
@@ -564,7 +570,10 @@ impl Planner {
         entry.renewed = Some(now.wall);
         entry.flagged = brought.flagged;
         if let Some(lifetime) = brought.refresh_lifetime {
-            entry.refresh_ends = Some(now.wall.plus(lifetime.saturating_sub(age)));
+            let end = Some(now.wall.plus(lifetime.saturating_sub(age)));
+            // The first answer does not tell yet whether the next one moves it.
+            entry.rolling = entry.refresh_ends.is_none() || moved_on(entry.refresh_ends, end);
+            entry.refresh_ends = end;
         }
         let (after_failures, first) = (entry.failures, entry.fresh_top);
         entry.forgive();
@@ -659,6 +668,11 @@ impl Planner {
         self.pending.push_back(Action::Announce(announcement));
         self.roster.wait(slot, next_in.map_or(Wait::Parked, |delay| Wait::Retry(now.tick.plus(delay))));
     }
+}
+
+/// Whether a refresh token's end is a later one, by more than two clocks may differ.
+fn moved_on(before: Option<Timestamp>, after: Option<Timestamp>) -> bool {
+    matches!((before, after), (Some(before), Some(after)) if after.since(before) > Duration::from_secs(60))
 }
 
 fn is_keeping(flights: &BTreeMap<u64, Flight>, number: u64) -> bool {

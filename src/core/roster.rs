@@ -35,6 +35,7 @@ pub(super) struct Place {
 }
 
 /// What is known of a credential.
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, not a state machine")]
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: CredentialId,
@@ -42,6 +43,8 @@ pub(super) struct Entry {
     pub(super) top: Result<Identity, Kind>,
     pub(super) expiry: Option<Timestamp>,
     pub(super) refresh_ends: Option<Timestamp>,
+    /// Renewals move the refresh token's end on.
+    pub(super) rolling: bool,
     pub(super) renewed: Option<Timestamp>,
     pub(super) flagged: Option<Kind>,
     wait: Wait,
@@ -70,6 +73,7 @@ impl Entry {
             top,
             expiry: None,
             refresh_ends: None,
+            rolling: false,
             renewed: None,
             flagged: None,
             wait: Wait::Parked,
@@ -114,6 +118,7 @@ impl Entry {
             expires: self.expiry,
             renews,
             refresh_token_expires: self.refresh_ends,
+            rolling: self.rolling,
             renewed: self.renewed,
             generation: self.generation,
             error: kind.map(|kind| (kind, self.failing_since, self.failures)),
@@ -145,6 +150,8 @@ pub struct Row<'a> {
     pub renews: Option<Timestamp>,
     /// When the refresh token ends, if that is known.
     pub refresh_token_expires: Option<Timestamp>,
+    /// Each renewal moves that end on.
+    pub rolling: bool,
     /// When it was renewed last.
     pub renewed: Option<Timestamp>,
     /// How often it has been renewed.

@@ -36,6 +36,17 @@ pub struct Status {
     pub credentials: Vec<Credential>,
 }
 
+/// A part of it, for the status page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Page {
+    /// Name of the host.
+    pub host: String,
+    /// Credentials in all.
+    pub total: usize,
+    /// With the credentials that need most attention, those first.
+    pub status: Status,
+}
+
 /// A provider and how its issuer does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Issuer {
@@ -161,6 +172,16 @@ pub enum State {
 impl State {
     /// All states.
     pub const ALL: [Self; 5] = [Self::Fresh, Self::Renewing, Self::Retrying, Self::Parked, Self::Unusable];
+
+    /// How much attention it needs: the most first.
+    #[must_use]
+    pub fn urgency(self) -> u8 {
+        match self {
+            Self::Parked | Self::Unusable => 0,
+            Self::Retrying => 1,
+            Self::Fresh | Self::Renewing => 2,
+        }
+    }
 
     /// The word for people, metrics and JSON.
     #[must_use]

@@ -77,7 +77,9 @@ pub mod rfc3339 {
 
     use super::Timestamp;
 
-    fn show(time: Timestamp) -> String {
+    /// The text.
+    #[must_use]
+    pub fn show(time: Timestamp) -> String {
         // Beyond the year 9999 there is nothing to show.
         let clamped = time.0.clamp(jiff::Timestamp::MIN.as_millisecond(), jiff::Timestamp::MAX.as_millisecond());
         jiff::Timestamp::from_millisecond(clamped).unwrap_or_default().to_string()

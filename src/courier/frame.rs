@@ -11,11 +11,15 @@ use zeroize::Zeroizing;
 use crate::{
     config::settings::{Outward, Provider},
     core::{
-        answer::{Grant, Outcome},
+        answer::{ExchangeError, Grant, Outcome},
         approval::{Ask, Told},
         figures::Figures,
+        renewal::Renewal,
+        secret::{RefreshToken, on_wire},
+        snapshot::Page,
     },
     courier::probe::Facts,
+    notice::letter::Letter,
 };
 
 /// The largest frame.
@@ -31,7 +35,24 @@ pub enum ToCourier {
         /// uid and gid to drop to, if started as root.
         become_ids: Option<(u32, u32)>,
         /// What it serves and tells besides.
-        outward: Outward,
+        outward: Box<Outward>,
+    },
+    /// Give a refresh token back.
+    Revoke {
+        /// Comes back with the answer.
+        number: u64,
+        /// Index into the providers of `Configure`.
+        provider: usize,
+        /// The refresh token.
+        #[serde(with = "on_wire")]
+        token: RefreshToken,
+    },
+    /// Deliver a letter.
+    Deliver {
+        /// Comes back with what became of it.
+        number: u64,
+        /// It.
+        letter: Box<Letter>,
     },
     /// The figures that it asked for.
     Figures(Box<Figures>),
@@ -42,6 +63,10 @@ pub enum ToCourier {
         /// The answer.
         told: Told,
     },
+    /// The course of a renewal, for traces.
+    Trace(Box<Renewal>),
+    /// What the status page shows, which it asked for.
+    Page(Box<Page>),
     /// Do one exchange.
     Exchange {
         /// Comes back with the answer.
@@ -75,6 +100,20 @@ pub enum FromCourier {
         /// How long the issuer took.
         took: Duration,
     },
+    /// A revocation ended.
+    Revoked {
+        /// Its number.
+        number: u64,
+        /// How it ended.
+        result: Result<(), ExchangeError>,
+    },
+    /// What became of a letter.
+    Delivered {
+        /// Its number.
+        number: u64,
+        /// How it ended.
+        result: Result<(), String>,
+    },
     /// A reader wants figures.
     WantFigures,
     /// A question of the page for approvals.
@@ -84,6 +123,8 @@ pub enum FromCourier {
         /// What it asks.
         ask: Ask,
     },
+    /// A reader wants the status page.
+    WantPage,
     /// A line for the log.
     Tell {
         /// It is a warning.

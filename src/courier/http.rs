@@ -18,7 +18,7 @@ use crate::{
         time::Timestamp,
     },
     error::Kind,
-    issuer::{self, TokenAnswer, TokenRequest, client, oauth2},
+    issuer::{self, TokenAnswer, TokenRequest, client, oauth2, revocation},
 };
 
 /// No token answer is larger.
@@ -34,6 +34,7 @@ pub struct Caller {
     client: Client,
     /// The lock makes discovery single flight.
     endpoint: Mutex<Option<(Instant, Arc<str>)>>,
+    revocation: Mutex<Option<(Instant, Arc<str>)>>,
 }
 
 impl Caller {
@@ -43,7 +44,7 @@ impl Caller {
     /// One line: what is wrong with the CA file or TLS on this machine.
     pub fn new(provider: Provider) -> Result<Self, String> {
         let client = client(&provider)?;
-        Ok(Self { provider, client, endpoint: Mutex::new(None) })
+        Ok(Self { provider, client, endpoint: Mutex::new(None), revocation: Mutex::new(None) })
     }
 
     /// One exchange.
@@ -54,6 +55,16 @@ impl Caller {
         let endpoint = self.endpoint().await?;
         let answer = self.post(&endpoint, issuer::request(&self.provider, grant)).await?;
         issuer::answer(&self.provider, grant, &answer, now())
+    }
+
+    /// Give a refresh token back.
+    ///
+    /// # Errors
+    /// [`ExchangeError`], classified.
+    pub async fn revoke(&self, token: &RefreshToken) -> Result<(), ExchangeError> {
+        let endpoint = self.revocation_endpoint().await?;
+        let answer = self.post(&endpoint, revocation::request(&self.provider, token)).await?;
+        revocation::answer(&self.provider, token, &answer, now())
     }
 
     async fn post(&self, endpoint: &str, request: TokenRequest) -> Result<TokenAnswer, ExchangeError> {
@@ -70,6 +81,26 @@ impl Caller {
             post = post.header(header::AUTHORIZATION, value);
         }
         answer(post.send().await.map_err(|e| failure(&e))?).await
+    }
+
+    /// Where refresh tokens are given back: configured, or by discovery.
+    async fn revocation_endpoint(&self) -> Result<Arc<str>, ExchangeError> {
+        if let ProviderKind::OAuth2(OAuth2 { revocation_endpoint: Some(endpoint), .. }) = &self.provider.kind {
+            return Ok(endpoint.as_str().into());
+        }
+        if self.issuer().0.is_empty() {
+            let what = "neither revocation_endpoint nor issuer is configured";
+            return Err(ExchangeError::new(Kind::RequestRefused, what));
+        }
+        let mut known = self.revocation.lock().await;
+        if let Some((since, endpoint)) = &*known
+            && since.elapsed() < DISCOVERY_LIFE
+        {
+            return Ok(Arc::clone(endpoint));
+        }
+        let endpoint: Arc<str> = client::revocation_endpoint(self.issuer().0, &self.document().await?)?.into();
+        *known = Some((Instant::now(), Arc::clone(&endpoint)));
+        Ok(endpoint)
     }
 
     /// Where tokens are asked for: configured, or by discovery.
@@ -124,7 +155,11 @@ impl Caller {
     }
 
     async fn discover(&self) -> Result<Arc<str>, ExchangeError> {
-        let (issuer, url) = self.issuer();
+        Ok(client::endpoint(self.issuer().0, &self.document().await?)?.into())
+    }
+
+    async fn document(&self) -> Result<Zeroizing<Vec<u8>>, ExchangeError> {
+        let (_, url) = self.issuer();
         let answer = answer(self.client.get(&url).send().await.map_err(|e| failure(&e))?).await?;
         if answer.status != 200 {
             let what = format!("{url} answers HTTP {}", answer.status);
@@ -132,7 +167,7 @@ impl Caller {
                 client::http_failure(&answer, now()).unwrap_or_else(|| ExchangeError::new(Kind::Discovery, what))
             );
         }
-        Ok(client::endpoint(issuer, &answer.body)?.into())
+        Ok(answer.body)
     }
 }
 

@@ -9,6 +9,8 @@ pub mod frame;
 pub mod http;
 pub mod probe;
 pub mod sandbox;
+#[cfg(feature = "otlp")]
+mod traces;
 mod web;
 mod worker;
 

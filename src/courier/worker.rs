@@ -15,6 +15,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
+#[cfg(feature = "otlp")]
+use super::traces::Traces;
 use super::{
     calls,
     endpoint::{self, Board, Want},
@@ -26,6 +28,7 @@ use crate::{
     config::settings::Outward,
     core::answer::ExchangeError,
     error::{Kind, exit},
+    notice::post::Postman,
 };
 
 /// Run as the courier until the keeper's end of standard input closes.
@@ -51,10 +54,12 @@ fn run() -> io::Result<()> {
     };
     let prepared = sandbox::drop_privileges(become_ids).and_then(|()| {
         let callers = providers.into_iter().map(Caller::new).collect::<Result<Vec<_>, _>>()?;
+        let mut outward = *outward;
+        let postman = outward.post.take().map(Postman::new).transpose()?;
         let files = sandbox::close_files()?;
-        Ok((callers, format!("{files}, {}", calls::close()?)))
+        Ok((Parts { callers: callers.into(), postman, outward }, format!("{files}, {}", calls::close()?)))
     });
-    let (callers, sandbox) = match prepared {
+    let (parts, sandbox) = match prepared {
         Ok(prepared) => prepared,
         Err(why) => {
             frame::write(&mut stream, &FromCourier::Failed { why: why.clone() })?;
@@ -63,16 +68,17 @@ fn run() -> io::Result<()> {
     };
     frame::write(&mut stream, &FromCourier::Ready { sandbox })?;
     stream.set_nonblocking(true)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, callers, outward))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, parts))
 }
 
 /// Start the endpoint, and pass on to the keeper what it wants.
-fn open_endpoint(listen: SocketAddr, done: mpsc::Sender<FromCourier>) -> io::Result<Board> {
-    let (board, mut wanted) = endpoint::start(listen)?;
+fn open_endpoint(listen: SocketAddr, page: bool, done: mpsc::Sender<FromCourier>) -> io::Result<Board> {
+    let (board, mut wanted) = endpoint::start(listen, page)?;
     tokio::spawn(async move {
         while let Some(want) = wanted.recv().await {
             let frame = match want {
                 Want::Figures => FromCourier::WantFigures,
+                Want::Page => FromCourier::WantPage,
                 Want::Trouble(address, why) => FromCourier::Tell {
                     warn: true,
                     text: format!("metrics_listen {address} cannot be had ({why}); renewals go on, trying again"),
@@ -89,8 +95,24 @@ fn open_endpoint(listen: SocketAddr, done: mpsc::Sender<FromCourier>) -> io::Res
     Ok(board)
 }
 
-async fn work(callers: &[Caller], frame: ToCourier) -> Option<FromCourier> {
+/// What frames are worked on with.
+struct Parts {
+    callers: Arc<[Caller]>,
+    postman: Option<Postman>,
+    /// What is served besides.
+    outward: Outward,
+}
+
+async fn work(parts: &Parts, frame: ToCourier) -> Option<FromCourier> {
+    let callers = &parts.callers;
     match frame {
+        ToCourier::Deliver { number, letter } => {
+            let result = match &parts.postman {
+                Some(postman) => postman.deliver(&letter).await,
+                None => Err("no notices are configured any more".into()),
+            };
+            Some(FromCourier::Delivered { number, result })
+        }
         ToCourier::Exchange { number, provider, grant } => {
             let began = Instant::now();
             let outcome = match callers.get(provider) {
@@ -99,17 +121,28 @@ async fn work(callers: &[Caller], frame: ToCourier) -> Option<FromCourier> {
             };
             Some(FromCourier::Answer { number, outcome, took: began.elapsed() })
         }
+        ToCourier::Revoke { number, provider, token } => {
+            let result = match callers.get(provider) {
+                Some(caller) => caller.revoke(&token).await,
+                None => Err(ExchangeError::new(Kind::CourierLost, "no such provider")),
+            };
+            Some(FromCourier::Revoked { number, result })
+        }
         ToCourier::Probe { provider } => {
             let facts = Box::new(probe::probe(callers.get(provider)?).await);
             Some(FromCourier::Probed { provider, facts })
         }
-        // Only the first frame configures; figures are on the board, answers for the page at its desk.
-        ToCourier::Configure { .. } | ToCourier::Figures(_) | ToCourier::Approval { .. } => None,
+        // Only the first frame configures; the others have been dealt with.
+        ToCourier::Configure { .. }
+        | ToCourier::Figures(_)
+        | ToCourier::Page(_)
+        | ToCourier::Trace(_)
+        | ToCourier::Approval { .. } => None,
     }
 }
 
-async fn serve(stream: UnixStream, callers: Vec<Caller>, outward: Outward) -> io::Result<()> {
-    let callers: Arc<[Caller]> = callers.into();
+async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
+    let parts = Arc::new(parts);
     let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
     let mut requests = FramedRead::new(reader, codec.clone());
@@ -126,26 +159,61 @@ async fn serve(stream: UnixStream, callers: Vec<Caller>, outward: Outward) -> io
         }
         Ok::<_, io::Error>(())
     });
-    let board = match outward.metrics_listen {
-        Some(listen) => Some(open_endpoint(listen, done.clone())?),
+    #[cfg(feature = "otlp")]
+    let traces = match parts.outward.otlp.as_deref().map(Traces::new) {
+        None => None,
+        Some(Ok((traces, sending))) => {
+            let done = done.clone();
+            tokio::spawn(sending.run(move |trouble| {
+                let (warn, text) = match trouble {
+                    Some(error) => (true, format!("traces are not taken: {error}")),
+                    None => (false, "traces are taken again".to_owned()),
+                };
+                // The log may miss it while the keeper is busy.
+                done.try_send(FromCourier::Tell { warn, text }).ok();
+            }));
+            Some(traces)
+        }
+        Some(Err(text)) => {
+            done.send(FromCourier::Tell { warn: true, text }).await.ok();
+            None
+        }
+    };
+    let board = match parts.outward.metrics_listen {
+        Some(listen) => Some(open_endpoint(listen, parts.outward.status_page, done.clone())?),
         None => None,
     };
-    let desk = outward.web_approval.map(|page| web::start(page, Arc::clone(&callers), done.clone()));
+    let desk =
+        parts.outward.web_approval.clone().map(|page| web::start(page, Arc::clone(&parts.callers), done.clone()));
     while let Some(body) = requests.next().await {
         let frame = frame::decode(&body?)?;
-        if let (ToCourier::Figures(figures), Some(board)) = (&frame, &board) {
-            board.figures.send_replace(Some((Instant::now(), Arc::new((**figures).clone()))));
-            continue;
-        }
         if let (ToCourier::Approval { .. }, Some(desk)) = (&frame, &desk) {
             if let ToCourier::Approval { number, told } = frame {
                 desk.answered(number, told);
             }
             continue;
         }
-        let (callers, done) = (Arc::clone(&callers), done.clone());
+        let frame = match (frame, &board) {
+            (ToCourier::Figures(figures), Some(board)) => {
+                board.figures.send_replace(Some((Instant::now(), figures.into())));
+                continue;
+            }
+            (ToCourier::Page(page), Some(board)) => {
+                board.page.send_replace(Some((Instant::now(), page.into())));
+                continue;
+            }
+            #[cfg(feature = "otlp")]
+            (ToCourier::Trace(renewal), _) => {
+                if let Some(traces) = &traces {
+                    traces.send(*renewal);
+                }
+                continue;
+            }
+            (frame, _) => frame,
+        };
+        let (parts, done) = (Arc::clone(&parts), done.clone());
         tokio::spawn(async move {
-            if let Some(answer) = work(&callers, frame).await {
+            if let Some(answer) = work(&parts, frame).await {
                 // The keeper is gone if nobody takes it.
                 done.send(answer).await.ok();
             }

@@ -14,7 +14,7 @@ use crate::{
     core::snapshot::Status,
     error::{Report, exit},
     keeper::{
-        control::{Order, Reply},
+        control::{ISSUERS_PATIENCE, Order, Reply},
         status::control_path,
     },
 };
@@ -86,7 +86,7 @@ pub fn status(socket: &Path) -> Result<Status, NotReachable> {
 pub fn document(socket: &Path) -> Result<Vec<u8>, NotReachable> {
     let fail = |source| NotReachable::Io { path: socket.to_owned(), source };
     let stream = UnixStream::connect(socket).map_err(fail)?;
-    let bytes = read_all(&stream).map_err(fail)?;
+    let bytes = read_all(&stream, PATIENCE).map_err(fail)?;
     if bytes.is_empty() { Err(NotReachable::Silent { path: socket.to_owned() }) } else { Ok(bytes) }
 }
 
@@ -101,15 +101,16 @@ pub fn order(status_socket: &Path, order: &Order) -> Result<Reply, NotReachable>
     let mut line = serde_json::to_vec(order).map_err(|e| fail(e.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(fail)?;
-    let bytes = read_all(&stream).map_err(fail)?;
+    let patience = if matches!(order, Order::Revoke { .. }) { ISSUERS_PATIENCE } else { Duration::ZERO } + PATIENCE;
+    let bytes = read_all(&stream, patience).map_err(fail)?;
     if bytes.is_empty() {
         return Err(NotReachable::Silent { path });
     }
     serde_json::from_slice(&bytes).map_err(|source| NotReachable::Document { path, source })
 }
 
-fn read_all(stream: &UnixStream) -> io::Result<Vec<u8>> {
-    let end = Instant::now() + PATIENCE;
+fn read_all(stream: &UnixStream, patience: Duration) -> io::Result<Vec<u8>> {
+    let end = Instant::now() + patience;
     let mut bytes = Vec::new();
     let mut part = vec![0; 256 << 10];
     let mut stream = stream.take(MAX);

@@ -10,6 +10,7 @@ mod import_stock;
 mod login;
 mod needs_renewal;
 mod renew;
+mod revoke;
 pub mod show;
 mod status;
 mod upload;
@@ -69,6 +70,7 @@ fn run(command: Command) -> ExitCode {
         Command::Upload(args) => upload::run(&args),
         Command::Import(cli::Import::Kit(args)) => import::run(&args),
         Command::Import(cli::Import::Stock(args)) => import_stock::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),

@@ -6,8 +6,7 @@ use serde::Deserialize;
 
 use super::TokenAnswer;
 use crate::{
-    core::answer::{ExchangeError, Grant},
-    core::time::Timestamp,
+    core::{answer::ExchangeError, secret::RefreshToken, time::Timestamp},
     error::Kind,
 };
 
@@ -17,6 +16,7 @@ struct Document {
     issuer: String,
     token_endpoint: Option<String>,
     access_token_endpoint: Option<String>,
+    revocation_endpoint: Option<String>,
 }
 
 /// Without the trailing slash, which people write or not.
@@ -45,17 +45,32 @@ pub fn is_safe(url: &str) -> bool {
 /// # Errors
 /// Not such a document, another issuer's, or an endpoint that is not https.
 pub fn endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> {
+    named(issuer, "token", parsed(issuer, document).map(|it| it.access_token_endpoint.or(it.token_endpoint))?)
+}
+
+/// The revocation endpoint that it names.
+///
+/// # Errors
+/// As [`endpoint`].
+pub fn revocation_endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> {
+    named(issuer, "revocation", parsed(issuer, document)?.revocation_endpoint)
+}
+
+fn parsed(issuer: &str, document: &[u8]) -> Result<Document, ExchangeError> {
     let fail = |what: String| ExchangeError::new(Kind::Discovery, what);
     let document: Document = serde_json::from_slice(document)
         .map_err(|e| fail(format!("the discovery document of {issuer} is none: {e}")))?;
     if trimmed(&document.issuer) != trimmed(issuer) {
         return Err(fail(format!("the discovery document of {issuer} names another issuer")));
     }
-    let endpoint = document
-        .access_token_endpoint
-        .or(document.token_endpoint)
-        .ok_or_else(|| fail(format!("the discovery document of {issuer} names no token endpoint")))?;
-    if is_safe(&endpoint) { Ok(endpoint) } else { Err(fail(format!("the token endpoint of {issuer} is not https"))) }
+    Ok(document)
+}
+
+fn named(issuer: &str, what: &str, endpoint: Option<String>) -> Result<String, ExchangeError> {
+    let fail = |what: String| ExchangeError::new(Kind::Discovery, what);
+    let endpoint =
+        endpoint.ok_or_else(|| fail(format!("the discovery document of {issuer} names no {what} endpoint")))?;
+    if is_safe(&endpoint) { Ok(endpoint) } else { Err(fail(format!("the {what} endpoint of {issuer} is not https"))) }
 }
 
 /// Where users approve in a browser.
@@ -129,8 +144,8 @@ pub fn http_failure(answer: &TokenAnswer, now: Timestamp) -> Option<ExchangeErro
 
 /// An issuer's words, fit for a log: no control characters, no long runs that could be a token, 200 characters.
 #[must_use]
-pub fn printable(text: &str, grant: &Grant) -> String {
-    presentable(&text.replace(grant.refresh_token.expose(), "[masked]"))
+pub fn printable(text: &str, secret: &RefreshToken) -> String {
+    presentable(&text.replace(secret.expose(), "[masked]"))
 }
 
 /// As [`printable`], where no refresh token was sent.

@@ -4,6 +4,7 @@ pub mod client;
 pub mod judge;
 pub mod mytoken;
 pub mod oauth2;
+pub mod revocation;
 
 use zeroize::Zeroizing;
 
@@ -54,7 +55,7 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
         ProviderKind::Mytoken { .. } => mytoken::answer(provider, grant, answer, now),
     };
     outcome.map_err(|mut error: ExchangeError| {
-        error.detail = client::printable(&error.detail, grant);
+        error.detail = client::printable(&error.detail, &grant.refresh_token);
         error
     })
 }

@@ -74,7 +74,7 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
     judge::judge(provider, grant, claimed, now)
 }
 
-fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
+pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
     let bad = serde_json::from_slice::<oauth2::Bad>(&answer.body).ok();
     // The status of the provider behind the server comes through: look at the error before the status.
     if let Some(bad) = &bad

@@ -87,14 +87,23 @@ pub fn code_answer(answer: &TokenAnswer, now: Timestamp) -> Result<RefreshToken,
 
 /// The form with the client's name and, where it has one, secret.
 fn authenticated(oauth2: &OAuth2, mut form: Serializer<'_, String>) -> TokenRequest {
-    let mut authorization = None;
+    let authorization = show_client(oauth2, &mut form);
+    TokenRequest {
+        authorization,
+        content_type: "application/x-www-form-urlencoded",
+        body: Zeroizing::new(form.finish()),
+    }
+}
+
+/// Put who we are into the form, or into the header that comes back.
+pub(super) fn show_client(oauth2: &OAuth2, form: &mut Serializer<'_, String>) -> Option<Zeroizing<String>> {
     match (&oauth2.client_secret, oauth2.client_auth) {
         (Some(secret), ClientAuth::Header) => {
             // RFC 6749 §2.3.1: both are form-encoded before they are joined.
             let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
             let joined = Zeroizing::new(format!("{}:{}", encoded(&oauth2.client_id), encoded(secret.expose())));
             let basic = base64::engine::general_purpose::STANDARD.encode(joined.as_bytes());
-            authorization = Some(Zeroizing::new(format!("Basic {basic}")));
+            return Some(Zeroizing::new(format!("Basic {basic}")));
         }
         (Some(secret), ClientAuth::Body) => {
             form.append_pair("client_id", &oauth2.client_id).append_pair("client_secret", secret.expose());
@@ -103,11 +112,7 @@ fn authenticated(oauth2: &OAuth2, mut form: Serializer<'_, String>) -> TokenRequ
             form.append_pair("client_id", &oauth2.client_id);
         }
     }
-    TokenRequest {
-        authorization,
-        content_type: "application/x-www-form-urlencoded",
-        body: Zeroizing::new(form.finish()),
-    }
+    None
 }
 
 /// RFC 6749 §5.1; numbers may come as strings.
@@ -201,7 +206,7 @@ pub(super) fn not_a_token_answer(answer: &TokenAnswer) -> ExchangeError {
     ExchangeError::new(Kind::BadAnswer, format!("the issuer answers HTTP {} with {what}", answer.status))
 }
 
-fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
+pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
     if let Some(error) = client::http_failure(answer, now) {
         return error;
     }

@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use super::{
     audit::{self, Audit, Decision, Entry},
     driver::Owner,
+    revoker,
     tally::Tally,
     told::Told,
 };
@@ -20,6 +21,7 @@ use crate::{
         time::{Now, Tick},
     },
     error::{Class, Kind},
+    notice::round,
 };
 
 /// How many credentials with the same error of the same provider are told one by one in [`WINDOW`].
@@ -105,6 +107,45 @@ impl Announcer {
             }
             _ => {}
         }
+    }
+
+    /// A refresh token was given back, or could not be.
+    pub fn revoked(&mut self, now: Now, outcome: &revoker::Outcome) {
+        let revoker::Outcome { id, provider, by, result } = outcome;
+        let (user, service, handle) = names(id);
+        let mut entry = Entry::new(now.wall, Decision::Revoked).of(id);
+        entry.provider = Some(provider.clone()).filter(|name| !name.is_empty());
+        if let Some(uid) = by {
+            entry.by = format!("uid {uid}");
+        }
+        match result {
+            Ok(()) => {
+                self.tally.revocations.0 += 1;
+                tracing::info!(user, service, handle, provider, "refresh token revoked");
+            }
+            Err(error) => {
+                self.tally.revocations.1 += 1;
+                entry = entry.because(error.kind).saying(error.detail.clone());
+                let (kind, detail) = (error.kind, &error.detail);
+                tracing::warn!(user, service, handle, provider, %kind, detail, "refresh token not revoked");
+            }
+        }
+        self.audit.record(entry);
+    }
+
+    /// What became of a letter.
+    pub fn told(&mut self, now: Now, delivery: &round::Delivery) {
+        let round::Delivery { way, whom, subject, result } = delivery;
+        let counts = self.tally.notices.entry(way.word().to_owned()).or_default();
+        let mut entry = Entry::new(now.wall, Decision::Notified);
+        if result.is_ok() {
+            counts.0 += 1;
+        } else {
+            counts.1 += 1;
+            entry.result = "failed";
+        }
+        let why = result.as_ref().err().map_or_else(String::new, |error| format!(": {error}"));
+        self.audit.record(entry.saying(format!("{whom} by {}: {subject}{why}", way.word())));
     }
 
     fn log(&mut self, now: Now, owners: &[Arc<Owner>], announcement: &Announcement) {

@@ -22,6 +22,9 @@ const MAX_ORDER: u64 = 4096;
 /// How long a caller may take to say it, and the daemon to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the daemon may take where it asks an issuer.
+pub const ISSUERS_PATIENCE: Duration = Duration::from_secs(45);
+
 /// What an admin orders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
@@ -32,6 +35,13 @@ pub enum Order {
         user: String,
         /// `S` or `S_H`; absent: all of the user's.
         credential: Option<String>,
+    },
+    /// Give the refresh token back to the issuer now. The files stay.
+    Revoke {
+        /// Whose.
+        user: String,
+        /// `S` or `S_H`.
+        credential: String,
     },
 }
 
@@ -84,11 +94,12 @@ fn serve(mut caller: &UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
     let reply = match serde_json::from_str::<Order>(&line) {
         Ok(order) => {
             tracing::info!(uid, ?order, "order");
+            let patience = if matches!(order, Order::Revoke { .. }) { ISSUERS_PATIENCE } else { PATIENCE };
             let (sender, answer): (SyncSender<Reply>, _) = sync_channel(1);
             inputs
                 .send(Input::Order { uid, order, reply: sender })
                 .map_err(|_| io::Error::other("the daemon stops"))?;
-            answer.recv_timeout(PATIENCE).map_err(io::Error::other)?
+            answer.recv_timeout(patience).map_err(io::Error::other)?
         }
         Err(error) => Reply::Refused { why: format!("not an order: {error}") },
     };

@@ -5,7 +5,10 @@ use std::sync::{
     mpsc::{Receiver, Sender, channel},
 };
 
-use super::driver::{Held, Input, Owner};
+use super::{
+    driver::{Held, Input, Owner},
+    revoker,
+};
 use crate::{
     config::settings::{Provider, ProviderKind},
     core::{answer::Grant, id::CredentialId, planner::Event, time::Timestamp, top::Identity, use_file},
@@ -52,6 +55,15 @@ pub enum Job {
         held: Box<Held>,
         /// When the issuer gave the token, for `issued_at` and `expires_at`.
         issued: Timestamp,
+    },
+    /// Read the refresh token, to give it back one day.
+    Learn {
+        /// Credential.
+        id: CredentialId,
+        /// Its provider.
+        owner: Arc<Owner>,
+        /// The uid of who orders that it be given back now.
+        order: Option<u32>,
     },
 }
 
@@ -101,6 +113,7 @@ fn work(queue: &Mutex<Receiver<Job>>, spool: &Spool, inputs: &Sender<Input>) {
 
 fn run(spool: &Spool, job: Job) -> Input {
     match job {
+        Job::Learn { id, owner, order } => learn(spool, id, &owner, order),
         Job::Prepare { number, id, identity, owner } => prepare(spool, number, id, identity, owner),
         Job::Keep { number, identity, mut held } => {
             let Held { id, owner, reservation, spent, rotated, .. } = &mut *held;
@@ -133,6 +146,17 @@ fn run(spool: &Spool, job: Job) -> Input {
             })
         }
     }
+}
+
+fn learn(spool: &Spool, id: CredentialId, owner: &Owner, order: Option<u32>) -> Input {
+    let found = spool.read_top(&id, owner.seal.as_ref()).map(|(identity, top)| {
+        (identity, revoker::Held { provider: owner.provider.name.clone(), token: top.refresh_token().clone() })
+    });
+    let found = found.map_err(|refusal| match refusal {
+        Refusal::Missing => Kind::TopUnreadable,
+        Refusal::Bad(kind) => kind,
+    });
+    Input::Learned { id, found, order }
 }
 
 fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, owner: Arc<Owner>) -> Input {

@@ -1,7 +1,9 @@
 //! The loop around the planner: inputs in, actions performed, sleep until the planner wants to be asked again.
 //!
 //! What an exchange holds (reserved space, the answer, a rotated refresh token) lives in [`Held`] under its number and
-//! is dropped only when the planner says so.
+//! is dropped only when the planner says so. The file is long for [`Input`]: whatever reaches the loop is one variant of it.
+
+mod serve;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,27 +17,29 @@ use std::{
 use super::{
     announce::{self, Announcer},
     approvals::{self, Approvals},
-    audit::{Decision, Entry},
     control::{Order, Reply},
+    course::Courses,
     disk::{Disk, Job},
     link::Link,
     log::LogHandle,
+    revoker::{self, Revoker},
     scanner::{Look, Ticket},
 };
 use crate::{
     config::settings::{Provider, Settings, WebApproval},
     core::{
-        answer::{Answer, Grant, Outcome},
+        answer::{Answer, ExchangeError, Grant, Outcome},
         approval::{Ask, Told},
-        figures::Figures,
         id::{CredentialId, UserName},
-        planner::{Action, Brought, Event, Failure, Planner, Row, Unkept},
+        planner::{Action, Brought, Event, Failure, Planner, Unkept},
         secret::RefreshToken,
-        snapshot::{Credential, Issuer, SCHEMA, Status, Trouble},
+        snapshot::Status,
         time::{Now, Tick, Timestamp},
+        top::Identity,
     },
     courier::{frame::ToCourier, probe::Facts},
     error::Kind,
+    notice::{letter::Letter, round},
     spool::{Reservation, Seal, Spool, SpoolError},
 };
 
@@ -148,6 +152,49 @@ pub enum Input {
         number: u64,
         /// The answer.
         told: Told,
+    },
+    /// The refresh token of a credential was read, to give it back one day, or now.
+    Learned {
+        /// Which.
+        id: CredentialId,
+        /// The `.top` and the token, or why it cannot be read.
+        found: Result<(Identity, revoker::Held), Kind>,
+        /// The uid of who ordered that it be given back now.
+        order: Option<u32>,
+    },
+    /// A revocation ended.
+    Revoked {
+        /// Of which link.
+        generation: u64,
+        /// Its number.
+        number: u64,
+        /// How.
+        result: Result<(), ExchangeError>,
+    },
+    /// Notices want to know how credentials stand.
+    Standings(round::Question),
+    /// Notices have a letter for the courier.
+    Deliver {
+        /// Its number.
+        number: u64,
+        /// It.
+        letter: Box<Letter>,
+    },
+    /// What became of a letter that the courier had.
+    Delivered {
+        /// Of which link.
+        generation: u64,
+        /// Its number.
+        number: u64,
+        /// How it ended.
+        result: Result<(), String>,
+    },
+    /// What became of a letter in the end, for counts and audit.
+    Delivery(round::Delivery),
+    /// A reader waits for the status page.
+    WantPage {
+        /// Of which link.
+        generation: u64,
     },
     /// A reader of metrics waits for figures.
     WantFigures {
@@ -266,6 +313,10 @@ pub struct Driver {
     pub page: Option<(WebApproval, Approvals)>,
     /// The log, for what it could not write.
     pub log: Option<LogHandle>,
+    /// The courses of renewals, for traces.
+    pub courses: Courses,
+    /// To those who tell people.
+    pub notices: Option<Sender<round::Event>>,
     started: Timestamp,
     held: HashMap<u64, Box<Held>>,
     asked: BTreeSet<u64>,
@@ -273,6 +324,10 @@ pub struct Driver {
     courier_up: bool,
     /// Log, audit and counts; a reload hands it on.
     pub announcer: Announcer,
+    /// What is to be given back to issuers; a reload hands it on.
+    pub revoker: Revoker,
+    /// Admins who wait for a revocation.
+    waiting: HashMap<CredentialId, SyncSender<Reply>>,
     stop_by: Option<(Instant, End)>,
     scanned: bool,
     failed: bool,
@@ -296,6 +351,7 @@ impl Driver {
         hangups: Sender<()>,
         once: bool,
         announcer: Announcer,
+        revoker: Revoker,
     ) -> Self {
         Self {
             planner,
@@ -310,12 +366,16 @@ impl Driver {
             reloaded: None,
             page: None,
             log: None,
+            courses: Courses::default(),
+            notices: None,
             started: clock.started(),
             held: HashMap::new(),
             asked: BTreeSet::new(),
             unsent: Vec::new(),
             courier_up: false,
             announcer,
+            revoker,
+            waiting: HashMap::new(),
             stop_by: None,
             scanned: false,
             failed: false,
@@ -339,7 +399,9 @@ impl Driver {
             if self.once && self.scanned && self.settled() {
                 return End::Done { failed: self.failed };
             }
+            self.revoke(now);
             let mut wait = self.planner.next_deadline(now);
+            wait = self.revoker.wait(now.tick).map_or(wait, |other| wait.min(other.max(Duration::from_millis(1))));
             if let Some((by, _)) = &self.stop_by {
                 wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
             }
@@ -366,8 +428,16 @@ impl Driver {
         let now = self.clock.now();
         match input {
             Input::Event(event) => {
-                if let Event::Published { number } = &event {
-                    self.announcer.tally.published(*number);
+                match &event {
+                    Event::Published { number } => self.announcer.tally.published(*number),
+                    Event::Answered { number, result: Err(failure) } => self.courses.failed(*number, failure.kind),
+                    Event::PublishFailed { number, kind } | Event::KeepFailed { number, kind } => {
+                        self.courses.failed(*number, *kind);
+                    }
+                    _ => {}
+                }
+                if let Event::Scanned { found, .. } = &event {
+                    self.learn(found);
                 }
                 self.planner.handle(now, event);
             }
@@ -396,6 +466,7 @@ impl Driver {
                 }
             }
             Input::Back { number, held, event } => {
+                self.courses.kept(now.wall, number);
                 self.held.insert(number, held);
                 self.planner.handle(now, event);
             }
@@ -409,6 +480,9 @@ impl Driver {
             Input::CourierDown { generation, why } if generation == self.link.generation() => {
                 tracing::error!(why, lost = self.asked.len(), "courier is down; starting another");
                 self.announcer.tally.courier_restarts += 1;
+                for outcome in self.revoker.lost(now.tick) {
+                    self.revoked(now, &outcome);
+                }
                 self.courier_up = false;
                 for number in std::mem::take(&mut self.asked) {
                     self.lost(now, number);
@@ -417,26 +491,21 @@ impl Driver {
             Input::Answer { generation, number, outcome, took } if generation == self.link.generation() => {
                 if let Some(held) = self.held.get(&number) {
                     self.announcer.tally.answered(&held.owner, number, took);
+                    let (rotated, kind) = match &outcome {
+                        Ok(answer) => (answer.rotated.is_some(), None),
+                        Err(error) => (error.rotated.is_some(), Some(error.kind)),
+                    };
+                    self.courses.answered(now.wall, number, took, rotated, kind);
                 }
                 self.answered(now, number, outcome);
             }
-            Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
             Input::Approval { generation, number, ask } if generation == self.link.generation() => {
                 self.asked_by_page(now, generation, number, ask);
             }
             Input::ApprovalTold { generation, number, told } if generation == self.link.generation() => {
-                self.tell_page(number, told);
+                self.tell_approval(number, told);
             }
-            Input::CourierUp { .. }
-            | Input::Approval { .. }
-            | Input::ApprovalTold { .. }
-            | Input::CourierDown { .. }
-            | Input::Answer { .. }
-            | Input::WantFigures { .. }
-            | Input::Probed { .. } => {}
-            // A reader that gave up meanwhile needs no answer.
-            Input::Status { user, reply } => drop(reply.try_send(Box::new(self.status(now, user.as_ref())))),
-            Input::Order { uid, order, reply } => drop(reply.try_send(self.obey(now, uid, &order))),
+            Input::CourierUp { .. } | Input::CourierDown { .. } | Input::Answer { .. } => {}
             Input::Hangup => {
                 drop(self.looks.send(Look::All));
                 // The reloader ends only with the process.
@@ -457,6 +526,7 @@ impl Driver {
                 tracing::info!("stopping");
                 self.bring_home(now, STOP_PATIENCE, End::Stopped);
             }
+            other => self.serve(now, other),
         }
     }
 
@@ -533,98 +603,13 @@ impl Driver {
                 }
             }
         }
-        self.tell_page(number, Told::Standing(standing));
+        self.tell_approval(number, Told::Standing(standing));
     }
 
-    fn tell_page(&self, number: u64, told: Told) {
+    fn tell_approval(&self, number: u64, told: Told) {
         if let Err(error) = self.link.send(&ToCourier::Approval { number, told }) {
             tracing::debug!(%error, "the courier does not take an answer for the page");
         }
-    }
-
-    /// Send the courier the figures that it asked for; it asks at most once a second.
-    fn tell_figures(&self, now: Now) {
-        let (audit_written, audit_lost) = self.announcer.audit().counts();
-        let figures = Figures {
-            started: self.started,
-            log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
-            audit_written,
-            audit_lost,
-            ..self.announcer.tally.figures(now, &self.planner, &self.owners)
-        };
-        if let Err(error) = self.link.send(&ToCourier::Figures(Box::new(figures))) {
-            tracing::debug!(%error, "the courier does not take the figures");
-        }
-    }
-
-    /// How things stand.
-    fn status(&self, now: Now, user: Option<&UserName>) -> Status {
-        let issuer = |(index, owner): (usize, &Arc<Owner>)| {
-            let (down, in_flight, queued) = self.planner.issuer(index);
-            Issuer {
-                provider: owner.provider.name.clone(),
-                kind: owner.provider.kind.word().to_owned(),
-                services: owner.provider.services.clone(),
-                down,
-                in_flight,
-                queued,
-            }
-        };
-        let credential = |row: Row<'_>| Credential {
-            user: row.id.user.to_string(),
-            service: row.id.service.to_string(),
-            handle: row.id.handle.as_ref().map(ToString::to_string),
-            provider: self.owners.get(row.provider).map(|owner| owner.provider.name.clone()).unwrap_or_default(),
-            state: row.state,
-            expires: row.expires,
-            renews: row.renews,
-            refresh_token_expires: row.refresh_token_expires,
-            renewed: row.renewed,
-            generation: row.generation,
-            error: row.error.map(|(kind, since, times)| Trouble {
-                kind,
-                detail: self.announcer.detail(row.id).to_owned(),
-                since,
-                times,
-            }),
-            flagged: row.flagged,
-            replicas: Vec::new(),
-        };
-        Status {
-            schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            now: now.wall,
-            started: self.started,
-            everybody: user.is_none(),
-            courier: self.courier_up,
-            providers: self.owners.iter().enumerate().map(issuer).collect(),
-            credentials: self.planner.rows(now, user).map(credential).collect(),
-        }
-    }
-
-    /// Do what an admin orders.
-    fn obey(&mut self, now: Now, uid: u32, order: &Order) -> Reply {
-        let Order::Renew { user, credential } = order;
-        let known: Option<Vec<CredentialId>> = UserName::parse(user).ok().map(|user| {
-            self.planner
-                .rows(now, Some(&user))
-                .filter(|row| credential.as_ref().is_none_or(|base| row.id.base() == *base))
-                .map(|row| row.id.clone())
-                .collect()
-        });
-        let known = known.unwrap_or_default();
-        if known.is_empty() {
-            let name = credential.as_ref().map_or_else(|| user.clone(), |base| format!("{user}/{base}"));
-            return Reply::Refused { why: format!("there is no credential {name}") };
-        }
-        let credentials = known.len();
-        for id in known {
-            let entry = Entry { by: format!("uid {uid}"), ..Entry::new(now.wall, Decision::Admin).of(&id) };
-            self.announcer.audit().record(entry.saying("renew"));
-            self.planner.handle(now, Event::Renew { id });
-        }
-        Reply::Done { credentials }
     }
 
     fn ask(&mut self, number: u64, provider: usize, grant: Grant) {
@@ -674,27 +659,41 @@ impl Driver {
         match action {
             Action::Exchange { number, id, provider, identity } => {
                 if let Some(owner) = self.owners.get(provider) {
+                    self.courses.began(now.wall, number, &id, &owner.provider.name);
                     self.disk.submit(Job::Prepare { number, id, identity, owner: Arc::clone(owner) });
                 }
             }
             Action::Keep { number, identity } => {
                 if let Some(held) = self.held.remove(&number) {
+                    self.courses.keeping(now.wall, number);
                     self.disk.submit(Job::Keep { number, identity, held });
                 }
             }
             Action::Publish { number, identity, issued } => {
                 if let Some(held) = self.held.remove(&number) {
+                    self.courses.publishing(now.wall, number);
                     self.disk.submit(Job::Publish { number, identity, held, issued });
                 }
             }
             Action::Discard { number } => {
                 self.announcer.tally.discarded(number);
+                if let Some(renewal) = self.courses.ended(now.wall, number)
+                    && let Err(error) = self.link.send(&ToCourier::Trace(Box::new(renewal)))
+                {
+                    tracing::debug!(%error, "the courier does not take a trace");
+                }
                 self.held.remove(&number);
             }
             Action::Look { user } => drop(self.looks.send(Look::User(user))),
             Action::Announce(announcement) => {
                 use crate::core::planner::Announcement as A;
                 self.failed |= matches!(announcement, A::Failed { .. } | A::Parked { .. } | A::Unusable { .. });
+                if matches!(announcement, A::Parked { .. } | A::Unusable { .. }) {
+                    self.tell_notices(round::Event::Poke);
+                }
+                if let A::Forgotten { id } = &announcement {
+                    self.forgotten(now, id);
+                }
                 self.announcer.tell(now, &self.owners, &announcement);
             }
         }

@@ -2,7 +2,7 @@
 //! reloads. Exit codes as in DESIGN §5.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -18,11 +18,14 @@ use super::{
     approvals::Approvals,
     audit::Audit,
     control,
+    course::Courses,
     disk::{self, Disk},
     driver::{Clock, Driver, End, Input, Owner},
     environ,
     link::{Link, Recipe},
-    log, scanner, status,
+    log,
+    revoker::Revoker,
+    scanner, status,
 };
 use crate::{
     cli,
@@ -32,6 +35,7 @@ use crate::{
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
+    notice::round,
     spool::{Owners, Spool, Watch},
 };
 
@@ -102,11 +106,14 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
     let approvals = Approvals::start(&spool, condor, inputs.clone()).map_err(failed)?;
     let mut owners = owners(&settings)?;
-    let mut link = courier(&settings, settings.daemon.outward(), courier_args, 1, &inputs)?;
+    let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, clock)?;
     reloader(sources, log.clone(), fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
+    let mut notices = None;
+    tell_people(&settings, &mut notices, &inputs)?;
     let mut announcer = Announcer::new(audit.clone());
+    let mut revoker = Revoker::default();
     for generation in 2.. {
         let planner = Planner::new(&limits(&settings.providers), settings.daemon.refresh);
         let mut driver = Driver::new(
@@ -120,8 +127,11 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             hangups.clone(),
             args.once,
             announcer,
+            revoker,
         );
         driver.log = Some(log.clone());
+        driver.notices.clone_from(&notices);
+        driver.courses = Courses::new(settings.daemon.otlp.is_some());
         if let Some(mut before) = before.take() {
             driver.inherit(&mut before);
         }
@@ -138,20 +148,14 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             settings = *new;
         }
         announcer = std::mem::take(&mut driver.announcer);
+        revoker = std::mem::take(&mut driver.revoker);
         // Its courier ends with this.
         driver.link.close();
         before = Some(driver);
-        if settings.daemon.audit_log != audit_log {
-            match Audit::start(settings.daemon.audit_log.as_deref()) {
-                Ok(audit) => {
-                    announcer.audit_to(audit);
-                    audit_log.clone_from(&settings.daemon.audit_log);
-                }
-                Err(error) => tracing::error!(%error, "keeping the audit log that is open"),
-            }
-        }
+        audit_elsewhere(&settings, &mut audit_log, &mut announcer);
         owners = self::owners(&settings)?;
-        link = courier(&settings, settings.daemon.outward(), courier_args, generation, &inputs)?;
+        tell_people(&settings, &mut notices, &inputs)?;
+        link = courier(&settings, settings.outward(), courier_args, generation, &inputs)?;
         // The scanner keeps its watches and tells the new planner everything.
         drop(looks.send(scanner::Look::Owners(owners.clone())));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
@@ -159,6 +163,35 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     spool.retire();
     audit.flush(LAST_LINES);
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// After a reload: the audit log may be another one.
+fn audit_elsewhere(settings: &Settings, audit_log: &mut Option<PathBuf>, announcer: &mut Announcer) {
+    if settings.daemon.audit_log != *audit_log {
+        match Audit::start(settings.daemon.audit_log.as_deref()) {
+            Ok(audit) => {
+                announcer.audit_to(audit);
+                audit_log.clone_from(&settings.daemon.audit_log);
+            }
+            Err(error) => tracing::error!(%error, "keeping the audit log that is open"),
+        }
+    }
+}
+
+/// Start the thread that tells people, or tell it what has changed.
+fn tell_people(
+    settings: &Settings,
+    notices: &mut Option<Sender<round::Event>>,
+    inputs: &Sender<Input>,
+) -> Result<(), Report> {
+    let recipe = round::Recipe::of(settings, become_ids(settings)?);
+    match (notices.as_ref(), recipe) {
+        // It ends only with the process.
+        (Some(events), recipe) => drop(events.send(round::Event::Configure(recipe.map(Box::new)))),
+        (None, Some(recipe)) => *notices = Some(round::start(recipe, inputs.clone()).map_err(failed)?),
+        (None, None) => {}
+    }
     Ok(())
 }
 
@@ -227,20 +260,7 @@ pub fn courier(
     generation: u64,
     inputs: &Sender<Input>,
 ) -> Result<Link, Report> {
-    let become_ids = if geteuid().is_root() {
-        let name = &settings.daemon.courier_user;
-        let user = User::from_name(name).ok().flatten().ok_or_else(|| {
-            Report::new(format!("courier_user: there is no user {name:?}"), config_exit())
-                .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
-        })?;
-        if user.uid.is_root() {
-            return Err(Report::new("courier_user: the network process must not be root", config_exit())
-                .advise("name another user in [daemon]"));
-        }
-        Some((user.uid.as_raw(), user.gid.as_raw()))
-    } else {
-        None
-    };
+    let become_ids = become_ids(settings)?;
     let recipe = Recipe {
         args: args.iter().map(ToString::to_string).collect(),
         become_ids,
@@ -248,6 +268,23 @@ pub fn courier(
         outward,
     };
     Link::start(recipe, generation, inputs.clone()).map_err(failed)
+}
+
+/// Who the network process, and programs that we start, become; none if we are not root.
+fn become_ids(settings: &Settings) -> Result<Option<(u32, u32)>, Report> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let name = &settings.daemon.courier_user;
+    let user = User::from_name(name).ok().flatten().ok_or_else(|| {
+        Report::new(format!("courier_user: there is no user {name:?}"), config_exit())
+            .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
+    })?;
+    if user.uid.is_root() {
+        return Err(Report::new("courier_user: the network process must not be root", config_exit())
+            .advise("name another user in [daemon]"));
+    }
+    Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
 }
 
 fn start_scanner(

@@ -169,7 +169,7 @@ fn converse(
     let configure = ToCourier::Configure {
         providers: recipe.providers.clone(),
         become_ids: recipe.become_ids,
-        outward: recipe.outward.clone(),
+        outward: Box::new(recipe.outward.clone()),
     };
     frame::write(ours, &configure)?;
     let mut reader = io::BufReader::new(ours.try_clone()?);
@@ -181,6 +181,9 @@ fn converse(
             }
             FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },
             FromCourier::Approval { number, ask } => Input::Approval { generation, number, ask },
+            FromCourier::Revoked { number, result } => Input::Revoked { generation, number, result },
+            FromCourier::Delivered { number, result } => Input::Delivered { generation, number, result },
+            FromCourier::WantPage => Input::WantPage { generation },
             FromCourier::WantFigures => Input::WantFigures { generation },
             FromCourier::Tell { warn: true, text } => {
                 tracing::warn!("{text}");

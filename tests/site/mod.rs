@@ -7,13 +7,30 @@
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use evercred::demo::issuer::{Issuer, Options, Rotation, Running, TokenWish};
 use tempfile::TempDir;
+
+/// A Python of this build's own with a package of pip's; none if it cannot be installed here.
+pub fn python(name: &str, module: &str, package: &str) -> Option<PathBuf> {
+    // Tests of one program run side by side; pip is slow, and not made for that.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap();
+    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("venv-{name}"));
+    let python = venv.join("bin/python");
+    let import = format!("import {module}");
+    let has = || Command::new(&python).args(["-c", &import]).output().is_ok_and(|output| output.status.success());
+    if !has() {
+        Command::new("python3").args(["-m", "venv"]).arg(&venv).output().ok()?;
+        Command::new(&python).args(["-m", "pip", "-q", "install", package]).output().ok()?;
+    }
+    has().then_some(python)
+}
 
 /// One site: issuer, directory, configuration, and the credmon while it runs.
 pub struct Site {

@@ -7,6 +7,7 @@
 //! leaves the last figures in place, with their age. If the address cannot be had, it is tried again: renewals go on.
 
 mod metrics;
+mod page;
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,7 @@ use tokio::{
 };
 
 pub use self::metrics::documented;
-use crate::core::figures::Figures;
+use crate::core::{figures::Figures, snapshot::Page};
 
 /// Connections at one time.
 const CONNECTIONS: usize = 512;
@@ -55,6 +56,8 @@ const QUICK_TRIES: u32 = 10;
 pub enum Want {
     /// Its figures.
     Figures,
+    /// What the status page shows.
+    Page,
     /// To have this said in the log: the address cannot be had, and why.
     Trouble(SocketAddr, io::ErrorKind),
     /// It listens (again).
@@ -65,28 +68,34 @@ pub enum Want {
 #[derive(Debug)]
 pub struct Board {
     /// The newest figures, and when they came.
-    pub figures: watch::Sender<Option<(Instant, Arc<Figures>)>>,
+    pub figures: watch::Sender<Told<Figures>>,
+    /// What the status page shows, likewise.
+    pub page: watch::Sender<Told<Page>>,
 }
 
-/// Start the endpoint's thread. What it wants comes out of the receiver.
+/// What the keeper told, and when.
+pub type Told<T> = Option<(Instant, Arc<T>)>;
+
+/// Start the endpoint's thread, with the status page or without. What it wants comes out of the receiver.
 ///
 /// # Errors
 /// The system refuses a thread.
-pub fn start(listen: SocketAddr) -> io::Result<(Board, mpsc::Receiver<Want>)> {
+pub fn start(listen: SocketAddr, page: bool) -> io::Result<(Board, mpsc::Receiver<Want>)> {
     let (wants, wanted) = mpsc::channel(16);
-    let (figures, seen) = watch::channel(None);
+    let (figures, seen_figures) = watch::channel(None);
+    let (pages, seen_page) = watch::channel(None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let endpoint = Arc::new(Endpoint {
-        figures: seen,
+        figures: Source::new(seen_figures, Want::Figures),
+        page: page.then(|| Source::new(seen_page, Want::Page)),
         wants,
-        asked: Mutex::default(),
         counts: Mutex::default(),
         rendered: Mutex::default(),
     });
     std::thread::Builder::new()
         .name("endpoint".into())
         .spawn(move || runtime.block_on(endpoint.listen(listen)))
-        .map(|_| (Board { figures }, wanted))
+        .map(|_| (Board { figures, page: pages }, wanted))
 }
 
 /// What the endpoint counts of itself.
@@ -99,12 +108,13 @@ struct Counts {
 }
 
 struct Endpoint {
-    figures: watch::Receiver<Option<(Instant, Arc<Figures>)>>,
+    figures: Source<Figures>,
+    /// None: there is no status page.
+    page: Option<Source<Page>>,
     wants: mpsc::Sender<Want>,
-    asked: Mutex<Option<Instant>>,
     counts: Mutex<Counts>,
-    /// The last texts: Prometheus', `OpenMetrics`.
-    rendered: Mutex<[Option<Rendered>; 2]>,
+    /// The last texts: Prometheus', `OpenMetrics`, the page.
+    rendered: Mutex<[Option<Rendered>; 3]>,
 }
 
 /// When a text was made, its type, and it.
@@ -197,6 +207,8 @@ impl Endpoint {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = match request.uri().path() {
+            "/" if self.page.is_some() => "/",
+            "/page.css" if self.page.is_some() => "/page.css",
             "/metrics" => "/metrics",
             "/healthz" => "/healthz",
             "/readyz" => "/readyz",
@@ -206,6 +218,8 @@ impl Endpoint {
             plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n")
         } else {
             match path {
+                "/" => self.status_page().await,
+                "/page.css" => typed(StatusCode::OK, "text/css; charset=utf-8", page::STYLE.into()),
                 "/metrics" => self.metrics(&request).await,
                 "/healthz" => self.health().await,
                 "/readyz" => self.readiness().await,
@@ -218,7 +232,7 @@ impl Endpoint {
     }
 
     async fn metrics(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let figures = self.fresh().await;
+        let figures = self.figures.fresh(&self.wants).await;
         let accepts = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let open_metrics = accepts.contains("application/openmetrics-text");
         let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -244,7 +258,7 @@ impl Endpoint {
 
     /// Both processes are alive and talk with each other.
     async fn health(&self) -> Response<Full<Bytes>> {
-        match self.fresh().await {
+        match self.figures.fresh(&self.wants).await {
             Some((at, _)) if at.elapsed() < FRESH + PATIENCE => plain(StatusCode::OK, "ok\n"),
             _ => plain(StatusCode::SERVICE_UNAVAILABLE, "the keeper does not answer\n"),
         }
@@ -252,7 +266,7 @@ impl Endpoint {
 
     /// And all credentials are known.
     async fn readiness(&self) -> Response<Full<Bytes>> {
-        match self.fresh().await {
+        match self.figures.fresh(&self.wants).await {
             Some((at, figures)) if at.elapsed() < FRESH + PATIENCE => {
                 if figures.scanned {
                     plain(StatusCode::OK, "ready\n")
@@ -264,10 +278,39 @@ impl Endpoint {
         }
     }
 
-    /// Figures of this second, if the keeper answers in time; else the last ones.
-    async fn fresh(&self) -> Option<(Instant, Arc<Figures>)> {
-        let mut seen = self.figures.clone();
-        let young = |told: &Option<(Instant, Arc<Figures>)>| told.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH);
+    async fn status_page(&self) -> Response<Full<Bytes>> {
+        let Some(source) = &self.page else { return plain(StatusCode::NOT_FOUND, "") };
+        let (told, figures) = tokio::join!(source.fresh(&self.wants), self.figures.fresh(&self.wants));
+        let (Some((came, told)), Some((_, figures))) = (told, figures) else {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "the keeper does not answer\n");
+        };
+        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+        let [_, _, place] = &mut *rendered;
+        let text = match place {
+            Some((at, _, text)) if came <= *at => text.clone(),
+            place => place.insert((Instant::now(), "", page::render(&told, &figures).into())).2.clone(),
+        };
+        drop(rendered);
+        typed(StatusCode::OK, "text/html; charset=utf-8", text)
+    }
+}
+
+/// Something that the keeper tells when it is asked.
+struct Source<T> {
+    seen: watch::Receiver<Told<T>>,
+    want: Want,
+    asked: Mutex<Option<Instant>>,
+}
+
+impl<T> Source<T> {
+    fn new(seen: watch::Receiver<Told<T>>, want: Want) -> Self {
+        Self { seen, want, asked: Mutex::default() }
+    }
+
+    /// What is of this second, if the keeper answers in time; else the last it told.
+    async fn fresh(&self, wants: &mpsc::Sender<Want>) -> Told<T> {
+        let mut seen = self.seen.clone();
+        let young = |told: &Told<T>| told.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH);
         if !young(&seen.borrow_and_update()) {
             let ask = {
                 let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,12 +321,12 @@ impl Endpoint {
                 due
             };
             if ask {
-                self.wants.try_send(Want::Figures).ok();
+                wants.try_send(self.want).ok();
             }
             // Nobody answers: what is there is told, with its age.
             tokio::time::timeout(PATIENCE, seen.wait_for(young)).await.ok();
         }
-        self.figures.borrow().clone()
+        self.seen.borrow().clone()
     }
 }
 
@@ -297,6 +340,10 @@ fn typed(status: StatusCode, kind: &'static str, text: Bytes) -> Response<Full<B
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    // No script, no frame, nothing from elsewhere; the page's own style sheet alone.
+    let policy = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    headers.insert(header::CONTENT_SECURITY_POLICY, header::HeaderValue::from_static(policy));
+    headers.insert(header::REFERRER_POLICY, header::HeaderValue::from_static("no-referrer"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response
 }

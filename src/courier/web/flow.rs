@@ -159,6 +159,7 @@ mod tests {
             services: vec!["wlcg".into()],
             kind: ProviderKind::OAuth2(OAuth2 {
                 token_endpoint: Some("https://i.example.org/token".into()),
+                revocation_endpoint: None,
                 client_id: "the client".into(),
                 confidential: false,
                 client_secret: None,
@@ -178,6 +179,8 @@ mod tests {
             max_in_flight: 1,
             max_per_second: 1,
             timeout: std::time::Duration::from_secs(5),
+            revoke_at_end: false,
+            revoke_after: std::time::Duration::from_secs(600),
             ca_file: None,
             fernet_key_file: None,
             approval: crate::config::settings::Approval::default(),

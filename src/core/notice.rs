@@ -1,0 +1,392 @@
+//! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
+//!
+//! A person is told once a step before a refresh token ends, and once when the issuer refuses it while jobs need it;
+//! admins once a provider for each kind of trouble. What was told is [`Memory`], which outlives restarts. It is cleared
+//! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    figures::is_users,
+    id::{CredentialId, UserName},
+    time::Timestamp,
+};
+use crate::error::Kind;
+
+/// When to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Before a refresh token ends, longest first.
+    pub steps: Vec<Duration>,
+    /// So many failures in a row are no passing thing.
+    pub after_failures: u32,
+}
+
+/// How one credential stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub id: CredentialId,
+    /// Name of its provider.
+    pub provider: String,
+    /// When the access token ends.
+    pub expires: Option<Timestamp>,
+    /// When the refresh token ends, if that is known.
+    pub refresh_ends: Option<Timestamp>,
+    /// Each renewal moves that end on: it comes only if renewals fail.
+    pub rolling: bool,
+    /// What is wrong, and how often in a row.
+    pub error: Option<(Kind, u32)>,
+    /// Nothing is asked any more.
+    pub parked: bool,
+    /// It was renewed since the daemon started, and nothing is wrong since.
+    pub well: bool,
+}
+
+/// What people have been told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// By `user/S_H`.
+    pub credentials: BTreeMap<String, Told>,
+    /// Kinds of trouble that admins were told, by provider.
+    pub providers: BTreeMap<String, BTreeSet<Kind>>,
+}
+
+/// What was told about one credential.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// The end that was told, and the shortest step, in seconds.
+    pub ending: Option<(Timestamp, u64)>,
+    /// The refusal that was told.
+    pub refused: Option<Kind>,
+}
+
+/// Jobs by user; a user who is not in it has none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Jobs {
+    /// Nobody could be asked: everybody may have some.
+    Unknown,
+    /// These, as `cluster.proc`.
+    Known(BTreeMap<String, Vec<String>>),
+}
+
+impl Jobs {
+    /// The user's.
+    #[must_use]
+    pub fn of(&self, user: &UserName) -> &[String] {
+        match self {
+            Self::Unknown => &[],
+            Self::Known(jobs) => jobs.get(user.as_str()).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    fn may_have(&self, user: &UserName) -> bool {
+        matches!(self, Self::Unknown) || !self.of(user).is_empty()
+    }
+}
+
+/// What is wrong with a credential, or will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Matter {
+    /// The refresh token ends then.
+    Ending(Timestamp),
+    /// The issuer refuses it, or it cannot be used.
+    Refused(Kind),
+}
+
+/// One credential in a notice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Which.
+    pub id: CredentialId,
+    /// Name of its provider.
+    pub provider: String,
+    /// What.
+    pub matter: Matter,
+    /// Until when jobs have a token.
+    pub expires: Option<Timestamp>,
+}
+
+/// A kind of trouble, how many credentials have it, and the soonest end of their access tokens.
+pub type Failing = (Kind, usize, Option<Timestamp>);
+
+/// What one recipient is to be told now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A user, about own credentials.
+    User {
+        /// Whom.
+        user: UserName,
+        /// What.
+        items: Vec<Item>,
+        /// The user's jobs, as far as known.
+        jobs: Vec<String>,
+    },
+    /// The admins, about a provider.
+    Admins {
+        /// Which provider.
+        provider: String,
+        /// What users are told in this round.
+        items: Vec<Item>,
+        /// What is the admins' to mend.
+        troubles: Vec<Failing>,
+    },
+}
+
+/// Users for whom it matters now whether they have jobs.
+#[must_use]
+pub fn asks_for_jobs(policy: &Policy, memory: &Memory, now: Timestamp, standings: &[Standing]) -> BTreeSet<UserName> {
+    due(policy, memory, now, standings).map(|(standing, _)| standing.id.user.clone()).collect()
+}
+
+/// What is to be told now; `memory` takes note that it is told.
+pub fn decide(
+    policy: &Policy,
+    memory: &mut Memory,
+    now: Timestamp,
+    standings: &[Standing],
+    jobs: &Jobs,
+) -> Vec<Notice> {
+    forget(memory, standings);
+    let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();
+    let mut providers: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
+    let found: Vec<(&Standing, Matter)> = due(policy, memory, now, standings).collect();
+    for (standing, matter) in found {
+        let id = &standing.id;
+        if matches!(matter, Matter::Refused(_)) && !jobs.may_have(&id.user) {
+            continue;
+        }
+        let told = memory.credentials.entry(id.to_string()).or_default();
+        match matter {
+            Matter::Ending(at) => told.ending = step(policy, now, at).map(|step| (at, step)),
+            Matter::Refused(kind) => told.refused = Some(kind),
+        }
+        let item = Item { id: id.clone(), provider: standing.provider.clone(), matter, expires: standing.expires };
+        providers.entry(&standing.provider).or_default().push(item.clone());
+        users.entry(id.user.clone()).or_default().push(item);
+    }
+    let mut notices: Vec<Notice> =
+        users.into_iter().map(|(user, items)| Notice::User { jobs: jobs.of(&user).to_vec(), user, items }).collect();
+    let mut troubles = troubles(policy, memory, standings);
+    for (provider, items) in providers {
+        let troubles = troubles.remove(provider).unwrap_or_default();
+        notices.push(Notice::Admins { provider: provider.to_owned(), items, troubles });
+    }
+    notices.extend(troubles.into_iter().map(|(provider, troubles)| Notice::Admins {
+        provider: provider.to_owned(),
+        items: Vec::new(),
+        troubles,
+    }));
+    notices
+}
+
+/// Drop what is mended.
+fn forget(memory: &mut Memory, standings: &[Standing]) {
+    let by_name: BTreeMap<String, &Standing> = standings.iter().map(|s| (s.id.to_string(), s)).collect();
+    memory.credentials.retain(|name, told| {
+        let Some(standing) = by_name.get(name) else { return false };
+        if standing.well {
+            told.refused = None;
+        }
+        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends == Some(*at));
+        told.ending.is_some() || told.refused.is_some()
+    });
+    memory.providers.retain(|provider, kinds| {
+        let failing = |kind: &Kind| {
+            standings.iter().any(|s| s.provider == *provider && s.error.is_some_and(|(found, _)| found == *kind))
+        };
+        kinds.retain(failing);
+        !kinds.is_empty()
+    });
+}
+
+/// What users have to hear, and have not heard.
+fn due<'a, 'm>(
+    policy: &'m Policy,
+    memory: &'m Memory,
+    now: Timestamp,
+    standings: &'a [Standing],
+) -> impl Iterator<Item = (&'a Standing, Matter)> + use<'a, 'm> {
+    standings.iter().filter_map(move |standing| {
+        let told = memory.credentials.get(&standing.id.to_string()).cloned().unwrap_or_default();
+        if let Some((kind, times)) = standing.error
+            && is_users(kind)
+            && (standing.parked || times >= policy.after_failures)
+        {
+            // Another kind of refusal is no news.
+            return told.refused.is_none().then_some((standing, Matter::Refused(kind)));
+        }
+        let moves_on = standing.rolling && standing.error.is_none();
+        let at = standing.refresh_ends.filter(|_| !standing.parked && !moves_on)?;
+        let step = step(policy, now, at)?;
+        let heard = told.ending.is_some_and(|(end, least)| end == at && least <= step);
+        (!heard).then_some((standing, Matter::Ending(at)))
+    })
+}
+
+/// The shortest step that has begun, in seconds; none once the end is there: then the issuer's refusal is what to tell.
+fn step(policy: &Policy, now: Timestamp, at: Timestamp) -> Option<u64> {
+    let left = at.since(now);
+    if left.is_zero() {
+        return None;
+    }
+    policy.steps.iter().filter(|step| left <= **step).min().map(Duration::as_secs)
+}
+
+/// What admins have to mend, and have not heard: by provider, each kind once.
+fn troubles<'a>(policy: &Policy, memory: &mut Memory, standings: &'a [Standing]) -> BTreeMap<&'a str, Vec<Failing>> {
+    let mut counts: BTreeMap<(&str, Kind), (usize, Option<Timestamp>)> = BTreeMap::new();
+    for standing in standings {
+        if let Some((kind, times)) = standing.error
+            && !is_users(kind)
+            && times >= policy.after_failures
+        {
+            let (count, soonest) = counts.entry((&standing.provider, kind)).or_default();
+            *count += 1;
+            *soonest = match (*soonest, standing.expires) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (one, None) | (None, one) => one,
+            };
+        }
+    }
+    let mut troubles: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    for ((provider, kind), (count, soonest)) in counts {
+        if memory.providers.entry(provider.to_owned()).or_default().insert(kind) {
+            troubles.entry(provider).or_default().push((kind, count, soonest));
+        }
+    }
+    troubles
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 86_400;
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    fn policy() -> Policy {
+        let steps = [7 * DAY, 2 * DAY, 6 * 3600].map(Duration::from_secs).to_vec();
+        Policy { steps, after_failures: 3 }
+    }
+
+    fn standing(user: &str) -> Standing {
+        Standing {
+            id: CredentialId::from_base(UserName::parse(user).unwrap(), "grid").unwrap(),
+            provider: "grid".into(),
+            expires: None,
+            refresh_ends: None,
+            rolling: false,
+            error: None,
+            parked: false,
+            well: false,
+        }
+    }
+
+    fn ending(user: &str, left: u64) -> Standing {
+        Standing { refresh_ends: Some(NOW.plus(Duration::from_secs(left))), ..standing(user) }
+    }
+
+    fn failing(user: &str, kind: Kind, times: u32) -> Standing {
+        Standing { error: Some((kind, times)), ..standing(user) }
+    }
+
+    /// Whom the notices are for.
+    fn told(memory: &mut Memory, after: u64, standings: &[Standing], jobs: &Jobs) -> Vec<String> {
+        decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), standings, jobs)
+            .into_iter()
+            .map(|notice| match notice {
+                Notice::User { user, items, .. } => format!("{user} {}", items.len()),
+                Notice::Admins { provider, items, troubles } => {
+                    format!("admins of {provider} {} {}", items.len(), troubles.len())
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_user_is_told_once_a_step_and_again_only_for_another_end() {
+        let (mut memory, jobs) = (Memory::default(), Jobs::Unknown);
+        let end = [ending("alice", 10 * DAY)];
+        let both = ["alice 1", "admins of grid 1 0"];
+        for (after, expected) in [
+            (0, &[][..]),
+            (3 * DAY, &both),
+            (4 * DAY, &[]),
+            (8 * DAY, &both),
+            (10 * DAY - 3600, &both),
+            (11 * DAY, &[]),
+        ] {
+            assert_eq!(told(&mut memory, after, &end, &jobs), expected, "after {after}");
+            memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+        }
+        // Approved again: another end.
+        assert_eq!(told(&mut memory, 11 * DAY, &[ending("alice", 40 * DAY)], &jobs), [""; 0]);
+        assert_eq!(told(&mut memory, 39 * DAY, &[ending("alice", 40 * DAY)], &jobs), both);
+    }
+
+    #[test]
+    fn a_daemon_that_slept_through_steps_tells_the_last_one_alone() {
+        let mut memory = Memory::default();
+        assert_eq!(told(&mut memory, 0, &[ending("alice", 3600)], &Jobs::Unknown).len(), 2);
+        assert_eq!(told(&mut memory, 60, &[ending("alice", 3600)], &Jobs::Unknown), [""; 0]);
+    }
+
+    #[test]
+    fn an_end_that_each_renewal_moves_on_is_told_only_once_renewals_fail() {
+        let mut memory = Memory::default();
+        let rolling = Standing { rolling: true, ..ending("alice", 3600) };
+        assert_eq!(told(&mut memory, 0, std::slice::from_ref(&rolling), &Jobs::Unknown), [""; 0]);
+        let failing = Standing { error: Some((Kind::Timeout, 1)), ..rolling };
+        assert_eq!(told(&mut memory, 0, &[failing], &Jobs::Unknown).len(), 2);
+    }
+
+    #[test]
+    fn a_refusal_is_told_to_those_who_have_jobs_once_and_again_only_after_it_was_well() {
+        let mut memory = Memory::default();
+        let none = Jobs::Known(BTreeMap::new());
+        let some = Jobs::Known(BTreeMap::from([("alice".into(), vec!["7.0".into()])]));
+        let refused = [Standing { parked: true, ..failing("alice", Kind::Revoked, 2) }];
+        assert_eq!(told(&mut memory, 0, &refused, &none), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &refused, &some), ["alice 1", "admins of grid 1 0"]);
+        assert_eq!(told(&mut memory, 0, &refused, &some), [""; 0]);
+        // A restart: not tried yet, nothing known to be wrong.
+        assert_eq!(told(&mut memory, 0, &[standing("alice")], &some), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &refused, &some), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &[Standing { well: true, ..standing("alice") }], &some), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &refused, &some).len(), 2);
+    }
+
+    #[test]
+    fn the_threshold_holds_and_a_passing_failure_is_no_news() {
+        let mut memory = Memory::default();
+        for times in [1, 2] {
+            assert_eq!(told(&mut memory, 0, &[failing("alice", Kind::Restricted, times)], &Jobs::Unknown), [""; 0]);
+        }
+        assert_eq!(told(&mut memory, 0, &[failing("alice", Kind::Restricted, 3)], &Jobs::Unknown).len(), 2);
+    }
+
+    #[test]
+    fn users_hear_of_all_their_credentials_at_once_and_admins_of_all_users_of_a_provider() {
+        let mut memory = Memory::default();
+        let second =
+            Standing { id: CredentialId::from_base(UserName::parse("a").unwrap(), "x_y").unwrap(), ..ending("a", 60) };
+        let standings = [ending("a", 60), second, ending("b", 60)];
+        assert_eq!(told(&mut memory, 0, &standings, &Jobs::Unknown), ["a 2", "b 1", "admins of grid 3 0"]);
+    }
+
+    #[test]
+    fn what_admins_must_mend_is_theirs_alone_and_told_once_a_kind() {
+        let mut memory = Memory::default();
+        let down = [failing("a", Kind::Timeout, 3), failing("b", Kind::Timeout, 9), failing("c", Kind::Tls, 1)];
+        assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), ["admins of grid 0 1"]);
+        assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &[standing("a")], &Jobs::Unknown), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), ["admins of grid 0 1"], "it came again");
+    }
+}

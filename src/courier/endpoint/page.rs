@@ -1,0 +1,332 @@
+//! The status page for admins: plain HTML that refreshes itself, no script. Words, signs and colours all say the same,
+//! so that none of them alone is needed. Everything that comes from outside is escaped by the template.
+
+use maud::{DOCTYPE, Markup, html};
+
+use crate::{
+    advice::advice,
+    core::{
+        figures::{Figures, ProviderFigures},
+        snapshot::{Credential, Issuer, Page, State, Status},
+        time::Timestamp,
+    },
+    ctl::show,
+};
+
+/// The style sheet, served beside the page so that no inline style is allowed.
+pub(super) const STYLE: &str = include_str!("page.css");
+/// Seconds between two looks of a browser.
+const REFRESH: u32 = 30;
+
+/// How something does: a class of the style sheet, and a sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Good,
+    Busy,
+    Warn,
+    Bad,
+}
+
+impl Look {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Busy => "busy",
+            Self::Warn => "warn",
+            Self::Bad => "bad",
+        }
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Good => "✓",
+            Self::Busy => "↻",
+            Self::Warn => "!",
+            Self::Bad => "✗",
+        }
+    }
+}
+
+fn badge(look: Look, words: &str) -> Markup {
+    html! { span class={ "badge " (look.class()) } data-sign=(look.sign()) { (words) } }
+}
+
+fn look(credential: &Credential, now: Timestamp) -> Look {
+    match credential.state {
+        State::Parked | State::Unusable => Look::Bad,
+        State::Retrying if !credential.lives(now) => Look::Bad,
+        State::Retrying => Look::Warn,
+        State::Fresh if credential.flagged.is_some() => Look::Warn,
+        State::Fresh => Look::Good,
+        State::Renewing => Look::Busy,
+    }
+}
+
+/// The whole page.
+#[must_use]
+pub(super) fn render(page: &Page, figures: &Figures) -> String {
+    let status = &page.status;
+    let now = status.now;
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="refresh" content=(REFRESH);
+                title { (title(status, figures)) " – evercred on " (page.host) }
+                link rel="stylesheet" href="/page.css";
+            }
+            body {
+                header {
+                    h1 { "evercred on " (page.host) }
+                    p { "as of " time datetime=(rfc3339(now)) { (shown(now)) } ", renewed every " (REFRESH) " s" }
+                }
+                main {
+                    (verdict(status, figures))
+                    h2 { "Providers" }
+                    (providers(status, figures, now))
+                    h2 { "Credentials" }
+                    (credentials(page, now))
+                }
+                footer {
+                    "evercred " (status.version) ", process " (status.pid) ", up for " (show::short(now.since(status.started)))
+                    ". The same in a terminal: " code { "evercred status" } "; what is wrong with the installation: "
+                    code { "evercred doctor" } ". Figures for Prometheus: " a href="/metrics" { "/metrics" } "."
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+/// Credentials whose jobs have no token or will lose it, and those that are tried again.
+fn counts(figures: &Figures) -> (u64, u64) {
+    let of = |wanted: &[State]| -> u64 {
+        figures
+            .providers
+            .iter()
+            .flat_map(|provider| State::ALL.iter().zip(provider.states))
+            .filter(|(state, _)| wanted.contains(state))
+            .map(|(_, count)| count)
+            .sum()
+    };
+    (of(&[State::Parked, State::Unusable]), of(&[State::Retrying]))
+}
+
+fn title(status: &Status, figures: &Figures) -> String {
+    match counts(figures) {
+        _ if !status.courier => "network process down".into(),
+        (0, 0) => "all well".into(),
+        (0, retrying) => format!("{retrying} retrying"),
+        (bad, _) => format!("{bad} need a person"),
+    }
+}
+
+fn verdict(status: &Status, figures: &Figures) -> Markup {
+    let (bad, retrying) = counts(figures);
+    let down: Vec<&str> =
+        status.providers.iter().filter(|issuer| issuer.down).map(|issuer| issuer.provider.as_str()).collect();
+    let (look, words, more) = if !status.courier {
+        (Look::Bad, "The network process is down.".to_owned(), "The daemon starts another; see its log.".to_owned())
+    } else if !down.is_empty() {
+        let words = format!("Down, or refusing us: {}.", down.join(", "));
+        (Look::Bad, words, "Single probes go out; running jobs keep their tokens until these end.".into())
+    } else if bad > 0 {
+        let words =
+            if bad == 1 { "1 credential needs a person.".into() } else { format!("{bad} credentials need a person.") };
+        (Look::Bad, words, "What to do is told below; all others are renewed.".into())
+    } else if retrying > 0 {
+        let words = format!("{retrying} being tried again.");
+        (Look::Warn, words, "Jobs have their tokens until these end.".into())
+    } else {
+        (Look::Good, "All is well.".into(), "Every credential is renewed before its token ends.".into())
+    };
+    html! { p class={ "verdict " (look.class()) } role="status" { (look.sign()) " " (words) " " span { (more) } } }
+}
+
+fn providers(status: &Status, figures: &Figures, now: Timestamp) -> Markup {
+    html! {
+        div class="scroll" {
+            table {
+                caption { "Providers and how their issuers do" }
+                thead {
+                    tr {
+                        th scope="col" { "Provider" }
+                        th scope="col" { "Issuer" }
+                        th scope="col" class="number" { "Credentials" }
+                        th scope="col" class="number" { "Need a person" }
+                        th scope="col" class="number" { "Retrying" }
+                        th scope="col" { "First token ends" }
+                        th scope="col" class="number" { "Renewed" }
+                        th scope="col" class="number" { "Failed" }
+                        th scope="col" class="number" { "Answer time" }
+                        th scope="col" class="number" { "Budget use" }
+                    }
+                }
+                tbody {
+                    @for issuer in &status.providers {
+                        (provider(issuer, figures.providers.iter().find(|p| p.name == issuer.provider), now))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn provider(issuer: &Issuer, figures: Option<&ProviderFigures>, now: Timestamp) -> Markup {
+    let none = ProviderFigures::default();
+    let figures = figures.unwrap_or(&none);
+    let [_, _, retrying, parked, unusable] = figures.states;
+    let dash = || "–".to_owned();
+    let usage = figures.demand().zip(figures.capacity()).map(|(demand, capacity)| demand / capacity);
+    html! {
+        tr {
+            th scope="row" { (issuer.provider) small { (issuer.kind) ": " (issuer.services.join(", ")) } }
+            td { @if issuer.down { (badge(Look::Bad, "down")) } @else { (badge(Look::Good, "answers")) } }
+            td class="number" { (figures.states.iter().sum::<u64>()) }
+            td class="number" { (parked + unusable) }
+            td class="number" { (retrying) }
+            td { (left(figures.soonest_expiry, now)) }
+            td class="number" { (figures.counts.renewed) }
+            td class="number" { (figures.counts.errors.values().sum::<u64>()) }
+            td class="number" { (figures.counts.latency.map_or_else(dash, |s| format!("{:.0} ms", s * 1000.0))) }
+            td class="number" { (usage.map_or_else(dash, |share| format!("{:.1} %", share * 100.0))) }
+        }
+    }
+}
+
+fn credentials(page: &Page, now: Timestamp) -> Markup {
+    let all = &page.status.credentials;
+    if all.is_empty() {
+        return html! { div class="scroll" { p class="empty" { "There are none yet: a job with use_oauth_services brings one." } } };
+    }
+    html! {
+        @if page.total > all.len() {
+            p { "The " (all.len()) " of " (page.total) " that need most attention." }
+        }
+        div class="scroll" {
+            table {
+                caption { "Credentials, those that need most attention first" }
+                thead {
+                    tr {
+                        th scope="col" { "Credential" }
+                        th scope="col" { "State" }
+                        th scope="col" { "Token left" }
+                        th scope="col" { "Next renewal" }
+                        th scope="col" { "Refresh token left" }
+                        th scope="col" { "What is wrong, what to do" }
+                    }
+                }
+                tbody { @for one in all { (credential(one, now)) } }
+            }
+        }
+    }
+}
+
+fn credential(one: &Credential, now: Timestamp) -> Markup {
+    let behind = one.replicas.iter().filter(|replica| replica.behind).count();
+    let next = match (one.renews, one.state) {
+        (Some(at), _) if at > now => format!("in {}", show::short(at.since(now))),
+        (Some(_), _) | (None, State::Renewing) => "now".into(),
+        (None, _) => "–".into(),
+    };
+    html! {
+        tr {
+            th scope="row" { (one.name()) small { (one.provider) } }
+            td { (badge(look(one, now), &show::state(one, now))) }
+            td { (left(one.expires, now)) }
+            td { (next) }
+            td { (left(one.refresh_token_expires, now)) }
+            td class="error" {
+                @if let Some(error) = &one.error {
+                    code { (error.kind) } " " (advice(error.kind).meaning)
+                    @if error.times > 1 { " (" (error.times) " times)" }
+                    @let words = advice(error.kind);
+                    @let todo = if words.admin.is_empty() { words.user } else { words.admin };
+                    small { (todo.replace("SERVICE", &one.service)) }
+                } @else if behind > 0 {
+                    (behind) " of " (one.replicas.len()) " replicas behind"
+                }
+            }
+        }
+    }
+}
+
+/// What is left, or how long ago it was.
+fn left(end: Option<Timestamp>, now: Timestamp) -> String {
+    end.map_or_else(|| "–".into(), |end| show::left(Some(end), now))
+}
+
+fn rfc3339(time: Timestamp) -> String {
+    crate::core::time::rfc3339::show(time)
+}
+
+fn shown(time: Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(time.0)
+        .unwrap_or_default()
+        .to_zoned_datetime(jiff::tz::TimeZone::system())
+        .strftime("%Y-%m-%d %H:%M:%S %Z")
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{core::snapshot::Trouble, error::Kind};
+
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    fn page(state: State) -> (Page, Figures) {
+        let error = (state != State::Fresh).then(|| Trouble {
+            kind: Kind::Revoked,
+            detail: "<script>alert(1)</script>".into(),
+            since: None,
+            times: 2,
+        });
+        let credential = Credential {
+            user: "alice".into(),
+            service: "wlcg".into(),
+            handle: None,
+            provider: "<b>wlcg</b>".into(),
+            state,
+            expires: Some(Timestamp(NOW.0 + 90_000)),
+            renews: None,
+            refresh_token_expires: None,
+            renewed: None,
+            generation: 1,
+            error,
+            flagged: None,
+            replicas: Vec::new(),
+        };
+        let status = Status {
+            schema: 1,
+            version: "0".into(),
+            pid: 1,
+            now: NOW,
+            started: NOW,
+            everybody: true,
+            courier: true,
+            providers: Vec::new(),
+            credentials: vec![credential],
+        };
+        let mut provider = ProviderFigures::default();
+        if let Some(count) = State::ALL.iter().position(|s| *s == state).and_then(|p| provider.states.get_mut(p)) {
+            *count = 1;
+        }
+        let figures = Figures { providers: vec![provider], ..Figures::default() };
+        (Page { host: "ap1".into(), total: 1, status }, figures)
+    }
+
+    #[test]
+    fn states_are_told_in_words_and_signs_and_nothing_from_outside_is_markup() {
+        let (told, figures) = page(State::Parked);
+        let text = render(&told, &figures);
+        for part in ["parked", "data-sign=\"✗\"", "1 credential needs a person.", "<code>revoked</code>", "1m 30s"] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains("<b>") && !text.contains("<script"), "{text}");
+        let (told, figures) = page(State::Fresh);
+        assert!(render(&told, &figures).contains("All is well."));
+    }
+}

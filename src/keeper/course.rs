@@ -1,0 +1,89 @@
+//! The courses of renewals under way, for traces; only kept while traces are configured.
+
+use std::{collections::HashMap, time::Duration};
+
+use crate::{
+    core::{id::CredentialId, renewal::Renewal, time::Timestamp},
+    error::Kind,
+};
+
+/// By number of the exchange.
+#[derive(Debug, Default)]
+pub struct Courses {
+    on: bool,
+    under_way: HashMap<u64, Renewal>,
+}
+
+impl Courses {
+    /// Kept, or not.
+    #[must_use]
+    pub fn new(on: bool) -> Self {
+        Self { on, under_way: HashMap::new() }
+    }
+
+    /// A renewal begins.
+    pub fn began(&mut self, now: Timestamp, number: u64, id: &CredentialId, provider: &str) {
+        if self.on {
+            let renewal = Renewal {
+                provider: provider.to_owned(),
+                service: id.service.to_string(),
+                began: now,
+                ended: now,
+                exchange: None,
+                keep: None,
+                publish: None,
+                rotated: false,
+                kind: None,
+            };
+            self.under_way.insert(number, renewal);
+        }
+    }
+
+    /// The issuer answered after so long.
+    pub fn answered(&mut self, now: Timestamp, number: u64, took: Duration, rotated: bool, kind: Option<Kind>) {
+        if let Some(renewal) = self.under_way.get_mut(&number) {
+            renewal.exchange = Some((now.minus(took).max(renewal.began), now));
+            renewal.rotated = rotated;
+            renewal.kind = kind;
+        }
+    }
+
+    /// The rotated refresh token goes to the disk; it may again.
+    pub fn keeping(&mut self, now: Timestamp, number: u64) {
+        if let Some(renewal) = self.under_way.get_mut(&number) {
+            let since = renewal.keep.map_or(now, |(since, _)| since);
+            renewal.keep = Some((since, now));
+        }
+    }
+
+    /// It is there.
+    pub fn kept(&mut self, now: Timestamp, number: u64) {
+        if let Some((_, end)) = self.under_way.get_mut(&number).and_then(|renewal| renewal.keep.as_mut()) {
+            *end = now;
+        }
+    }
+
+    /// The access token goes to the disk.
+    pub fn publishing(&mut self, now: Timestamp, number: u64) {
+        if let Some(renewal) = self.under_way.get_mut(&number) {
+            renewal.publish = Some((now, now));
+        }
+    }
+
+    /// What failed, if it was not the exchange.
+    pub fn failed(&mut self, number: u64, kind: Kind) {
+        if let Some(renewal) = self.under_way.get_mut(&number) {
+            renewal.kind = Some(kind);
+        }
+    }
+
+    /// It ended: its course.
+    pub fn ended(&mut self, now: Timestamp, number: u64) -> Option<Renewal> {
+        let mut renewal = self.under_way.remove(&number)?;
+        renewal.ended = now;
+        if let Some((_, end)) = &mut renewal.publish {
+            *end = now;
+        }
+        Some(renewal)
+    }
+}

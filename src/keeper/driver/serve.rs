@@ -1,0 +1,296 @@
+//! What others ask of the driver between two exchanges: readers of status and metrics, admins, notices, and the
+//! revocations at the end of life. Each answer is one pass over what the planner knows, and waits for nobody.
+
+use std::sync::{Arc, mpsc::SyncSender};
+
+use super::{Driver, Input, Owner};
+use crate::{
+    core::{
+        answer::ExchangeError,
+        figures::Figures,
+        id::{CredentialId, UserName},
+        notice::Standing,
+        planner::{Event, Found, Row},
+        snapshot::{Credential, Issuer, Page, SCHEMA, State, Status, Trouble},
+        time::Now,
+        top::Identity,
+    },
+    courier::frame::ToCourier,
+    error::Kind,
+    keeper::{
+        audit::{Decision, Entry},
+        control::{Order, Reply},
+        disk::Job,
+        log::LogHandle,
+        revoker,
+    },
+    notice::round,
+};
+
+/// Credentials on the status page.
+const ON_PAGE: usize = 500;
+
+impl Driver {
+    pub(super) fn serve(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Learned { id, found, order } => self.learned(now, id, found, order),
+            Input::Revoked { generation, number, result } if generation == self.link.generation() => {
+                if let Some(outcome) = self.revoker.answered(now.tick, number, result) {
+                    self.revoked(now, &outcome);
+                }
+            }
+            Input::Standings(question) => self.standings(now, &question),
+            Input::Deliver { number, letter } => {
+                if let Err(error) = self.link.send(&ToCourier::Deliver { number, letter }) {
+                    self.tell_notices(round::Event::Delivered { number, result: Err(error.to_string()) });
+                }
+            }
+            Input::Delivered { generation, number, result } if generation == self.link.generation() => {
+                self.tell_notices(round::Event::Delivered { number, result });
+            }
+            Input::Delivery(delivery) => self.announcer.told(now, &delivery),
+            Input::WantPage { generation } if generation == self.link.generation() => self.tell_page(now),
+            Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
+            // A reader that gave up meanwhile needs no answer.
+            Input::Status { user, reply } => drop(reply.try_send(Box::new(self.status(now, user.as_ref())))),
+            Input::Order { uid, order: Order::Revoke { user, credential }, reply } => {
+                self.order_revocation(now, uid, &user, &credential, reply);
+            }
+            Input::Order { uid, order: Order::Renew { user, credential }, reply } => {
+                drop(reply.try_send(self.order_renewal(now, uid, &user, credential.as_deref())));
+            }
+            // Of a courier that is gone, or of what `take` has dealt with.
+            _ => {}
+        }
+    }
+
+    /// Tell how the credentials stand that notices ask about: one pass over all of them.
+    fn standings(&self, now: Now, question: &round::Question) {
+        let standing = |row: Row<'_>| Standing {
+            id: row.id.clone(),
+            provider: self.owners.get(row.provider).map(|owner| owner.provider.name.clone()).unwrap_or_default(),
+            expires: row.expires,
+            refresh_ends: row.refresh_token_expires,
+            rolling: row.rolling,
+            error: row.error.map(|(kind, _, times)| (kind, times)),
+            parked: matches!(row.state, State::Parked | State::Unusable),
+            well: row.renewed.is_some() && row.error.is_none(),
+        };
+        let asked = |row: &Row<'_>| {
+            row.error.is_some()
+                || row.refresh_token_expires.is_some_and(|ends| ends <= question.before)
+                || question.remembered.contains(row.id)
+        };
+        // A round that gave up meanwhile needs no answer.
+        drop(question.reply.try_send(self.planner.rows(now, None).filter(asked).map(standing).collect()));
+    }
+
+    pub(super) fn tell_notices(&self, event: round::Event) {
+        if let Some(notices) = &self.notices {
+            // The thread ends only with the process.
+            notices.send(event).ok();
+        }
+    }
+
+    pub(super) fn forgotten(&mut self, now: Now, id: &CredentialId) {
+        let name = self.revoker.provider_of(id).map(str::to_owned);
+        let owner = self.owners.iter().find(|owner| Some(&owner.provider.name) == name.as_ref());
+        if let Some(owner) = owner {
+            self.revoker.left(now.tick, id, owner.provider.revoke_after);
+        }
+    }
+
+    /// Read the refresh tokens of credentials whose providers give them back at the end.
+    pub(super) fn learn(&mut self, found: &[Found]) {
+        for found in found {
+            if let (Some(owner), Ok(identity)) = (self.owners.get(found.provider), found.top)
+                && owner.provider.revoke_at_end
+                && self.revoker.seen(&found.id, identity)
+            {
+                self.disk.submit(Job::Learn { id: found.id.clone(), owner: Arc::clone(owner), order: None });
+            }
+        }
+    }
+
+    fn learned(
+        &mut self,
+        now: Now,
+        id: CredentialId,
+        found: Result<(Identity, revoker::Held), Kind>,
+        order: Option<u32>,
+    ) {
+        match (found, order) {
+            (Ok((identity, held)), None) => self.revoker.learned(id, identity, held),
+            (Ok((_, held)), Some(uid)) => self.revoker.order(now.tick, id, held, uid),
+            // What cannot be read cannot be given back; the planner tells what is wrong with it.
+            (Err(_), None) => {}
+            (Err(kind), by @ Some(_)) => {
+                let result = Err(ExchangeError::new(kind, "its refresh token cannot be read"));
+                self.revoked(now, &revoker::Outcome { id, provider: String::new(), by, result });
+            }
+        }
+    }
+
+    /// Ask for the revocations that are due. The directory must still be the one that we know: what looks swept in
+    /// another one is not.
+    pub(super) fn revoke(&mut self, now: Now) {
+        if !self.courier_up || self.stop_by.is_some() {
+            return;
+        }
+        while let Some(ask) = self.revoker.next(now.tick) {
+            let index = self.owners.iter().position(|owner| owner.provider.name == ask.held.provider);
+            let sent = match index {
+                _ if self.spool.verify().is_err() => {
+                    Err(ExchangeError::new(Kind::PublishFailed, "the directory moved"))
+                }
+                None => Err(ExchangeError::new(Kind::ClientRefused, "its provider is not configured any more")),
+                Some(provider) => {
+                    let frame = ToCourier::Revoke { number: ask.number, provider, token: ask.held.token };
+                    self.link.send(&frame).map_err(|e| ExchangeError::new(Kind::CourierLost, e.to_string()))
+                }
+            };
+            if let Err(error) = sent
+                && let Some(outcome) = self.revoker.answered(now.tick, ask.number, Err(error))
+            {
+                self.revoked(now, &outcome);
+            }
+        }
+    }
+
+    /// Send the courier the figures that it asked for; it asks at most once a second.
+    fn tell_figures(&self, now: Now) {
+        let (audit_written, audit_lost) = self.announcer.audit().counts();
+        let figures = Figures {
+            started: self.started,
+            log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
+            audit_written,
+            audit_lost,
+            ..self.announcer.tally.figures(now, &self.planner, &self.owners)
+        };
+        if let Err(error) = self.link.send(&ToCourier::Figures(Box::new(figures))) {
+            tracing::debug!(%error, "the courier does not take the figures");
+        }
+    }
+
+    /// Send the courier what the status page shows; it asks at most once a second.
+    fn tell_page(&self, now: Now) {
+        let mut rows: Vec<Row<'_>> = self.planner.rows(now, None).collect();
+        let total = rows.len();
+        let order = |row: &Row<'_>| (row.state.urgency(), row.flagged.is_none(), row.expires, row.id.clone());
+        if total > ON_PAGE {
+            // Sorting all of them would cost more than picking these.
+            rows.select_nth_unstable_by_key(ON_PAGE, |row| (row.state.urgency(), row.flagged.is_none(), row.expires));
+            rows.truncate(ON_PAGE);
+        }
+        rows.sort_by_cached_key(order);
+        let status = self.document(now, true, rows.into_iter());
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        if let Err(error) = self.link.send(&ToCourier::Page(Box::new(Page { host, total, status }))) {
+            tracing::debug!(%error, "the courier does not take the page");
+        }
+    }
+
+    /// How things stand.
+    fn status(&self, now: Now, user: Option<&UserName>) -> Status {
+        self.document(now, user.is_none(), self.planner.rows(now, user))
+    }
+
+    fn document<'a>(&self, now: Now, everybody: bool, rows: impl Iterator<Item = Row<'a>>) -> Status {
+        let issuer = |(index, owner): (usize, &Arc<Owner>)| {
+            let (down, in_flight, queued) = self.planner.issuer(index);
+            Issuer {
+                provider: owner.provider.name.clone(),
+                kind: owner.provider.kind.word().to_owned(),
+                services: owner.provider.services.clone(),
+                down,
+                in_flight,
+                queued,
+            }
+        };
+        let credential = |row: Row<'_>| Credential {
+            user: row.id.user.to_string(),
+            service: row.id.service.to_string(),
+            handle: row.id.handle.as_ref().map(ToString::to_string),
+            provider: self.owners.get(row.provider).map(|owner| owner.provider.name.clone()).unwrap_or_default(),
+            state: row.state,
+            expires: row.expires,
+            renews: row.renews,
+            refresh_token_expires: row.refresh_token_expires,
+            renewed: row.renewed,
+            generation: row.generation,
+            error: row.error.map(|(kind, since, times)| Trouble {
+                kind,
+                detail: self.announcer.detail(row.id).to_owned(),
+                since,
+                times,
+            }),
+            flagged: row.flagged,
+            replicas: Vec::new(),
+        };
+        Status {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            now: now.wall,
+            started: self.started,
+            everybody,
+            courier: self.courier_up,
+            providers: self.owners.iter().enumerate().map(issuer).collect(),
+            credentials: rows.map(credential).collect(),
+        }
+    }
+
+    /// The credentials that an admin means, with their providers.
+    fn named(&self, now: Now, user: &str, credential: Option<&str>) -> Vec<(CredentialId, usize)> {
+        let Ok(user) = UserName::parse(user) else { return Vec::new() };
+        self.planner
+            .rows(now, Some(&user))
+            .filter(|row| credential.is_none_or(|base| row.id.base() == *base))
+            .map(|row| (row.id.clone(), row.provider))
+            .collect()
+    }
+
+    /// An admin gives a refresh token back now; the answer comes when the issuer's does.
+    fn order_revocation(&mut self, now: Now, uid: u32, user: &str, credential: &str, reply: SyncSender<Reply>) {
+        let known = self.named(now, user, Some(credential)).into_iter().next();
+        let owner = known.and_then(|(id, provider)| Some((id, Arc::clone(self.owners.get(provider)?))));
+        let Some((id, owner)) = owner else {
+            drop(reply.try_send(Reply::Refused { why: format!("there is no credential {user}/{credential}") }));
+            return;
+        };
+        let entry = Entry { by: format!("uid {uid}"), ..Entry::new(now.wall, Decision::Admin).of(&id) };
+        self.announcer.audit().record(entry.saying("revoke"));
+        self.waiting.insert(id.clone(), reply);
+        self.disk.submit(Job::Learn { id, owner, order: Some(uid) });
+    }
+
+    /// A revocation ended: tell, and ask the issuer at once whether it is so, if it was ordered.
+    pub(super) fn revoked(&mut self, now: Now, outcome: &revoker::Outcome) {
+        self.announcer.revoked(now, outcome);
+        if let Some(reply) = self.waiting.remove(&outcome.id) {
+            drop(reply.try_send(match &outcome.result {
+                Ok(()) => Reply::Done { credentials: 1 },
+                Err(error) => Reply::Refused { why: format!("not revoked, {error}") },
+            }));
+        }
+        if outcome.by.is_some() && outcome.result.is_ok() {
+            self.planner.handle(now, Event::Renew { id: outcome.id.clone() });
+        }
+    }
+
+    /// Renew what an admin orders.
+    fn order_renewal(&mut self, now: Now, uid: u32, user: &str, credential: Option<&str>) -> Reply {
+        let known = self.named(now, user, credential);
+        if known.is_empty() {
+            let name = credential.map_or_else(|| user.to_owned(), |base| format!("{user}/{base}"));
+            return Reply::Refused { why: format!("there is no credential {name}") };
+        }
+        let credentials = known.len();
+        for (id, _) in known {
+            let entry = Entry { by: format!("uid {uid}"), ..Entry::new(now.wall, Decision::Admin).of(&id) };
+            self.announcer.audit().record(entry.saying("renew"));
+            self.planner.handle(now, Event::Renew { id });
+        }
+        Reply::Done { credentials }
+    }
+}

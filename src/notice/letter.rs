@@ -1,0 +1,306 @@
+//! What a notice looks like, by way of delivery: a mail, a JSON document for a webhook, a text for a chat.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    advice::advice,
+    core::{
+        id::Handle,
+        notice::{Item, Matter, Notice},
+        time::{Timestamp, rfc3339},
+    },
+};
+
+/// So many credentials are named; of more, their number.
+const NAMED: usize = 50;
+
+/// How a letter travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// A mail through a mail server.
+    Smtp,
+    /// A mail through the program `sendmail`.
+    Sendmail,
+    /// JSON to a URL.
+    Webhook,
+    /// Text to a Slack-compatible URL.
+    Slack,
+}
+
+impl Way {
+    /// The word for log, audit and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Smtp => "smtp",
+            Self::Sendmail => "sendmail",
+            Self::Webhook => "webhook",
+            Self::Slack => "slack",
+        }
+    }
+}
+
+/// One message to one recipient by one way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Letter {
+    /// How.
+    pub way: Way,
+    /// Whom it is for, in words: `user alice`, `admins of wlcg`.
+    pub whom: String,
+    /// Sender of a mail.
+    pub from: String,
+    /// Addresses of a mail; empty for a webhook.
+    pub to: Vec<String>,
+    /// One line.
+    pub subject: String,
+    /// The text; for a webhook the JSON.
+    pub body: String,
+}
+
+/// Whom it is for.
+#[must_use]
+pub fn whom(notice: &Notice) -> String {
+    match notice {
+        Notice::User { user, .. } => format!("user {user}"),
+        Notice::Admins { provider, .. } => format!("admins of {provider}"),
+    }
+}
+
+/// Subject and text.
+#[must_use]
+pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
+    match notice {
+        Notice::User { user, items, jobs } => to_user(user.as_str(), items, jobs, now, host),
+        Notice::Admins { provider, items, troubles } => {
+            let mut text = String::new();
+            // Writing to a string does not fail.
+            if !troubles.is_empty() {
+                writeln!(text, "Renewals at the provider {provider} fail, and it is yours to mend:\n").ok();
+                for (kind, count, soonest) in troubles {
+                    let words = advice(*kind);
+                    writeln!(text, "  {kind}: {count} credentials. {}", words.meaning).ok();
+                    if let Some(soonest) = soonest {
+                        writeln!(text, "    The first token of a job ends {}.", when(*soonest, now)).ok();
+                    }
+                    let next = if words.admin.is_empty() { words.user } else { words.admin };
+                    writeln!(text, "    What to do: {next}").ok();
+                }
+                writeln!(text, "\nMore: evercred doctor; evercred status").ok();
+            }
+            if !items.is_empty() {
+                let gap = if text.is_empty() { "" } else { "\n" };
+                writeln!(text, "{gap}Users of the provider {provider} are told now to approve again:\n").ok();
+                for item in items.iter().take(NAMED) {
+                    writeln!(text, "  {}: {}", item.id, matter(item, now)).ok();
+                }
+                more(&mut text, items.len());
+            }
+            write!(text, "\n-- \nevercred on {host}\n").ok();
+            let subject = match (troubles.is_empty(), items.len()) {
+                (false, _) => format!("evercred on {host}: renewals at {provider} fail"),
+                (true, 1) => format!("evercred on {host}: 1 credential of {provider} needs its user"),
+                (true, n) => format!("evercred on {host}: {n} credentials of {provider} need their users"),
+            };
+            (subject, text)
+        }
+    }
+}
+
+fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &str) -> (String, String) {
+    let refused = items.iter().any(|item| matches!(item.matter, Matter::Refused(_)));
+    let mut text = format!("Dear {user},\n\n");
+    let what = if refused { "cannot be renewed any more" } else { "will soon end" };
+    // Writing to a string does not fail.
+    writeln!(text, "credentials of your jobs on {host} {what}:\n").ok();
+    for item in items.iter().take(NAMED) {
+        writeln!(text, "  {}: {}", item.id.base(), matter(item, now)).ok();
+        match item.expires {
+            Some(expires) if expires > now => {
+                writeln!(text, "    Your jobs have a token until then: {}.", when(expires, now))
+            }
+            Some(expires) => writeln!(text, "    The token of your jobs ended {}.", when(expires, now)),
+            None => writeln!(text, "    Your jobs have no token."),
+        }
+        .ok();
+    }
+    more(&mut text, items.len());
+    if !jobs.is_empty() {
+        let (named, rest) = jobs.split_at(jobs.len().min(20));
+        let rest = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        writeln!(text, "\nYour jobs in the queue: {}{rest}", named.join(", ")).ok();
+    }
+    let mut services: Vec<&str> = items.iter().map(|item| item.id.service.as_str()).collect();
+    services.sort_unstable();
+    services.dedup();
+    text.push_str("\nWhat to do, on the login node (running jobs get the new token by themselves):\n\n");
+    for service in services {
+        writeln!(text, "  evercred login {service}").ok();
+    }
+    write!(text, "\nHow things stand: evercred status\n\n-- \nevercred on {host}\n").ok();
+    let subject = match (refused, items.len()) {
+        (true, 1) => "Your jobs' credential cannot be renewed: please approve again".to_owned(),
+        (true, n) => format!("{n} credentials of your jobs need you: please approve again"),
+        (false, 1) => "Your jobs' credential will end soon: please approve again".to_owned(),
+        (false, n) => format!("{n} credentials of your jobs will end soon: please approve again"),
+    };
+    (subject, text)
+}
+
+fn more(text: &mut String, count: usize) {
+    if count > NAMED {
+        // Writing to a string does not fail.
+        writeln!(text, "  and {} more", count - NAMED).ok();
+    }
+}
+
+fn matter(item: &Item, now: Timestamp) -> String {
+    match item.matter {
+        Matter::Ending(at) => format!("the approval ends {}", when(at, now)),
+        Matter::Refused(kind) => format!("{} ({kind})", advice(kind).meaning.trim_end_matches('.')),
+    }
+}
+
+/// `2026-11-24 22:09 UTC, in 2 days`
+fn when(at: Timestamp, now: Timestamp) -> String {
+    let shown = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default().strftime("%Y-%m-%d %H:%M UTC").to_string();
+    let (length, back) = if at > now { (at.since(now), false) } else { (now.since(at), true) };
+    let seconds = length.as_secs();
+    let count = |n: u64, unit: &str| format!("{n} {unit}{}", if n == 1 { "" } else { "s" });
+    let length = match seconds {
+        172_800.. => count(seconds / 86_400, "day"),
+        7200.. => count(seconds / 3600, "hour"),
+        120.. => count(seconds / 60, "minute"),
+        _ => count(seconds, "second"),
+    };
+    if back { format!("{shown}, {length} ago") } else { format!("{shown}, in {length}") }
+}
+
+/// The document for a webhook: `schema` 1; members are added, never renamed.
+#[must_use]
+pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
+    let (subject, text) = text(notice, now, host);
+    let item = |item: &Item| {
+        let (matter, at, kind) = match item.matter {
+            Matter::Ending(at) => ("ending", Some(rfc3339::show(at)), None),
+            Matter::Refused(kind) => ("refused", None, Some(kind.label())),
+        };
+        json!({
+            "user": item.id.user.as_str(),
+            "service": item.id.service.as_str(),
+            "handle": item.id.handle.as_ref().map(Handle::as_str),
+            "provider": item.provider,
+            "matter": matter,
+            "kind": kind,
+            "refresh_token_expires": at,
+            "expires": item.expires.map(rfc3339::show),
+        })
+    };
+    let (audience, user, provider, items, jobs, troubles) = match notice {
+        Notice::User { user, items, jobs } => ("user", Some(user.as_str()), None, items, jobs.as_slice(), &[][..]),
+        Notice::Admins { provider, items, troubles } => {
+            ("admins", None, Some(provider.as_str()), items, &[][..], troubles.as_slice())
+        }
+    };
+    json!({
+        "schema": 1,
+        "time": rfc3339::show(now),
+        "host": host,
+        "for": audience,
+        "user": user,
+        "provider": provider,
+        "subject": subject,
+        "text": text,
+        "credentials": items.iter().map(item).collect::<Vec<_>>(),
+        "jobs": jobs,
+        "troubles": troubles
+            .iter()
+            .map(|(kind, count, soonest)| {
+                json!({ "kind": kind, "credentials": count, "soonest_expiry": soonest.map(rfc3339::show) })
+            })
+            .collect::<Vec<_>>(),
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::id::{CredentialId, UserName},
+        error::Kind,
+    };
+
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    fn item(base: &str, matter: Matter) -> Item {
+        Item {
+            id: CredentialId::from_base(UserName::parse("alice").unwrap(), base).unwrap(),
+            provider: "wlcg".into(),
+            matter,
+            expires: Some(Timestamp(NOW.0 + 3_600_000)),
+        }
+    }
+
+    fn user(items: Vec<Item>) -> Notice {
+        Notice::User { user: UserName::parse("alice").unwrap(), items, jobs: vec!["17.0".into(), "17.1".into()] }
+    }
+
+    #[test]
+    fn a_user_reads_which_credential_until_when_which_jobs_and_what_to_run() {
+        let items = vec![item("wlcg_prod", Matter::Ending(Timestamp(NOW.0 + 2 * 86_400_000)))];
+        let (subject, text) = text(&user(items), NOW, "ap1.example.org");
+        assert_eq!(subject, "Your jobs' credential will end soon: please approve again");
+        let expected = "\
+Dear alice,
+
+credentials of your jobs on ap1.example.org will soon end:
+
+  wlcg_prod: the approval ends 2023-11-16 22:13 UTC, in 2 days
+    Your jobs have a token until then: 2023-11-14 23:13 UTC, in 60 minutes.
+
+Your jobs in the queue: 17.0, 17.1
+
+What to do, on the login node (running jobs get the new token by themselves):
+
+  evercred login wlcg
+
+How things stand: evercred status
+
+-- 
+evercred on ap1.example.org
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_words_with_its_kind_for_explain() {
+        let (subject, text) = text(&user(vec![item("wlcg", Matter::Refused(Kind::Revoked))]), NOW, "ap1");
+        assert!(subject.contains("cannot be renewed"), "{subject}");
+        let line = "  wlcg: The issuer refuses the refresh token: revoked, superseded or unknown (revoked)\n";
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn admins_read_what_fails_for_how_many_and_what_to_do() {
+        let notice = Notice::Admins {
+            provider: "wlcg".into(),
+            items: vec![item("wlcg", Matter::Refused(Kind::Revoked))],
+            troubles: vec![(Kind::ClientRefused, 12, Some(Timestamp(NOW.0 + 600_000)))],
+        };
+        let (subject, text) = text(&notice, NOW, "ap1");
+        assert_eq!(subject, "evercred on ap1: renewals at wlcg fail");
+        for part in
+            ["client-refused: 12 credentials.", "in 10 minutes", "What to do: Correct client_id", "alice/wlcg: "]
+        {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
+        assert_eq!(document["troubles"][0]["kind"], "client-refused");
+        assert_eq!(document["credentials"][0]["matter"], "refused");
+        assert_eq!((&document["schema"], &document["for"]), (&1.into(), &"admins".into()));
+    }
+}

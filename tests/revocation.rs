@@ -1,0 +1,116 @@
+//! Refresh tokens are given back at the end of life and by `evercred revoke`, to both kinds of issuer.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test: it may stop at the first thing that is wrong")]
+
+mod site;
+
+use std::{fs, process::Command, time::Duration};
+
+use evercred::demo::issuer::{MytokenWish, Outage, Rotation};
+
+use self::site::Site;
+
+fn revoking(users: &[&str]) -> Site {
+    let mut site = Site::new(600, Rotation::Strict);
+    let audit = site.home.path().join("audit.jsonl");
+    site.configure_with(
+        &format!("audit_log = \"{}\"", audit.display()),
+        "revoke_at_end = true\nrevoke_after = \"1s\"",
+        "revoke_at_end = true\nrevoke_after = \"1s\"",
+    );
+    for user in users {
+        site.grid(user);
+    }
+    site.start();
+    for user in users {
+        site.wait(user, 20, |s| s.file(user, "grid.use").is_some());
+    }
+    site
+}
+
+fn is_revoked(site: &Site, user: &str) -> bool {
+    site.issuer.control().records(Some(user)).iter().all(|record| record.revoked)
+}
+
+fn audit(site: &Site) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(site.home.path().join("audit.jsonl")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+/// The audit log's word on a revocation.
+fn result(site: &Site, user: &str) -> Option<String> {
+    let lines = audit(site);
+    let line =
+        lines.iter().find(|line| line.get("event").unwrap() == "revoked" && line.get("user").unwrap() == user)?;
+    Some(line.get("result").unwrap().as_str().unwrap().to_owned())
+}
+
+/// As credd sweeps: everything of the user goes.
+fn sweep(site: &Site, user: &str) {
+    fs::remove_dir_all(site.credentials().join(user)).unwrap();
+}
+
+#[test]
+fn a_swept_credential_is_revoked_at_its_issuer_also_after_rotation_and_others_live_on() {
+    let site = revoking(&["alice", "bob"]);
+    // Strict rotation: what was stored has been superseded, and only the newest refresh token ends the family.
+    site.wait("rotation", 20, |s| s.issuer.control().records(Some("alice")).iter().any(|r| r.rotations > 0));
+    std::thread::sleep(Duration::from_millis(500));
+    sweep(&site, "alice");
+    site.wait("the revocation", 30, |s| result(s, "alice").is_some());
+    assert_eq!(result(&site, "alice").as_deref(), Some("ok"), "{}", site.log());
+    assert!(is_revoked(&site, "alice"));
+    assert!(!is_revoked(&site, "bob"));
+}
+
+#[test]
+fn a_swept_mytoken_is_revoked_too() {
+    let site = revoking(&[]);
+    let mytoken =
+        site.issuer.control().mytoken(MytokenWish { user: "carol".into(), ..MytokenWish::default() }).unwrap();
+    site.store("carol", "mt", mytoken.as_bytes());
+    site.wait("a token", 20, |s| s.file("carol", "mt.use").is_some());
+    std::thread::sleep(Duration::from_millis(500));
+    sweep(&site, "carol");
+    site.wait("the revocation", 30, |s| result(s, "carol").is_some());
+    assert_eq!(result(&site, "carol").as_deref(), Some("ok"), "{}", site.log());
+    assert!(is_revoked(&site, "carol"));
+}
+
+#[test]
+fn without_the_key_nothing_is_revoked() {
+    let mut site = Site::new(600, Rotation::Strict);
+    site.grid("alice");
+    site.start();
+    site.wait("a token", 20, |s| s.file("alice", "grid.use").is_some());
+    sweep(&site, "alice");
+    site.wait("forgotten", 20, |s| s.log().contains("forgotten"));
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!is_revoked(&site, "alice"));
+}
+
+#[test]
+fn an_admin_revokes_one_and_is_told_how_it_ended_and_the_files_stay() {
+    let site = revoking(&["alice", "bob"]);
+    let revoke = |which: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+        let output = command.args(["revoke", which, "--socket"]).arg(site.socket()).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), text)
+    };
+    let (code, text) = revoke("alice/grid");
+    assert_eq!((code, text.as_str()), (Some(0), "alice/grid: the issuer has revoked it\n"));
+    assert!(is_revoked(&site, "alice"));
+    assert!(site.file("alice", "grid.use").is_some() && site.file("alice", "grid.top").is_some());
+    // The daemon asks at once, and sees it.
+    site.wait("the refusal", 20, |s| s.log().lines().any(|l| l.contains("user=alice ") && l.contains("kind=revoked")));
+    site.issuer.control().set_outage(Outage::Unavailable);
+    let (code, text) = revoke("bob/grid");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("bob/grid: not revoked, server-error"), "{text}");
+    let (code, text) = revoke("nobody/grid");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("there is no credential nobody/grid"), "{text}");
+    let by = format!("uid {}", nix::unistd::geteuid());
+    assert!(audit(&site).iter().any(|l| l.get("event").unwrap() == "revoked" && l.get("by").unwrap() == by.as_str()));
+}
