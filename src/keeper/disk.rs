@@ -1,8 +1,9 @@
-//! File work on a few threads, so that one slow flush delays no other credential. Every job ends in one [`Input`].
+//! File work on a few threads, so that one slow flush delays no other credential. Every job ends in one [`Input`]. A
+//! rotated refresh token is written at once, by a thread that waits for no flush, and then takes its turn.
 
 use std::sync::{
     Arc, Mutex,
-    mpsc::{Receiver, Sender, channel},
+    mpsc::{Sender, channel},
 };
 
 use super::{
@@ -71,6 +72,8 @@ pub enum Job {
 #[derive(Debug, Clone)]
 pub struct Disk {
     jobs: Sender<Job>,
+    /// Refresh tokens that came with an answer, for their first step.
+    urgent: Sender<Job>,
 }
 
 impl Disk {
@@ -83,31 +86,44 @@ impl Disk {
         let queue = Arc::new(Mutex::new(queue));
         for n in 0..THREADS {
             let (queue, spool, inputs) = (Arc::clone(&queue), Arc::clone(spool), inputs.clone());
-            std::thread::Builder::new()
-                .name(format!("disk-{n}"))
-                .stack_size(256 * 1024)
-                .spawn(move || work(&queue, &spool, &inputs))?;
+            thread(format!("disk-{n}"), move || {
+                while let Some(job) = queue.lock().ok().and_then(|queue| queue.recv().ok()) {
+                    if inputs.send(run(&spool, job)).is_err() {
+                        return;
+                    }
+                }
+            })?;
         }
-        Ok(Self { jobs })
+        let (urgent, arrived) = channel::<Job>();
+        let (spool, then) = (Arc::clone(spool), jobs.clone());
+        thread("disk-urgent".into(), move || {
+            while let Ok(mut job) = arrived.recv() {
+                write(&spool, &mut job);
+                drop(then.send(job));
+            }
+        })?;
+        Ok(Self { jobs, urgent })
     }
 
     /// Hand over a job.
     pub fn submit(&self, job: Job) {
+        let to = if matches!(job, Job::Keep { .. }) { &self.urgent } else { &self.jobs };
         // The threads end only with the process.
-        drop(self.jobs.send(job));
+        drop(to.send(job));
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, spool: &Spool, inputs: &Sender<Input>) {
-    loop {
-        let job = match queue.lock() {
-            Ok(queue) => queue.recv(),
-            Err(_) => return,
-        };
-        let Ok(job) = job else { return };
-        if inputs.send(run(spool, job)).is_err() {
-            return;
-        }
+fn thread(name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(run).map(drop)
+}
+
+/// Let a kill lose nothing from here on, before the job waits for its turn and for the disk.
+fn write(spool: &Spool, job: &mut Job) {
+    let Job::Keep { identity, held, .. } = job else { return };
+    let Held { id, owner, reservation, spent, rotated: Some(new), .. } = &mut **held else { return };
+    let rotated = Rotated { spent, new };
+    if let Err(error) = spool.write_refresh_token(id, reservation, *identity, rotated, owner.seal.as_ref()) {
+        tracing::debug!(credential = %id, %error, "a refresh token is not written yet");
     }
 }
 

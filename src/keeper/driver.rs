@@ -578,10 +578,15 @@ impl Driver {
                     user,
                     service,
                     handle,
-                    "a new refresh token waits for the next start to get into its .top"
+                    "a rotated refresh token did not get into its .top; the next start tries again"
                 );
             } else {
-                tracing::error!(user, service, handle, "a new refresh token could not be written anywhere; it is lost");
+                tracing::error!(
+                    user,
+                    service,
+                    handle,
+                    "a rotated refresh token could not be written anywhere: it is lost, the user must approve again"
+                );
             }
         }
     }

@@ -85,9 +85,11 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let spool = Arc::new(open(&directory, Owners { accepted }).map_err(failed)?);
     for (id, result) in spool.recovered() {
         match result {
-            Ok(()) => tracing::info!(credential = %id, "a new refresh token that a crash left is in its .top now"),
+            Ok(()) => {
+                tracing::info!(credential = %id, "a refresh token that was rotated before the last end is in its .top now");
+            }
             Err(error) => tracing::error!(
-                credential = %id, %error, "a new refresh token that a crash left does not get into its .top; the next start tries again"
+                credential = %id, %error, "a refresh token that was rotated before the last end does not get into its .top; the next start tries again"
             ),
         }
     }

@@ -28,7 +28,11 @@ use super::{
     inventory::unseal,
     publish::{PublishError, Reservation, Temporary, check_top, look},
 };
-use crate::core::{id::CredentialId, secret::RefreshToken, top::Identity};
+use crate::core::{
+    id::CredentialId,
+    secret::RefreshToken,
+    top::{Identity, MAX_TOP},
+};
 
 /// Files that hold a rotated refresh token begin so.
 pub(super) const KEEP: &str = ".evercred-keep-";
@@ -65,6 +69,14 @@ pub(super) struct Waiting {
 /// A rotated refresh token that a crash left, and whether it is in its `.top` now.
 pub type Recovered = (CredentialId, io::Result<()>);
 
+/// A `.top` that is to be replaced.
+struct Target {
+    home: Dir,
+    name: String,
+    stat: FileStat,
+    found: Identity,
+}
+
 impl Spool {
     /// Make a rotated refresh token durable in `.top`; the rest of its text stays.
     ///
@@ -88,12 +100,28 @@ impl Spool {
                 break;
             }
         }
-        if !matches!(result, Err(PublishError::NoSpace { .. } | PublishError::Io { .. })) {
-            reservation.waiting = None;
-        } else if let Some(waiting) = &mut reservation.waiting {
-            waiting.temporary.stays = true;
+        if !matches!(result, Err(PublishError::NoSpace { .. } | PublishError::Io { .. }))
+            && let Some(mut waiting) = reservation.waiting.take()
+        {
+            waiting.temporary.stays = false;
         }
         result
+    }
+
+    /// The first step of [`Spool::keep_refresh_token`] alone, which waits for no disk: after it, a killed process loses
+    /// nothing. The call itself does whatever of it is not done.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_refresh_token(
+        &self,
+        id: &CredentialId,
+        reservation: &mut Reservation,
+        expected: Identity,
+        rotated: Rotated<'_>,
+        keys: Option<&Seal>,
+    ) -> Result<(), PublishError> {
+        self.written(id, reservation, expected, rotated, keys).map(drop)
     }
 
     fn keep(
@@ -101,9 +129,39 @@ impl Spool {
         id: &CredentialId,
         reservation: &mut Reservation,
         expected: Identity,
-        Rotated { spent, new }: Rotated<'_>,
+        rotated: Rotated<'_>,
         keys: Option<&Seal>,
     ) -> Result<Kept, PublishError> {
+        let Target { home, name, stat, found } = self.written(id, reservation, expected, rotated, keys)?;
+        let fail = |e| self.error(id, "top", MAX_TOP, e);
+        let Some(waiting) = &mut reservation.waiting else {
+            // It is there since an earlier call, which failed at the very end.
+            fsync(&home).map_err(fail)?;
+            return Ok(Kept { identity: found, stored_anew: false });
+        };
+        belongs_to(&waiting.temporary, &stat).map_err(fail)?;
+        if let Err(e) = fsync(&waiting.temporary.file) {
+            // The kernel tells of lost pages once: they must be written again, into another file.
+            waiting.replaces = None;
+            return Err(fail(e));
+        }
+        check_top(&home, &name, &found)?;
+        self.swap(&home, &name, waiting, &found).map_err(|e| e.into_error(fail))?;
+        let now = fstat(&waiting.temporary.file).map_err(fail)?;
+        fsync(&home).map_err(fail)?;
+        Ok(Kept { identity: dir::identity(&now, &waiting.text), stored_anew: found != expected })
+    }
+
+    /// Look at the `.top`, and have the text that is to replace it written: in `reservation.waiting` then, unless the
+    /// `.top` holds the new token already.
+    fn written(
+        &self,
+        id: &CredentialId,
+        reservation: &mut Reservation,
+        expected: Identity,
+        Rotated { spent, new }: Rotated<'_>,
+        keys: Option<&Seal>,
+    ) -> Result<Target, PublishError> {
         let name = format!("{}.top", id.base());
         let home = self.home(id)?;
         let (stat, bytes) = dir::read_top(&home, &name, &self.owners).map_err(|refusal| match refusal {
@@ -112,14 +170,13 @@ impl Spool {
         })?;
         let found = dir::identity(&stat, &bytes);
         let top = unseal(&bytes, keys).map_err(|_| PublishError::Superseded)?;
-        let fail = |e| self.error(id, "top", bytes.len(), e);
         if top.refresh_token().expose() == new.expose() {
-            // It is there since an earlier call, which failed at the very end.
-            fsync(&home).map_err(fail)?;
-            return Ok(Kept { identity: found, stored_anew: false });
+            if let Some(mut waiting) = reservation.waiting.take() {
+                waiting.temporary.stays = false;
+            }
+            return Ok(Target { home, name, stat, found });
         }
-        let stored_anew = found != expected;
-        if stored_anew && top.refresh_token().expose() != spent.expose() {
+        if found != expected && top.refresh_token().expose() != spent.expose() {
             return Err(PublishError::Superseded);
         }
         let before = reservation.waiting.take();
@@ -131,21 +188,13 @@ impl Spool {
                     Some(seal) if Seal::looks_sealed(&bytes) => seal.seal(&text),
                     _ => text,
                 };
-                self.write(id, reservation, before, text, found.hash).map_err(fail)?
+                let bytes = text.len();
+                let written = self.write(id, reservation, before, text, found.hash);
+                written.map_err(|e| self.error(id, "top", bytes, e))?
             }
         };
-        let waiting = reservation.waiting.insert(waiting);
-        belongs_to(&waiting.temporary, &stat).map_err(fail)?;
-        if let Err(e) = fsync(&waiting.temporary.file) {
-            // The kernel tells of lost pages once: they must be written again, into another file.
-            waiting.replaces = None;
-            return Err(fail(e));
-        }
-        check_top(&home, &name, &found)?;
-        self.swap(&home, &name, waiting, &found).map_err(|e| e.into_error(fail))?;
-        let now = fstat(&waiting.temporary.file).map_err(fail)?;
-        fsync(&home).map_err(fail)?;
-        Ok(Kept { identity: dir::identity(&now, &waiting.text), stored_anew })
+        reservation.waiting = Some(waiting);
+        Ok(Target { home, name, stat, found })
     }
 
     /// Write the text into the reserved file, or a new one, and give that the name that tells what it is. What an
@@ -168,10 +217,11 @@ impl Spool {
                 Ok(temporary)
             });
         match written {
-            Ok(temporary) => {
+            Ok(mut temporary) => {
                 if let Some(mut before) = before {
                     before.temporary.stays = before.temporary.name == temporary.name;
                 }
+                temporary.stays = true;
                 Ok(Waiting { temporary, text, replaces: Some(replaces) })
             }
             Err(e) => {
@@ -400,6 +450,7 @@ mod tests {
         let home = spool.home(&alice.id).unwrap();
         change(&alice);
         let swapped = spool.swap(&home, "s.top", &mut waiting, &expected);
+        waiting.temporary.stays = false;
         drop((waiting, spool));
         assert_eq!(alice.left(), [""; 0]);
         (alice, swapped)
@@ -426,9 +477,8 @@ mod tests {
         assert_eq!(alice.read(), "two");
     }
 
-    /// The process ends without a chance to clean up.
-    fn crash(spool: Spool, mut waiting: Waiting) {
-        waiting.temporary.stays = true;
+    /// The process ends: what is written stays.
+    fn crash(spool: Spool, waiting: Waiting) {
         drop((waiting, spool));
     }
 

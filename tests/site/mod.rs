@@ -16,6 +16,9 @@ use std::{
 use evercred::demo::issuer::{Issuer, Options, Rotation, Running, TokenWish};
 use tempfile::TempDir;
 
+/// The uid and gid of `nobody` on Linux.
+pub const NOBODY: &str = "65534";
+
 /// A Python of this build's own with a package of pip's; none if it cannot be installed here.
 pub fn python(name: &str, module: &str, package: &str) -> Option<PathBuf> {
     // Tests of one program run side by side; pip is slow, and not made for that.
@@ -81,6 +84,24 @@ impl Site {
         let mut command = Command::new(env!("CARGO_BIN_EXE_condor_credmon_evercred"));
         command.arg("--config").arg(self.home.path().join("evercred.toml"));
         command.arg("--log").arg(self.home.path().join("log")).stdin(Stdio::null());
+        command
+    }
+
+    /// The credmon as an unprivileged user; root hands everything here to `nobody`.
+    pub fn unprivileged(&self) -> Command {
+        if !nix::unistd::geteuid().is_root() {
+            return self.command();
+        }
+        // Where it was built, nobody may be able to go.
+        let program = self.home.path().join("condor_credmon_evercred");
+        if !program.exists() {
+            fs::copy(env!("CARGO_BIN_EXE_condor_credmon_evercred"), &program).unwrap();
+        }
+        let chowned = Command::new("chown").args(["-R", NOBODY]).arg(self.home.path()).status().unwrap();
+        assert!(chowned.success());
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(program);
+        command.args(self.command().get_args()).stdin(Stdio::null());
         command
     }
 

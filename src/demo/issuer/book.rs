@@ -104,6 +104,22 @@ pub struct Record {
     pub issued: VecDeque<Issued>,
 }
 
+/// How a refresh token stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Never handed out.
+    Unknown,
+    /// The next exchange takes it.
+    Current,
+    /// An exchange spent it, and its answer brought another.
+    Superseded {
+        /// How long ago.
+        ago: Duration,
+    },
+    /// Revoked.
+    Revoked,
+}
+
 /// A family: one approval and everything that followed from it.
 #[derive(Debug)]
 pub(super) struct Family {
@@ -253,6 +269,16 @@ impl Book {
                 family.record.issued.pop_front();
             }
             family.record.issued.push_back(issued);
+        }
+    }
+
+    /// How a token stands.
+    pub(super) fn standing(&self, token: &str) -> Standing {
+        let Some(&(index, superseded)) = self.tokens.get(token) else { return Standing::Unknown };
+        match (superseded, self.families.get(index).is_some_and(|family| family.record.revoked)) {
+            (_, true) => Standing::Revoked,
+            (Some(at), false) => Standing::Superseded { ago: at.elapsed() },
+            (None, false) => Standing::Current,
         }
     }
 

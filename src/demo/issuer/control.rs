@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::{
     Shared,
-    book::{Family, Fault, Record},
+    book::{Family, Fault, Record, Standing},
     mint::MytokenWish,
 };
 
@@ -190,6 +190,12 @@ impl Control {
     /// Signing failed.
     pub fn mytoken(&self, wish: MytokenWish) -> io::Result<String> {
         super::mytoken::create(&self.shared, wish).map(|(_, jwt)| jwt)
+    }
+
+    /// How a refresh token or mytoken stands, without using it.
+    #[must_use]
+    pub fn standing(&self, token: &str) -> Standing {
+        self.shared.book().standing(token)
     }
 
     /// Revoke a refresh token or mytoken with all its rotations; false if it is unknown.
