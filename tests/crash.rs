@@ -227,11 +227,17 @@ fn kill_9_at_any_moment_tears_nothing_and_loses_only_what_was_on_its_way_from_a_
         losses.len(),
         started.elapsed().as_secs_f64()
     );
-    for (who, after) in losses {
-        println!("  lost with the {who}: the answer that held it was given {after} ms after the kill");
-        // On its way: a loaded machine takes its time to carry an answer, a second is more than it ever takes.
-        assert!((-1000..=1000).contains(after), "an answer given {after} ms after the kill");
+    for who in ["keeper", "courier", "both"] {
+        let after: Vec<i64> = losses.iter().filter(|loss| loss.0 == who).map(|loss| loss.1).collect();
+        if let (Some(first), Some(last)) = (after.iter().min(), after.iter().max()) {
+            println!(
+                "  {} with the {who}: the answers that held them were given {first} to {last} ms after the kill",
+                after.len()
+            );
+        }
     }
+    // On its way: a second is more than an answer ever takes from the issuer to the disk, on a loaded machine too.
+    assert!(losses.iter().all(|(_, after)| (-1000..=1000).contains(after)), "{losses:?}");
 }
 
 #[test]
