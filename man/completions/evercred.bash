@@ -201,7 +201,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__demo)
-            opts="-h --for --plain --help"
+            opts="-h --for --plain --yes --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

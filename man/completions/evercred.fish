@@ -91,6 +91,7 @@ complete -c evercred -n "__fish_evercred_using_subcommand list" -s h -l help -d 
 complete -c evercred -n "__fish_evercred_using_subcommand explain" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l for -d 'How long it runs: seconds, or like 30s or 2m' -r
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l plain -d 'Plain lines, as in a pipe'
+complete -c evercred -n "__fish_evercred_using_subcommand demo" -l yes -d 'Approve the request that the tour shows, instead of in a browser'
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l config -d 'Read this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l cred-dir -d 'The credential directory, instead of the configured one' -r -F

@@ -345,6 +345,9 @@ pub struct Demo {
     /// Plain lines, as in a pipe
     #[arg(long)]
     pub plain: bool,
+    /// Approve the request that the tour shows, instead of in a browser
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `evercred generate`

@@ -72,7 +72,7 @@ fn run(command: Command) -> ExitCode {
         Command::Import(cli::Import::Stock(args)) => import_stock::run(&args),
         Command::Revoke(args) => revoke::run(&args),
         Command::Explain(args) => explain::run(&args),
-        Command::Demo(args) => demo::tour::main(args.length, args.plain),
+        Command::Demo(args) => demo::tour::main(args.length, args.plain, args.yes),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
         Command::Generate(args) => generate::run(&args),
         Command::Issuer(args) => demo::issuer::main(&args.arguments),

@@ -1,4 +1,5 @@
 //! The embedded issuer, which the tests and benches use too, and the guided tour of `evercred demo`.
 
+mod approval;
 pub mod issuer;
 pub mod tour;

@@ -26,18 +26,22 @@ use nix::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::issuer::{Issuer, MytokenWish, Options, Outage, Rotation, Running, TokenWish};
+use super::{
+    approval::{self, News},
+    issuer::{Issuer, MytokenWish, Options, Outage, Rotation, Running, TokenWish},
+};
+use crate::submit::terminal::Look;
 
 const LIFETIME: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(200);
 /// Shorter runs end before a renewal is due everywhere.
 const LONG_ENOUGH: Duration = Duration::from_secs(25);
 
-/// Run the tour for `run_for`; `plain` asks for lines without colour and live table.
+/// Run the tour for `run_for`; `plain` asks for lines without colour and live table, `yes` approves what is asked.
 #[must_use]
 #[expect(clippy::print_stderr, reason = "the edge of the program")]
-pub fn main(run_for: Duration, plain: bool) -> ExitCode {
-    match tour(run_for, plain) {
+pub fn main(run_for: Duration, plain: bool, yes: bool) -> ExitCode {
+    match tour(run_for, plain, yes) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -214,6 +218,11 @@ impl Screen {
         Self { start: Instant::now(), colour, live, drawn: 0 }
     }
 
+    /// For the prompt: as wide as usual, without the QR code, whose square would fill the screen.
+    fn look(&self) -> Look {
+        Look { columns: 80, rows: 24, colour: self.colour, live: false, blocks: false }
+    }
+
     fn erase(&mut self, text: &mut String) -> std::fmt::Result {
         if self.drawn > 0 {
             write!(text, "\x1b[{}A\x1b[J", self.drawn)?;
@@ -284,7 +293,8 @@ fn config(issuer: &Running, credentials: &Path) -> String {
     )
 }
 
-fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
+#[expect(clippy::too_many_lines, reason = "the script of the tour, from top to bottom")]
+fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
@@ -316,7 +326,7 @@ fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
     };
     let mytoken =
         control.mytoken(MytokenWish { user: "bob".into(), lifetime: Some(3600), ..MytokenWish::default() })?;
-    let mut all = [
+    let mut all = vec![
         Watched::store(&credentials, "alice", "grid", &oauth2("alice"))?,
         Watched::store(&credentials, "bob", "mytoken", &json!({ "mytoken": mytoken }))?,
         Watched::store(&credentials, "carol", "grid", &oauth2("carol"))?,
@@ -326,6 +336,7 @@ fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
         None,
     )?;
 
+    let news = approval::start(&config_file, issuer.control(), screen.look(), yes, Arc::clone(&stop));
     let mut log = Log { path: log_file, seen: 0 };
     let (begin, end) = (run_for.mul_f64(0.27), run_for.mul_f64(0.43));
     let revoke_at = run_for.mul_f64(0.12);
@@ -347,6 +358,9 @@ fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
             back = true;
             control.set_outage(Outage::Off);
             lines.push((Tone::Story, "The issuer is back.".into()));
+        }
+        for said in news.try_iter() {
+            heard(said, &credentials, &mut lines, &mut all)?;
         }
         for one in &mut all {
             one.look(&mut |tone, line| lines.push((tone, line)));
@@ -373,7 +387,7 @@ fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
         }
         thread::sleep(LOOK);
     }
-    let interrupted = stop.load(Relaxed);
+    let interrupted = stop.swap(true, Relaxed);
     let stopping = Instant::now();
     drop(monitor);
     let lines = summary(&mut all, &issuer, run_for, interrupted, stopping.elapsed());
@@ -385,6 +399,19 @@ fn tour(run_for: Duration, plain: bool) -> io::Result<bool> {
         screen.print(&last.collect::<Vec<_>>(), None)?;
     }
     Ok(good || interrupted)
+}
+
+/// What comes of dave's request.
+fn heard(news: News, credentials: &Path, lines: &mut Vec<(Tone, String)>, all: &mut Vec<Watched>) -> io::Result<()> {
+    match news {
+        News::Lines(text) => lines.extend(text.lines().map(|line| (Tone::Story, line.to_owned()))),
+        News::Approved(top) => {
+            let (user, service) = approval::WHO;
+            lines.push((Tone::Story, "Approved: dave's credential is stored.".into()));
+            all.push(Watched::store(credentials, user, service, &serde_json::from_str(&top)?)?);
+        }
+    }
+    Ok(())
 }
 
 /// The counts, and in [`Tone::Bad`] whatever did not happen as it should.
@@ -431,7 +458,7 @@ fn summary(
                     Tone::Bad,
                     format!("{name}.use never appeared: the credential monitor does not work here."),
                 ));
-            } else if one.published == 1 && one.user != "carol" && run_for >= LONG_ENOUGH {
+            } else if one.published == 1 && !["carol", approval::WHO.0].contains(&one.user) && run_for >= LONG_ENOUGH {
                 lines.push((Tone::Bad, format!("{name}.use was not renewed, although it was due.")));
             }
         }

@@ -198,6 +198,11 @@ impl Control {
         self.shared.book().standing(token)
     }
 
+    /// Approve every open consent as it was asked for, as the button of its page does.
+    pub fn approve(&self) {
+        super::mytoken::approve_all(&self.shared);
+    }
+
     /// Revoke a refresh token or mytoken with all its rotations; false if it is unknown.
     #[must_use]
     pub fn revoke(&self, token: &str) -> bool {
