@@ -61,11 +61,12 @@ pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestam
     let scopes = claimed.scopes.clone().or_else(|| words(claims.get("scope").or_else(|| claims.get("scp"))));
     let audience = words(claims.get("aud")).or_else(|| claimed.audience.clone());
     let missing_scope = scopes.as_ref().and_then(|granted| missing_scopes(&grant.scopes, granted).next());
-    let missing_audience = grant.audience.iter().find(|wanted| {
-        !audience.as_ref().is_some_and(|have| have.iter().any(|a| a == *wanted || a == ANY_AUDIENCE))
-            // An opaque token tells nothing: nothing to find fault with.
-            && (audience.is_some() || !claims.is_empty())
-    });
+    let missing_audience = match &audience {
+        Some(have) => missing_audiences(&grant.audience, have).next(),
+        // An opaque token tells nothing: nothing to find fault with.
+        None if claims.is_empty() => None,
+        None => grant.audience.first().map(String::as_str),
+    };
     let shortfall = match (missing_scope, missing_audience) {
         (Some(scope), _) => Some((Kind::ScopeShortfall, format!("the scope {scope} was not granted"))),
         (None, Some(aud)) => Some((Kind::AudienceShortfall, format!("the audience {aud} was not granted"))),
@@ -110,6 +111,12 @@ fn lifetime(
         Some(_) => Err("the access token lives longer than ten years".into()),
         None => Err(format!("the access token expired {} s ago; is this machine's clock right?", -seconds)),
     }
+}
+
+/// The audiences that were asked for and are not among those of the token.
+pub fn missing_audiences<'a>(wanted: &'a [String], have: &'a [String]) -> impl Iterator<Item = &'a str> {
+    let covered = |wanted: &String| have.iter().any(|one| one == wanted || one == ANY_AUDIENCE);
+    wanted.iter().filter(move |wanted| !covered(wanted)).map(String::as_str)
 }
 
 /// A blank-separated string, or a list of strings.

@@ -436,12 +436,12 @@ impl Driver {
                     }
                     _ => {}
                 }
-                if let Event::Scanned { found, .. } = &event {
-                    self.learn(found);
-                }
                 self.planner.handle(now, event);
             }
             Input::Looked { event, ticket } => {
+                if let Event::Scanned { found, .. } = &event {
+                    self.learn(found);
+                }
                 self.planner.handle(now, event);
                 drop(ticket);
             }

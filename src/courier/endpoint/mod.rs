@@ -25,7 +25,7 @@ use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{mpsc, watch},
     task::AbortHandle,
 };
@@ -37,6 +37,8 @@ use crate::core::{figures::Figures, snapshot::Page};
 const CONNECTIONS: usize = 512;
 /// From accepting a connection to the end of its answer.
 const LIFE: Duration = Duration::from_secs(10);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
 /// Nobody is closed for others before it.
 const GRACE: Duration = Duration::from_secs(2);
 /// For the head of a request.
@@ -132,7 +134,7 @@ impl Endpoint {
     async fn listen(self: Arc<Self>, address: SocketAddr) {
         let (mut trouble, mut tries) = (None, 0);
         let listener = loop {
-            match TcpListener::bind(address).await {
+            match open(address) {
                 Ok(listener) => break listener,
                 Err(error) => {
                     tries += 1;
@@ -328,6 +330,14 @@ impl<T> Source<T> {
         }
         self.seen.borrow().clone()
     }
+}
+
+/// A crowd waits in the kernel until it is accepted; with a shorter queue its packets would be dropped and sent again.
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {

@@ -14,7 +14,7 @@ use nix::libc;
 use super::Finding;
 use crate::{
     config::settings::{Provider, Settings},
-    core::{id::UserName, time::Timestamp, use_file},
+    core::{id::UserName, jwt, time::Timestamp, use_file},
     issuer::judge,
 };
 
@@ -33,6 +33,15 @@ struct Tally {
     shortest: Option<Duration>,
     /// Scopes that the provider asks for and some token lacks.
     lacking: BTreeSet<String>,
+    /// Audiences that the provider asks for and some token lacks.
+    elsewhere: BTreeSet<String>,
+}
+
+/// What a `.use` tells.
+struct Read {
+    times: use_file::Use,
+    scopes: Option<Vec<String>>,
+    audience: Option<Vec<String>>,
 }
 
 pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
@@ -64,13 +73,16 @@ fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mu
         let owns = |provider: &&Provider| provider.services.iter().any(|s| s == base || s == first);
         let Some(provider) = providers.iter().find(owns) else { continue };
         let tally = tallies.entry(provider.name.as_str()).or_default();
-        let Some((found, granted)) = read(&home.join(format!("{base}.use"))) else {
+        let Some(Read { times: found, scopes, audience }) = read(&home.join(format!("{base}.use"))) else {
             tally.without_use += 1;
             continue;
         };
         tally.tokens += 1;
-        if let Some(granted) = granted {
+        if let Some(granted) = scopes {
             tally.lacking.extend(judge::missing_scopes(&provider.scopes, &granted).map(str::to_owned));
+        }
+        if let Some(have) = audience {
+            tally.elsewhere.extend(judge::missing_audiences(&provider.audience, &have).map(str::to_owned));
         }
         if let Some(expiry) = found.expiry {
             tally.expired += usize::from(expiry <= now);
@@ -82,17 +94,31 @@ fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mu
     }
 }
 
-/// What the file tells, and the scopes that were granted, if it tells.
-fn read(path: &Path) -> Option<(use_file::Use, Option<Vec<String>>)> {
+/// What the file tells, the scopes that were granted and for whom, as far as it or its token tells.
+fn read(path: &Path) -> Option<Read> {
     #[derive(serde::Deserialize)]
-    struct Object {
+    struct Object<'a> {
+        #[serde(borrow)]
+        access_token: std::borrow::Cow<'a, str>,
+        scope: Option<serde_json::Value>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Claims {
+        aud: Option<serde_json::Value>,
         scope: Option<serde_json::Value>,
     }
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
     let mut bytes = zeroize::Zeroizing::new(Vec::new());
     file.take(MAX_USE).read_to_end(&mut bytes).ok()?;
-    let granted = serde_json::from_slice::<Object>(&bytes).ok().and_then(|object| judge::words(object.scope.as_ref()));
-    Some((use_file::read(&bytes)?, granted))
+    let times = use_file::read(&bytes)?;
+    let object = serde_json::from_slice::<Object<'_>>(&bytes).ok();
+    let token =
+        object.as_ref().map_or_else(|| std::str::from_utf8(&bytes).ok().map(str::trim), |o| Some(&o.access_token));
+    let claims: Option<Claims> = token.and_then(jwt::claims);
+    let scope = object.as_ref().and_then(|object| object.scope.as_ref());
+    let scope = scope.or_else(|| claims.as_ref().and_then(|claims| claims.scope.as_ref()));
+    let scopes = judge::words(scope);
+    Some(Read { times, scopes, audience: judge::words(claims.as_ref().and_then(|claims| claims.aud.as_ref())) })
 }
 
 fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding> {
@@ -117,6 +143,13 @@ fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding>
         findings.push(
             Finding::warning(AREA, "scopes", format!("{name}: tokens without the scopes asked for: {lacking}"))
                 .advise("the issuer does not grant them to these users: ask it, or take them out of `scopes`"),
+        );
+    }
+    if !tally.elsewhere.is_empty() {
+        let elsewhere = tally.elsewhere.into_iter().collect::<Vec<_>>().join(" ");
+        findings.push(
+            Finding::warning(AREA, "audience", format!("{name}: tokens that are not for {elsewhere}"))
+                .advise("the issuer does not grant that audience: see `audience` and `audience_style`, or ask it"),
         );
     }
     if let Some(life) = tally.shortest {
@@ -158,7 +191,8 @@ mod tests {
         let file = dir.path().join("c.toml");
         let text = format!(
             "[daemon]\ncredential_directory = \"{}\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
-             issuer = \"https://i.example.org/\"\nscopes = [\"storage.read:/\", \"compute.read\"]\n",
+             issuer = \"https://i.example.org/\"\nscopes = [\"storage.read:/\", \"compute.read\"]\n\
+             audience = [\"https://se.example.org\"]\n",
             dir.path().display()
         );
         std::fs::write(&file, text).unwrap();
@@ -171,16 +205,24 @@ mod tests {
             std::fs::DirBuilder::new().mode(0o700).create(&home).unwrap();
             std::fs::write(home.join("w.top"), "{}").unwrap();
             std::fs::write(home.join("w_x.top"), "{}").unwrap();
+            // For somebody else: {"aud":"https://other.example.org"}
+            let token = "e30.eyJhdWQiOiJodHRwczovL290aGVyLmV4YW1wbGUub3JnIn0.x";
             let line = format!(
-                "{{\"access_token\":\"t\",\"issued_at\":{issued},\"expires_at\":{expires},\"scope\":\"storage.read:/\"}}\n"
+                "{{\"access_token\":\"{token}\",\"issued_at\":{issued},\"expires_at\":{expires},\"scope\":\"storage.read:/\"}}\n"
             );
             std::fs::write(home.join("w.use"), line).unwrap();
         }
         let findings = examine(&settings);
         let found: Vec<_> = findings.iter().map(|f| (f.check, f.verdict)).collect();
-        let expected = [("tokens", Verdict::Warning), ("scopes", Verdict::Warning), ("lifetime", Verdict::Failed)];
+        let expected = [
+            ("tokens", Verdict::Warning),
+            ("scopes", Verdict::Warning),
+            ("audience", Verdict::Warning),
+            ("lifetime", Verdict::Failed),
+        ];
         assert_eq!(found, expected, "{findings:?}");
         assert_eq!(findings[0].what, "w: of 4 credentials 1 have an expired token and 2 none yet");
         assert!(findings[1].what.ends_with("asked for: compute.read"), "{}", findings[1].what);
+        assert_eq!(findings[2].what, "w: tokens that are not for https://se.example.org");
     }
 }
