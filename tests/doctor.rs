@@ -164,7 +164,9 @@ fn snapshot(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             if path.is_dir() {
                 directories.push(path);
             // The credmon goes on renewing meanwhile.
-            } else if path.extension().is_none_or(|e| e != "use") && path.file_name().unwrap() != "CREDMON_COMPLETE" {
+            } else if path.extension().is_none_or(|e| e != "use")
+                && !["CREDMON_COMPLETE", ".evercred-index"].iter().any(|own| path.file_name().unwrap() == *own)
+            {
                 files.push((path.clone(), fs::read(&path).unwrap()));
             }
         }

@@ -38,7 +38,7 @@ struct Tally {
 }
 
 /// What a `.use` tells.
-struct Read {
+struct Told {
     times: use_file::Use,
     scopes: Option<Vec<String>>,
     audience: Option<Vec<String>>,
@@ -73,7 +73,7 @@ fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mu
         let owns = |provider: &&Provider| provider.services.iter().any(|s| s == base || s == first);
         let Some(provider) = providers.iter().find(owns) else { continue };
         let tally = tallies.entry(provider.name.as_str()).or_default();
-        let Some(Read { times: found, scopes, audience }) = read(&home.join(format!("{base}.use"))) else {
+        let Some(Told { times: found, scopes, audience }) = read(&home.join(format!("{base}.use"))) else {
             tally.without_use += 1;
             continue;
         };
@@ -95,7 +95,7 @@ fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mu
 }
 
 /// What the file tells, the scopes that were granted and for whom, as far as it or its token tells.
-fn read(path: &Path) -> Option<Read> {
+fn read(path: &Path) -> Option<Told> {
     #[derive(serde::Deserialize)]
     struct Object<'a> {
         #[serde(borrow)]
@@ -118,7 +118,7 @@ fn read(path: &Path) -> Option<Read> {
     let scope = object.as_ref().and_then(|object| object.scope.as_ref());
     let scope = scope.or_else(|| claims.as_ref().and_then(|claims| claims.scope.as_ref()));
     let scopes = judge::words(scope);
-    Some(Read { times, scopes, audience: judge::words(claims.as_ref().and_then(|claims| claims.aud.as_ref())) })
+    Some(Told { times, scopes, audience: judge::words(claims.as_ref().and_then(|claims| claims.aud.as_ref())) })
 }
 
 fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding> {
