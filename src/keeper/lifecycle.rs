@@ -351,7 +351,10 @@ fn reloader(
             match config::load(&sources) {
                 Ok(settings) => {
                     let now = fingerprint(&settings);
-                    if now != before {
+                    // What only the start would find out must not end a daemon that runs.
+                    if let Err(report) = owners(&settings).and_then(|_| become_ids(&settings)) {
+                        tracing::error!(%report, "the configuration cannot be used; keeping the old settings");
+                    } else if now != before {
                         before = now;
                         drop(inputs.send(Input::Reload(Box::new(settings))));
                     }
@@ -377,6 +380,9 @@ fn fingerprint(settings: &Settings) -> Vec<u8> {
     }
     for provider in &settings.providers {
         hash.update(format!("{:?}", provider.fernet_key_file));
+        // A key may be replaced in its place.
+        let key = provider.fernet_key_file.as_ref().and_then(|path| std::fs::read(path).ok());
+        hash.update(&*zeroize::Zeroizing::new(key.unwrap_or_default()));
     }
     hash.update(format!("{:?}", settings.daemon));
     hash.finalize().to_vec()

@@ -275,9 +275,20 @@ impl Spool {
         let mut recovered = Vec::new();
         if !left.is_empty() {
             for user in self.users()? {
-                // A directory that is not fit has no `.top` of ours.
-                let Ok(home) = self.top.user(user.as_str(), &self.owners) else { continue };
-                for (name, _) in dir::entries(&home).unwrap_or_default() {
+                let home = self.top.user(user.as_str(), &self.owners);
+                let listed = home.and_then(|home| dir::entries(&home).map(|entries| (home, entries)));
+                let (home, entries) = match listed {
+                    Ok(listed) => listed,
+                    Err(Errno::ENOENT) => continue,
+                    // Whose file is left cannot be told without looking there: they all stay.
+                    Err(_) => {
+                        for left in &mut left {
+                            left.stays = true;
+                        }
+                        continue;
+                    }
+                };
+                for (name, _) in entries {
                     let base = name.strip_suffix(".top");
                     let Some(Ok(id)) = base.map(|base| CredentialId::from_base(user.clone(), base)) else { continue };
                     let credential = dir::hash(id.to_string().as_bytes());
@@ -302,8 +313,14 @@ impl Spool {
 
     /// True if the file was whole and its `.top` still there.
     fn go_on(&self, home: &Dir, name: &str, left: &Left) -> Result<bool, Errno> {
-        let Ok((_, text)) = dir::read_top(&self.top, &left.name, &self.owners) else { return Ok(false) };
-        let Ok((stat, bytes)) = dir::read_top(home, name, &self.owners) else { return Ok(false) };
+        // What cannot be read now may be read at the next start; only what is gone or is another is done with.
+        let read = |dir: &Dir, name: &str| match dir::read_top(dir, name, &self.owners) {
+            Ok(read) => Ok(Some(read)),
+            Err(Refusal::Missing) => Ok(None),
+            Err(Refusal::Bad(_)) => Err(Errno::EIO),
+        };
+        let Some((_, text)) = read(&self.top, &left.name)? else { return Ok(false) };
+        let Some((stat, bytes)) = read(home, name)? else { return Ok(false) };
         let found = dir::identity(&stat, &bytes);
         if dir::hash(&text) != left.own || found.hash != left.replaces {
             return Ok(false);
