@@ -19,6 +19,7 @@ const WAIT: &str = "Nothing: evercred tries again by itself, and jobs keep the t
 const APPROVE: &str = "Approve once more: evercred login SERVICE (or submit a job, which asks for it).";
 const STORE_AGAIN: &str = "Store it again: evercred login SERVICE, or condor_store_cred add-oauth -s SERVICE -i FILE.";
 const DOCTOR: &str = "See what this host sees of the issuer: evercred doctor.";
+const SITE: &str = "Try the same by hand from this host; the log has the site's own words.";
 
 /// What `kind` means and what to do.
 #[must_use]
@@ -126,6 +127,61 @@ pub fn advice(kind: Kind) -> Advice {
             "The credential directory did not take the new token.",
             WAIT,
             "See owner, mode and mount of the credential directory: evercred doctor.",
+        ),
+        Kind::SiteUnreachable => ("The site could not be reached (name service, connection, TLS).", WAIT, SITE),
+        Kind::SiteTimeout => (
+            "The site took the token and did not confirm it in time.",
+            WAIT,
+            "If it lasts, tell the site's admins; the site's `timeout` sets how long we wait.",
+        ),
+        Kind::SitePending => (
+            "The site has the delivery in its queue: its endpoint is offline or busy.",
+            WAIT,
+            "If it lasts, see that the endpoint at the site runs.",
+        ),
+        Kind::SiteError => ("The site failed in its own way; the log has its words.", WAIT, SITE),
+        Kind::SiteAuth => (
+            "The site refuses our account, key, client or ticket, or its host key is not known.",
+            WAIT,
+            "Correct the site's account or secret files, or have its host key accepted, then send SIGHUP.",
+        ),
+        Kind::SiteDenied => (
+            "The site knows us and does not allow this delivery (path, function, namespace or user).",
+            WAIT,
+            "Have the site allow it, or correct `directory`, `function`, `namespace` or the rules of the site.",
+        ),
+        Kind::SiteFull => {
+            ("There is no room at the site for the token.", WAIT, "Have the site make room (df, df -i, quota).")
+        }
+        Kind::SiteKey => (
+            "The far end cannot open what we sealed: another key, none, or a key file open to others.",
+            WAIT,
+            "Put the key of `key_files` there with mode 0600; new keys go there first, and first here afterwards.",
+        ),
+        Kind::SiteStale => (
+            "The far end calls the token too old or from the future: it came late, or clocks disagree.",
+            WAIT,
+            "Compare clocks (timedatectl, date -u at the site); `max_age` sets how long a delivery may take.",
+        ),
+        Kind::SiteUnconfirmed => (
+            "The site says that it has the token, but what it shows is not what was sent.",
+            WAIT,
+            "See who else writes to that path, and whether the site's keys are ours.",
+        ),
+        Kind::SiteNewer => (
+            "The site has a newer token than the one that we sent, and kept it.",
+            "Nothing: what is there is newer.",
+            "If two access points feed the same path, give each a path of its own.",
+        ),
+        Kind::SiteName => (
+            "No file name can be made for this credential at the site.",
+            WAIT,
+            "Correct the site's `file_name`: it must give one plain name, without / and not beginning with a dot.",
+        ),
+        Kind::ReplicatorLost => (
+            "The process that replicates ended during the delivery; another one was started.",
+            WAIT,
+            "If it comes again, the log says why it ended.",
         ),
         Kind::TopUnreadable => {
             ("The stored credential cannot be read.", STORE_AGAIN, "See owner and mode of the .top file.")

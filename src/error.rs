@@ -88,6 +88,32 @@ kinds! {
     NoSpace = "no-space", Transient;
     /// The credential directory did not take the file.
     PublishFailed = "publish-failed", Transient;
+    /// A site cannot be reached: name, connection, TLS.
+    SiteUnreachable = "site-unreachable", Transient;
+    /// A site took the delivery and did not answer in time.
+    SiteTimeout = "site-timeout", Transient;
+    /// A site took the delivery and has not done it yet: its endpoint is offline, or its queue is long.
+    SitePending = "site-pending", Transient;
+    /// A site failed in its own way.
+    SiteError = "site-error", Transient;
+    /// A site refuses our account, key, client or host key.
+    SiteAuth = "site-auth", Ours;
+    /// A site does not allow this delivery: path, function, namespace, user.
+    SiteDenied = "site-denied", Slow;
+    /// No space, quota or inodes at a site.
+    SiteFull = "site-full", Transient;
+    /// The far end cannot open what we sealed: wrong key, none, or one open to others.
+    SiteKey = "site-key", Slow;
+    /// The far end calls the delivery too old or from the future: it was late, or clocks disagree.
+    SiteStale = "site-stale", Slow;
+    /// The site says that it has it, and cannot show it.
+    SiteUnconfirmed = "site-unconfirmed", Transient;
+    /// The site has something newer than what we sent.
+    SiteNewer = "site-newer", Slow;
+    /// No file name can be made for this credential, or its token does not fit.
+    SiteName = "site-name", Slow;
+    /// The process that replicates ended with the delivery under way.
+    ReplicatorLost = "replicator-lost", Transient;
     /// The `.top` cannot be read.
     TopUnreadable = "top-unreadable", Input;
     /// Larger than 256 KiB.

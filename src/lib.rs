@@ -7,6 +7,7 @@
 //! * [`keeper`] is the privileged process (files, no network); [`courier`] is the network process (no files).
 //! * [`submit`] is what `condor_submit` runs for the user: one approval, then nothing to ask.
 //! * [`notice`] tells people what is about to end.
+//! * [`replicate`] is the process that carries renewed tokens to sites, and the far end that takes them.
 //! * [`config`] turns TOML into settings; [`cli`] defines the command lines; [`ctl`] holds `evercred`'s subcommands.
 //! * [`demo`] is the embedded issuer, which tests use too, and the guided tour.
 //! * [`error`] names what can go wrong, with labels that logs, metrics and tests share; [`advice`] says what each means and what to do.
@@ -22,6 +23,7 @@ pub mod error;
 pub mod issuer;
 pub mod keeper;
 pub mod notice;
+pub mod replicate;
 pub mod spool;
 pub mod submit;
 

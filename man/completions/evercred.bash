@@ -43,6 +43,9 @@ _evercred() {
             evercred,issuer)
                 cmd="evercred__subcmd__issuer"
                 ;;
+            evercred,keygen)
+                cmd="evercred__subcmd__keygen"
+                ;;
             evercred,list)
                 cmd="evercred__subcmd__list"
                 ;;
@@ -52,8 +55,14 @@ _evercred() {
             evercred,needs-renewal)
                 cmd="evercred__subcmd__needs__subcmd__renewal"
                 ;;
+            evercred,receive)
+                cmd="evercred__subcmd__receive"
+                ;;
             evercred,renew)
                 cmd="evercred__subcmd__renew"
+                ;;
+            evercred,replicate)
+                cmd="evercred__subcmd__replicate"
                 ;;
             evercred,revoke)
                 cmd="evercred__subcmd__revoke"
@@ -91,6 +100,9 @@ _evercred() {
             evercred__subcmd__help,issuer)
                 cmd="evercred__subcmd__help__subcmd__issuer"
                 ;;
+            evercred__subcmd__help,keygen)
+                cmd="evercred__subcmd__help__subcmd__keygen"
+                ;;
             evercred__subcmd__help,list)
                 cmd="evercred__subcmd__help__subcmd__list"
                 ;;
@@ -100,8 +112,14 @@ _evercred() {
             evercred__subcmd__help,needs-renewal)
                 cmd="evercred__subcmd__help__subcmd__needs__subcmd__renewal"
                 ;;
+            evercred__subcmd__help,receive)
+                cmd="evercred__subcmd__help__subcmd__receive"
+                ;;
             evercred__subcmd__help,renew)
                 cmd="evercred__subcmd__help__subcmd__renew"
+                ;;
+            evercred__subcmd__help,replicate)
+                cmd="evercred__subcmd__help__subcmd__replicate"
                 ;;
             evercred__subcmd__help,revoke)
                 cmd="evercred__subcmd__help__subcmd__revoke"
@@ -143,7 +161,7 @@ _evercred() {
 
     case "${cmd}" in
         evercred)
-            opts="-h -V --help --version status login upload import check doctor renew revoke needs-renewal list explain demo credmon generate issuer help"
+            opts="-h -V --help --version status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -175,7 +193,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__credmon)
-            opts="-h -V --config --cred-dir --once --foreground --log --courier --help --version"
+            opts="-h -V --config --cred-dir --once --foreground --log --courier --replicator --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -265,7 +283,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__help)
-            opts="status login upload import check doctor renew revoke needs-renewal list explain demo credmon generate issuer help"
+            opts="status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -432,6 +450,20 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__help__subcmd__keygen)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__help__subcmd__list)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -474,7 +506,35 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__help__subcmd__receive)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__help__subcmd__renew)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__help__subcmd__replicate)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -662,6 +722,20 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__keygen)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__list)
             opts="-h --expiring --json --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -732,6 +806,36 @@ _evercred() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        evercred__subcmd__receive)
+            opts="-h --directory --key-file --site --max-age --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --directory)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --site)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-age)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         evercred__subcmd__renew)
             opts="-h --wait --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -739,6 +843,32 @@ _evercred() {
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evercred__subcmd__replicate)
+            opts="-h --site --now --wait --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --site)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --wait)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

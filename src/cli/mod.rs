@@ -64,9 +64,22 @@ approve again for another. It is written to the audit log.
 
 Exit status: 0 the issuer has revoked it; 1 it has not, and why; 4 the daemon cannot be reached.";
 
+const REPLICATE_EXIT: &str = "Exit status: 0 every site has what it should have; 1 some do not; 3 nothing is \
+replicated, or there is no such credential or site; 4 the daemon cannot be reached.";
+
+const RECEIVE_HELP: &str = "\
+Standard input: sealed payloads, one a line. Standard output: one JSON object for each, with \"code\": WRITTEN; \
+SUPERSEDED (something at least as new is there); DECRYPT, KEY_MODE, NO_KEY (keys); STALE, FUTURE (age and clocks); \
+NOT_FOR_US, PATH_NOT_ALLOWED (where to); NO_SPACE, FAILED, NO_ENVELOPE.
+
+In authorized_keys: restrict,command=\"evercred receive --directory /path --key-file /path/key\" ssh-ed25519 ...
+
+Exit status: 0 everything was written or was there already; 1 something was refused.";
+
 /// HTCondor's credential monitor: renews the tokens of all jobs on this access point.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "condor_credmon_evercred", version, after_long_help = CREDMON_EXIT)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of a command line, not a state machine")]
 pub struct Credmon {
     /// Read this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d
     #[arg(long, value_name = "FILE")]
@@ -86,6 +99,9 @@ pub struct Credmon {
     /// Be the network process; the keeper starts it so.
     #[arg(long, hide = true)]
     pub courier: bool,
+    /// Be the process that replicates; the keeper starts it so.
+    #[arg(long, hide = true)]
+    pub replicator: bool,
 }
 
 /// What `condor_submit` runs for the user: a usable credential for each service of the submit file.
@@ -136,6 +152,12 @@ pub enum Command {
     NeedsRenewal(NeedsRenewal),
     /// List credentials, those that end first at the top
     List(List),
+    /// Show what remote sites have, or send it to them now
+    Replicate(Replicate),
+    /// Make a key for sealing what is replicated
+    Keygen(Keygen),
+    /// Receive sealed tokens: the far end of replication, also as a forced command of ssh
+    Receive(Receive),
     /// Explain an error kind or a hold reason, with the next command
     Explain(Explain),
     /// Watch tokens being renewed: needs no root, no HTCondor and no network
@@ -305,6 +327,53 @@ pub struct Revoke {
     /// The daemon's status socket, instead of the configured one
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+/// `evercred replicate`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = REPLICATE_EXIT)]
+pub struct Replicate {
+    /// One credential; all without it
+    #[arg(value_name = "USER/SERVICE")]
+    pub which: Option<String>,
+    /// One site; all without it
+    #[arg(long, value_name = "NAME")]
+    pub site: Option<String>,
+    /// Send it now, also what was confirmed
+    #[arg(long)]
+    pub now: bool,
+    /// How long to wait for the sites
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = length)]
+    pub wait: Duration,
+    /// The daemon's status socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `evercred keygen`
+#[derive(Debug, Clone, Args)]
+pub struct Keygen {
+    /// A new file, which only this user will be able to read
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// `evercred receive`
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = RECEIVE_HELP)]
+pub struct Receive {
+    /// Files may appear below this directory and nowhere else
+    #[arg(long, value_name = "DIR")]
+    pub directory: PathBuf,
+    /// A key, and during a rotation a second one; the first one confirms
+    #[arg(long, value_name = "FILE", required = true)]
+    pub key_file: Vec<PathBuf>,
+    /// Accept only what is for the site of this name at the sender
+    #[arg(long, value_name = "NAME")]
+    pub site: Option<String>,
+    /// Accept nothing older, whatever the sender allows
+    #[arg(long, value_name = "TIME", default_value = "14d", value_parser = length)]
+    pub max_age: Duration,
 }
 
 /// `evercred check`

@@ -10,8 +10,10 @@ pub mod input;
 pub mod notices;
 mod provider;
 pub mod reference;
-mod secret_file;
+pub(crate) mod secret_file;
 pub mod settings;
+mod site;
+pub mod site_settings;
 mod stock;
 
 use std::{
@@ -26,9 +28,13 @@ use self::{
     fragment::{Data, Origin, Table, Value},
     input::Section,
     settings::{Daemon, LogFormat, Provider, Settings, Storer},
+    site_settings::Site,
     stock::Stock,
 };
-use crate::error::{Report, exit};
+use crate::{
+    core::id::Service,
+    error::{Report, exit},
+};
 
 /// The main file.
 const MAIN: &str = "/etc/evercred/evercred.toml";
@@ -228,7 +234,7 @@ fn settings(
     let providers = top.take_raw("provider");
     let storer = top.take_raw("storer");
     let notices = top.take_raw("notices");
-    top.refuse("site", "replication to sites is not part of this version", "remove the [site.…] tables");
+    let sites = top.take_raw("site");
     if providers.is_none() {
         top.complain("provider", "no provider is configured", "add a table [provider.NAME] for each service");
     }
@@ -242,7 +248,8 @@ fn settings(
         .and_then(|value| Section::open("notices", value, problems))
         .and_then(|section| notices::read(section, sources.secrets));
     (!told || notices.is_some()).then_some(())?;
-    Some(Settings { daemon: daemon?, providers, storer, notices })
+    let sites = sites.map(|sites| read_sites(sites, sources.secrets, problems)).unwrap_or_default();
+    Some(Settings { daemon: daemon?, providers, sites, storer, notices })
 }
 
 fn read_storer(section: Option<Section<'_>>) -> Storer {
@@ -276,6 +283,7 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
         metrics_listen: section.take("metrics_listen", input::listen),
         status_page: section.take("status_page", input::boolean).unwrap_or(false),
         status_socket: section.take("status_socket", input::path),
+        replicate_user: section.take("replicate_user", input::text).unwrap_or_else(|| "evercred-replicate".to_owned()),
         full_scan: section
             .take("full_scan", input::duration(Duration::from_secs(1), minutes(24 * 60)))
             .unwrap_or(minutes(10)),
@@ -296,6 +304,27 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
     }
     section.finish();
     directory.map(|_| daemon)
+}
+
+fn read_sites(value: Value, secrets: Secrets, problems: &mut Vec<Problem>) -> Vec<Site> {
+    let Data::Table(table) = value.data else {
+        let what = format!("is {}, not a table", value.data.what());
+        problems.push(Problem::new(Some(value.origin), "site", what, "write it as [site.NAME]"));
+        return Vec::new();
+    };
+    let mut sites = Vec::new();
+    for (name, value) in table {
+        let path = format!("site.{name}");
+        if Service::parse(&name).is_err() {
+            let advice = "use letters, digits and - + = _ . only";
+            problems.push(Problem::new(Some(value.origin), path, "is no name for a site", advice));
+            continue;
+        }
+        if let Some(section) = Section::open(path, value, problems) {
+            sites.extend(site::read(&name, section, secrets));
+        }
+    }
+    sites
 }
 
 /// An OTLP receiver's URL, if this program was built with traces.

@@ -26,6 +26,12 @@ const PROVIDER: &str = "[provider.NAME]";
 const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
 const EXCHANGE: &str = "[provider.NAME] kind = \"token-exchange\"";
 const HTCONDOR: &str = "[provider.NAME] kind = \"htcondor\"";
+const SITE: &str = "[site.NAME]";
+const DIRECTORY: &str = "[site.NAME] kind = \"directory\"";
+const EXEC: &str = "[site.NAME] kind = \"exec\"";
+const SSH: &str = "[site.NAME] kind = \"ssh\"";
+const GLOBUS: &str = "[site.NAME] kind = \"globus-compute\"";
+const CREDD: &str = "[site.NAME] kind = \"credd\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
 const STORER: &str = "[storer]";
 
@@ -138,6 +144,12 @@ pub const KEYS: &[Key] = &[
         "A file with the URL of a Slack-compatible webhook, to which admins' notices are posted. Mode 0600.",
     ),
     key(NOTICES, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(
+        DAEMON,
+        "replicate_user",
+        "`evercred-replicate`",
+        "Who the process that replicates becomes when the credmon is started as root. Never root, nor `courier_user`.",
+    ),
     key(
         PROVIDER,
         "kind",
@@ -273,6 +285,49 @@ pub const KEYS: &[Key] = &[
         "`\"60s\"`",
         "How long a submit waits for the first access token of a new credential. 1 s to 1 h.",
     ),
+    key(SITE, "kind", "", "`globus-compute`, `ssh`, `credd`, `directory` or `exec`."),
+    key(SITE, "services", "", "Whose tokens go there: services or `S_H`; `*` alone: all."),
+    key(SITE, "users", "everybody's", "Only these users' tokens, and those of `groups`."),
+    key(SITE, "groups", "everybody's", "Only tokens of members of these Unix groups, and of `users`."),
+    key(
+        SITE,
+        "file_name",
+        "`{user}_{base}`",
+        "Name of the file: text and `{user}`, `{service}`, `{handle}`, `{base}`, `{target}`, `{target_md5}`.",
+    ),
+    key(SITE, "targets", "none", "For `{target}`: `{ HANDLE = [\"ce1.example.org:443\"] }`; a file for each."),
+    key(SITE, "use_format", "`bare`, for a credd `json`", "What is in the file: the token alone, or one line of JSON."),
+    key(SITE, "mode", "`0600`", "Of the file: `0600`, `0400`, `0640` or `0440`."),
+    key(SITE, "timeout", "by kind: 30 s to 10 min", "Of one delivery, whatever the site does. 1 s to 1 d."),
+    key(SITE, "max_in_flight", "by kind: 2 to 64", "Deliveries under way to this site at once. 1 to 1,000."),
+    key(SITE, "max_per_second", "by kind: 2 to 200", "Deliveries started in one second. 1 to 10,000."),
+    key(SITE, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(SITE, "key_files", "not sealed", "Fernet keys: the current one, then former ones. Mode 0600."),
+    key(SITE, "max_age", "`1d`", "How late a sealed delivery may arrive. 60 s to 14 d."),
+    key(DIRECTORY, "directory", "", "Where the files go, absolute; `{user}` and the like may stand in it."),
+    key(EXEC, "command", "", "`[\"/absolute/program\", \"argument\"]`; the token is its standard input."),
+    key(EXEC, "directory", "the file name alone", "Where a sealed payload says that it goes, for `evercred receive`."),
+    key(SSH, "host", "", "As you would say it to ssh."),
+    key(SSH, "directory", "", "Where the files go at the site, absolute."),
+    key(SSH, "way", "`sftp`", "`sftp`, or `receive`: a sealed payload to `evercred receive` there."),
+    key(SSH, "user", "as `ssh_config` says", "The account there."),
+    key(SSH, "port", "as `ssh_config` says", "The port there."),
+    key(SSH, "ssh_config", "ssh's own", "Another configuration file for ssh."),
+    key(SSH, "ssh_program", "`/usr/bin/ssh`", "Another ssh."),
+    key(SSH, "krb5_ccache", "Kerberos' own", "The credential cache for GSSAPI, like `FILE:/run/evercred/cc`."),
+    key(GLOBUS, "endpoint_id", "", "UUID of the site's endpoint."),
+    key(GLOBUS, "client_id", "", "UUID of the Globus client (a confidential application)."),
+    key(GLOBUS, "client_secret_file", "", "A file with its secret alone, mode 0600."),
+    key(GLOBUS, "directory", "", "Where the files go at the endpoint; the function writes below its fixed part alone."),
+    key(GLOBUS, "remote_key_files", "", "Paths of the key files at the endpoint, mode 0600 there."),
+    key(GLOBUS, "function", "registered once", "UUID of a function that the site allows."),
+    key(GLOBUS, "legacy_endpoint", "false", "The endpoint is older than 3.3.0."),
+    key(GLOBUS, "api", "`https://compute.api.globus.org`", "The service."),
+    key(GLOBUS, "auth", "`https://auth.globus.org`", "Where its tokens come from."),
+    key(CREDD, "host", "", "The host of the other schedd's credd, or the daemon's name."),
+    key(CREDD, "user_domain", "none", "Users are `USER@DOMAIN` there."),
+    key(CREDD, "condor_store_cred", "`/usr/bin/condor_store_cred`", "HTCondor's program."),
+    key(CREDD, "condor_config", "HTCondor's own", "Another configuration file for that program."),
 ];
 
 /// docs/configuration.md.
@@ -341,5 +396,13 @@ mod tests {
         let storer = "[daemon]\ncredential_directory = \"/c\"\n[storer]\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \
                       \"mytoken\"\nserver = \"https://m.example.org\"\n";
         assert_eq!(known(storer), documented(&[STORER]));
+        let kinds = [DIRECTORY, EXEC, SSH, GLOBUS, CREDD];
+        for table in kinds {
+            let kind = table.strip_prefix("[site.NAME] ").unwrap();
+            let site = format!(
+                "[provider.p]\nkind = \"mytoken\"\nserver = \"https://m.example.org\"\n[site.s]\n{kind}\nxqzxqzxqzxqz = 1\n"
+            );
+            assert_eq!(known(&site), documented(&[SITE, table]), "{kind}");
+        }
     }
 }

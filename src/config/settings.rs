@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use super::approval::Approval;
+use super::site_settings::Site;
 use crate::core::{
     notice::Policy,
     secret::{ClientSecret, on_wire},
@@ -20,6 +21,8 @@ pub struct Settings {
     pub daemon: Daemon,
     /// `[provider.*]`, in the order of their names.
     pub providers: Vec<Provider>,
+    /// `[site.*]`, in the order of their names.
+    pub sites: Vec<Site>,
     /// `[storer]`
     pub storer: Storer,
     /// `[notices]`; absent: nobody is told.
@@ -65,6 +68,8 @@ pub struct Daemon {
     /// `status_socket`; default: [`STATUS_SOCKET`] if the credmon runs as root or condor. The control socket is
     /// beside it.
     pub status_socket: Option<PathBuf>,
+    /// `replicate_user`, who the process that replicates becomes when started as root; default `evercred-replicate`.
+    pub replicate_user: String,
     /// `full_scan`: how often the directory is gone through, whatever the watch says; default 10 min.
     pub full_scan: Duration,
     /// `SEC_CREDENTIAL_REFRESH`: how often a starter asks for fresh credentials; default 300 s.

@@ -118,7 +118,7 @@ fn every_bad_configuration_has_its_message() {
                 "c.toml:4: daemon.courier_usr: unknown key; did you mean `courier_user`?",
                 r#"c.toml:5: daemon.log: is no place for a log; use a path that begins with /, "syslog", "journal" or "stderr""#,
                 r#"c.toml:6: daemon.metrics_listen: is not an address and port; write it like "127.0.0.1:9741""#,
-                "c.toml:7: site: replication to sites is not part of this version; remove the [site.…] tables",
+                r#"c.toml:7: site.x.kind: is missing; set it to "ssh", "globus-compute" or another kind of site"#,
             ],
         ),
     ];
@@ -231,4 +231,71 @@ fn the_shipped_example_is_valid_with_its_secrets_in_place() {
     assert_ne!(text, example);
     let settings = load_files(&[write(&dir, "evercred.toml", &text)], &Sources::default(), &Knobs::default()).unwrap();
     assert_eq!(settings.providers.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["helmholtz", "wlcg"]);
+}
+
+#[test]
+fn the_shipped_harvester_example_is_valid_with_its_secrets_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("panda", CANARY), ("globus", CANARY), ("perlmutter.key", &spool_key())] {
+        write(&dir, name, &format!("{text}\n"));
+    }
+    let example = include_str!("../../docs/examples/harvester.toml");
+    let text = example.replace("/etc/evercred/secrets", &dir.path().display().to_string());
+    let settings = load_files(&[write(&dir, "c.toml", &text)], &sources(), &Knobs::default()).unwrap();
+    let sites: Vec<_> = settings.sites.iter().map(|site| (site.name.as_str(), site.kind.label())).collect();
+    let expected = [("harvester-ce", "directory"), ("harvester-panda", "directory"), ("perlmutter", "globus-compute")];
+    assert_eq!(sites, expected);
+    let user = crate::core::id::UserName::parse("harvester").unwrap();
+    let id = crate::core::id::CredentialId::from_base(user, "ce_arc1").unwrap();
+    let site = &settings.sites[0];
+    assert!(site.rules.want(&id, |_| false) && !settings.sites[1].rules.want(&id, |_| false));
+    let names = site.file_name.names(&id, &site.targets).unwrap();
+    assert!(names.len() == 2 && names.iter().all(|name| name.len() == 32), "{names:?}");
+}
+
+fn spool_key() -> String {
+    crate::spool::Seal::generate_key().to_string()
+}
+
+#[test]
+fn every_bad_site_has_its_message_and_no_secret_in_it() {
+    let bad = |text: &str| problems(&format!("{GOOD}[site.s]\n{text}"));
+    let table: &[(&str, &str)] = &[
+        ("kind = \"sssh\"\n", r#"c.toml:5: site.s.kind: "sssh" is not a kind of site; did you mean "ssh"?"#),
+        (
+            "kind = \"s3m\"\n",
+            r#"c.toml:5: site.s.kind: S3M has no way to write a file, only batch jobs that its own pages call unfit for production; use kind = "globus-compute" or "ssh" for this site"#,
+        ),
+        (
+            "kind = \"directory\"\ndirectory = \"/d\"\n",
+            r#"c.toml:4: site.s.services: is missing; name the services whose tokens go there, or "*" for all"#,
+        ),
+        (
+            "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d/../e\"\n",
+            "c.toml:7: site.s.directory: is not an absolute path; begin it with /, without . or .. in it",
+        ),
+        (
+            "kind = \"exec\"\nservices = [\"a\"]\ncommand = [\"push\"]\n",
+            r#"c.toml:7: site.s.command: does not begin with an absolute path; write it as ["/absolute/program", "argument"]"#,
+        ),
+        (
+            "kind = \"ssh\"\nservices = [\"a\"]\nhost = \"-oProxyCommand=x\"\ndirectory = \"/d\"\n",
+            r#"c.toml:7: site.s.host: "-oProxyCommand=x" is not a plain name; use letters, digits and - _ . only"#,
+        ),
+        (
+            "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nmode = \"0666\"\n",
+            r#"c.toml:8: site.s.mode: is not a mode for a token; use "0600", "0400", "0640" or "0440""#,
+        ),
+        (
+            "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nkey = \"canary-5f1d\"\n",
+            "c.toml:8: site.s.key: secrets are files, never values in the configuration; write it to a file of mode 0600, name that with `key_files` or `client_secret_file`",
+        ),
+        (
+            "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nfile_name = \"{usr}\"\n",
+            r#"c.toml:8: site.s.file_name: holds {usr}, which stands for nothing; use plain characters and {user} {service} {handle} {base} {target} {target_md5}, as "{base}""#,
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(bad(text), [*expected], "{text}");
+    }
 }

@@ -68,6 +68,49 @@ secret!(
     /// The key of a request file: whoever has it may approve for its user.
     ApprovalKey
 );
+/// The text of a key: one line, or PEM. It travels in frames, and nowhere else.
+#[derive(Clone)]
+pub struct KeyText(SecretString);
+
+impl KeyText {
+    /// Parse: printable ASCII and line ends.
+    ///
+    /// # Errors
+    /// [`SecretError`] for an empty string or other characters.
+    pub fn parse(text: &str) -> Result<Self, SecretError> {
+        if text.trim().is_empty() {
+            return Err(SecretError::Empty);
+        }
+        if !text.bytes().all(|b| (0x20..=0x7e).contains(&b) || b == b'\n' || b == b'\r') {
+            return Err(SecretError::Characters);
+        }
+        Ok(Self(SecretString::from(text.to_owned())))
+    }
+
+    /// The text itself; only for the operation that needs the key.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl std::fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyText(…)")
+    }
+}
+
+impl serde::Serialize for KeyText {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        on_wire::serialize(self, to)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for KeyText {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        on_wire::deserialize(from)
+    }
+}
 
 /// Serde for secrets inside frames between keeper and courier, and nowhere else.
 pub mod on_wire {
@@ -89,7 +132,7 @@ pub mod on_wire {
             }
         )*};
     }
-    travels!(RefreshToken AccessToken ClientSecret ApprovalKey);
+    travels!(RefreshToken AccessToken ClientSecret ApprovalKey KeyText);
 
     /// `#[serde(with = "on_wire")]`
     pub fn serialize<T: Secret, S: Serializer>(secret: &T, to: S) -> Result<S::Ok, S::Error> {

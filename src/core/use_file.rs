@@ -76,6 +76,49 @@ pub fn read(bytes: &[u8]) -> Option<Use> {
     })
 }
 
+/// The access token alone, without a newline, out of a `.use` of either format.
+#[must_use]
+pub fn token(bytes: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    #[derive(Deserialize)]
+    struct Object<'a> {
+        #[serde(borrow)]
+        access_token: std::borrow::Cow<'a, str>,
+    }
+    let text = std::str::from_utf8(bytes).ok()?.trim();
+    let token = if text.starts_with('{') {
+        let object: Object<'_> = serde_json::from_str(text).ok()?;
+        Zeroizing::new(object.access_token.into_owned())
+    } else {
+        Zeroizing::new(text.to_owned())
+    };
+    AccessToken::parse(&token).ok()?;
+    Some(Zeroizing::new(token.as_bytes().to_vec()))
+}
+
+/// One line of JSON out of a `.use` of either format.
+#[must_use]
+pub fn json(bytes: &[u8], expiry: Option<Timestamp>) -> Option<Zeroizing<Vec<u8>>> {
+    #[derive(Serialize)]
+    struct Small<'a> {
+        access_token: &'a str,
+        token_type: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<i64>,
+    }
+    let token = token(bytes)?;
+    let text = std::str::from_utf8(bytes).ok()?.trim();
+    let mut line = Zeroizing::new(Vec::with_capacity(2 * bytes.len() + 128));
+    if text.starts_with('{') {
+        line.extend_from_slice(text.as_bytes());
+    } else {
+        let access_token = std::str::from_utf8(&token).ok()?;
+        let small = Small { access_token, token_type: "Bearer", expires_at: expiry.map(Timestamp::secs) };
+        serde_json::to_writer(&mut *line, &small).ok()?;
+    }
+    line.push(b'\n');
+    Some(line)
+}
+
 /// `iat` and `exp` of a JWT, unverified: they only say when to renew.
 fn claims(token: &str) -> Option<Use> {
     #[derive(Deserialize)]

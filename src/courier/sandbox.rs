@@ -35,15 +35,16 @@ const READABLE: &[&str] = &[
     "/dev/null",
 ];
 
-/// Become `ids` (when started as root) and give up every privilege.
+/// Become `ids` (when started as root), in `groups` besides, and give up every privilege.
 ///
 /// # Errors
 /// One line: what could not be given up. The caller must end then.
-pub fn drop_privileges(ids: Option<(u32, u32)>) -> Result<(), String> {
+pub fn drop_privileges(ids: Option<(u32, u32)>, groups: &[u32]) -> Result<(), String> {
     let step = |what: &'static str| move |e: nix::Error| format!("{what}: {e}");
     if let Some((uid, gid)) = ids {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        setgroups(&[]).map_err(step("setgroups"))?;
+        let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+        setgroups(&groups).map_err(step("setgroups"))?;
         setresgid(gid, gid, gid).map_err(step("setresgid"))?;
         setresuid(uid, uid, uid).map_err(step("setresuid"))?;
         let now = getresuid().map_err(step("getresuid"))?;
@@ -65,10 +66,18 @@ pub fn drop_privileges(ids: Option<(u32, u32)>) -> Result<(), String> {
 /// # Errors
 /// Landlock is there, and refuses.
 pub fn close_files() -> Result<String, String> {
+    close_files_but(&[])
+}
+
+/// As [`close_files`], but that what is below these can be read as well.
+///
+/// # Errors
+/// Landlock is there, and refuses.
+pub fn close_files_but(readable: &[&Path]) -> Result<String, String> {
     let abi = ABI::V3;
     let fail = |e: landlock::RulesetError| format!("landlock: {e}");
     let mut rules = Ruleset::default().handle_access(AccessFs::from_all(abi)).map_err(fail)?.create().map_err(fail)?;
-    for path in READABLE.iter().map(Path::new) {
+    for path in READABLE.iter().map(Path::new).chain(readable.iter().copied()) {
         if let Ok(fd) = PathFd::new(path) {
             let all = AccessFs::from_read(abi);
             let access = if path.is_dir() { all } else { all & AccessFs::from_file(abi) };

@@ -52,7 +52,7 @@ fn run() -> io::Result<()> {
     let Some(ToCourier::Configure { providers, become_ids, outward }) = frame::read(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
-    let prepared = sandbox::drop_privileges(become_ids).and_then(|()| {
+    let prepared = sandbox::drop_privileges(become_ids, &[]).and_then(|()| {
         let callers = providers.into_iter().map(Caller::new).collect::<Result<Vec<_>, _>>()?;
         let mut outward = *outward;
         let postman = outward.post.take().map(Postman::new).transpose()?;

@@ -13,6 +13,7 @@ use crate::{
         self, Sources,
         input::show_duration,
         settings::{Provider, ProviderKind, Settings},
+        site_settings::Site,
     },
 };
 
@@ -33,6 +34,17 @@ pub fn run(args: cli::Check) -> ExitCode {
 fn summary(settings: &Settings) -> String {
     let head = ["PROVIDER", "KIND", "SERVICES", "TOKENS FROM", "LIMITS"];
     let mut text = show::table(head, settings.providers.iter().map(row));
+    if !settings.sites.is_empty() {
+        let site = |site: &Site| {
+            let sealed = if site.sealing.is_some() { "sealed" } else { "as it is" };
+            [site.name.clone(), site.kind.label().to_owned(), who(site), sealed.to_owned(), show_duration(site.timeout)]
+        };
+        text.push('\n');
+        text.push_str(&show::table(
+            ["SITE", "KIND", "TOKENS OF", "GOES THERE", "TIMEOUT"],
+            settings.sites.iter().map(site),
+        ));
+    }
     let daemon = &settings.daemon;
     // Writing to a string does not fail.
     writeln!(
@@ -44,6 +56,15 @@ fn summary(settings: &Settings) -> String {
     )
     .ok();
     text
+}
+
+/// Whose tokens go to a site, in words.
+fn who(site: &Site) -> String {
+    let rules = &site.rules;
+    let services = if rules.services == ["*"] { "every service".to_owned() } else { rules.services.join(" ") };
+    let groups = rules.groups.iter().map(|group| format!("%{group}"));
+    let people: Vec<String> = rules.users.iter().cloned().chain(groups).collect();
+    if people.is_empty() { services } else { format!("{services}, of {}", people.join(" ")) }
 }
 
 fn row(provider: &Provider) -> [String; 5] {

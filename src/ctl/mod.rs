@@ -7,9 +7,12 @@ pub mod explain;
 mod generate;
 mod import;
 mod import_stock;
+mod keygen;
 mod login;
 mod needs_renewal;
+mod receive;
 mod renew;
+mod replicate;
 mod revoke;
 pub mod show;
 mod status;
@@ -71,6 +74,9 @@ fn run(command: Command) -> ExitCode {
         Command::Import(cli::Import::Kit(args)) => import::run(&args),
         Command::Import(cli::Import::Stock(args)) => import_stock::run(&args),
         Command::Revoke(args) => revoke::run(&args),
+        Command::Replicate(args) => replicate::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
+        Command::Receive(args) => receive::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::tour::main(args.length, args.plain, args.yes),
         Command::Credmon(args) => credmon(&args, &["credmon", "--courier"]),
@@ -81,7 +87,13 @@ fn run(command: Command) -> ExitCode {
 
 /// `courier_args` make this same program a courier.
 fn credmon(args: &cli::Credmon, courier_args: &[&str]) -> ExitCode {
-    if args.courier { courier::main() } else { keeper::run(args, courier_args) }
+    if args.courier {
+        courier::main()
+    } else if args.replicator {
+        crate::replicate::main()
+    } else {
+        keeper::run(args, courier_args)
+    }
 }
 
 /// Help and version go to standard output and are no error; anything else is 2.

@@ -1,5 +1,6 @@
 //! The embedded issuer, which the tests and benches use too, and the guided tour of `evercred demo`.
 
 mod approval;
+mod far;
 pub mod issuer;
 pub mod tour;

@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     approval::{self, News},
+    far::Far,
     issuer::{Issuer, MytokenWish, Options, Outage, Rotation, Running, TokenWish},
 };
 use crate::submit::terminal::Look;
@@ -280,12 +281,13 @@ impl Log {
     }
 }
 
-fn config(issuer: &Running, credentials: &Path) -> String {
+fn config(issuer: &Running, credentials: &Path, far: &Far) -> String {
+    let (daemon, site) = far.config();
     format!(
-        "[daemon]\ncredential_directory = {credentials}\nstatus_socket = {socket}\ncourier_user = \"nobody\"\n\n\
+        "[daemon]\ncredential_directory = {credentials}\nstatus_socket = {socket}\ncourier_user = \"nobody\"\n{daemon}\n\
          [provider.grid]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"demo\"\n\
          scopes = [\"storage.read:/\"]\n\n\
-         [provider.mytoken]\nkind = \"mytoken\"\nserver = \"{mytoken}\"\nissuer = \"{url}\"\n",
+         [provider.mytoken]\nkind = \"mytoken\"\nserver = \"{mytoken}\"\nissuer = \"{url}\"\n\n{site}",
         credentials = json!(credentials),
         socket = json!(credentials.with_file_name("status.sock")),
         url = issuer.url(),
@@ -293,7 +295,26 @@ fn config(issuer: &Running, credentials: &Path) -> String {
     )
 }
 
-#[expect(clippy::too_many_lines, reason = "the script of the tour, from top to bottom")]
+fn opening(issuer: &Running) -> [(Tone, String); 3] {
+    let lifetime = LIFETIME.as_secs();
+    [
+        (Tone::Story, format!("An issuer on loopback at {}, access tokens of {lifetime} s.", issuer.url())),
+        (Tone::Story, "The credential monitor starts, as its own processes.".into()),
+        (Tone::Story, "Every renewed token is also replicated to a second directory, sealed on the way.".into()),
+    ]
+}
+
+/// What came to the far site, and in [`Tone::Bad`] if nothing did.
+fn far_lines(far: &Far, all: &[Watched], interrupted: bool) -> Vec<(Tone, String)> {
+    let published: u32 = all.iter().map(|one| one.published).sum();
+    let told = format!("The far site received {} tokens, sealed; {published} were published.", far.received);
+    let mut lines = vec![(Tone::Story, told)];
+    if !interrupted && far.received == 0 {
+        lines.push((Tone::Bad, "Nothing came to the far site: replication does not work here.".into()));
+    }
+    lines
+}
+
 fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -308,17 +329,9 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     fs::DirBuilder::new().mode(0o700).create(&credentials)?;
     fs::set_permissions(&credentials, fs::Permissions::from_mode(0o2700))?;
     let (config_file, log_file) = (home.0.join("evercred.toml"), home.0.join("log"));
-    fs::write(&config_file, config(&issuer, &credentials))?;
-    screen.print(
-        &[
-            (
-                Tone::Story,
-                format!("An issuer on loopback at {}, access tokens of {} s.", issuer.url(), LIFETIME.as_secs()),
-            ),
-            (Tone::Story, "The credential monitor starts, as its own processes.".into()),
-        ],
-        None,
-    )?;
+    let mut far = Far::new(&home.0)?;
+    fs::write(&config_file, config(&issuer, &credentials, &far))?;
+    screen.print(&opening(&issuer), None)?;
     let mut monitor = Monitor::start(&config_file, &credentials, &log_file)?;
     let oauth2 = |user: &str| {
         let wish = TokenWish { user: user.into(), scope: "storage.read:/".into(), ..TokenWish::default() };
@@ -365,6 +378,7 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
         for one in &mut all {
             one.look(&mut |tone, line| lines.push((tone, line)));
         }
+        far.look(&mut |line| lines.push((Tone::Quiet, line)));
         let refusals: u64 = control.records(Some("carol")).iter().map(|record| record.refused).sum();
         if !refused && refusals > 0 {
             refused = true;
@@ -390,7 +404,8 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     let interrupted = stop.swap(true, Relaxed);
     let stopping = Instant::now();
     drop(monitor);
-    let lines = summary(&mut all, &issuer, run_for, interrupted, stopping.elapsed());
+    let mut lines = summary(&mut all, &issuer, run_for, interrupted, stopping.elapsed());
+    lines.extend(far_lines(&far, &all, interrupted));
     let good = !died && lines.iter().all(|(tone, _)| *tone != Tone::Bad);
     screen.print(&lines, None)?;
     if !good {

@@ -43,6 +43,13 @@ pub enum Order {
         /// `S` or `S_H`.
         credential: String,
     },
+    /// Replicate now, also what sites have confirmed.
+    Replicate {
+        /// `USER/S[_H]`; absent: all.
+        credential: Option<String>,
+        /// Name of the site; absent: all.
+        site: Option<String>,
+    },
 }
 
 /// What became of it.

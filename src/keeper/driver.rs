@@ -22,6 +22,7 @@ use super::{
     disk::{Disk, Job},
     link::Link,
     log::LogHandle,
+    replicas::{self, Replication},
     revoker::{self, Revoker},
     scanner::{Look, Ticket},
 };
@@ -303,6 +304,8 @@ pub struct Driver {
     pub owners: Vec<Arc<Owner>>,
     /// To the scanner.
     pub looks: Sender<Look>,
+    /// What carries published tokens to sites.
+    pub replication: Replication,
     /// `--once`.
     pub once: bool,
     /// To the thread that reads the configuration again.
@@ -348,6 +351,7 @@ impl Driver {
         link: Link,
         owners: Vec<Arc<Owner>>,
         looks: Sender<Look>,
+        replication: Replication,
         hangups: Sender<()>,
         once: bool,
         announcer: Announcer,
@@ -361,6 +365,7 @@ impl Driver {
             link,
             owners,
             looks,
+            replication,
             once,
             hangups,
             reloaded: None,
@@ -698,6 +703,9 @@ impl Driver {
                 }
                 if let A::Forgotten { id } = &announcement {
                     self.forgotten(now, id);
+                }
+                if let A::Renewed { id, .. } = &announcement {
+                    self.replication.tell(replicas::Told::Published(id.clone()));
                 }
                 self.announcer.tell(now, &self.owners, &announcement);
             }

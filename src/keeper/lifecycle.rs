@@ -24,6 +24,7 @@ use super::{
     environ,
     link::{Link, Recipe},
     log,
+    replicas::{self, Replication},
     revoker::Revoker,
     scanner, status,
 };
@@ -36,6 +37,7 @@ use crate::{
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
     notice::round,
+    replicate::frame::Become,
     spool::{Owners, Spool, Watch},
 };
 
@@ -43,6 +45,8 @@ use crate::{
 const LAST_LINES: Duration = Duration::from_millis(300);
 /// At most one reload in this time.
 const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
+/// How long `--once` waits for sites; a later start goes on with the rest.
+const ONCE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Run the credmon; `courier_args` make this same binary a courier.
 #[must_use]
@@ -65,6 +69,7 @@ fn failed(error: impl std::error::Error) -> Report {
     Report::of(&error, exit::FAILED)
 }
 
+#[expect(clippy::too_many_lines, reason = "the start and every reload, from top to bottom")]
 fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     environ::scrub().map_err(failed)?;
     let sources =
@@ -107,10 +112,12 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     sockets(&settings, condor, &inputs)?;
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
     let approvals = Approvals::start(&spool, condor, inputs.clone()).map_err(failed)?;
+    let replication = Replication::default();
+    replicate(&replication, &settings, courier_args, &spool, clock)?;
     let mut owners = owners(&settings)?;
     let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
-    start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, clock)?;
+    start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock)?;
     reloader(sources, log.clone(), fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
     let mut notices = None;
     tell_people(&settings, &mut notices, &inputs)?;
@@ -126,6 +133,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             link,
             owners,
             looks.clone(),
+            replication.clone(),
             hangups.clone(),
             args.once,
             announcer,
@@ -139,7 +147,11 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         }
         driver.page = settings.daemon.web_approval.clone().map(|page| (page, approvals.clone()));
         match driver.run(&queue) {
-            End::Stopped | End::Done { failed: false } => break,
+            End::Stopped => break,
+            End::Done { failed: false } => {
+                replication.settle(ONCE_PATIENCE);
+                break;
+            }
             End::SpoolGone(error) => return Err(failed(error)),
             End::Done { failed: true } => {
                 return Err(Report::new("not everything could be renewed", exit::FAILED).advise("see the log"));
@@ -158,10 +170,15 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         owners = self::owners(&settings)?;
         tell_people(&settings, &mut notices, &inputs)?;
         link = courier(&settings, settings.outward(), courier_args, generation, &inputs)?;
+        if let Err(report) = replicate(&replication, &settings, courier_args, &spool, clock) {
+            // Renewals go on; that is what jobs live on.
+            tracing::error!("{report}");
+        }
         // The scanner keeps its watches and tells the new planner everything.
         drop(looks.send(scanner::Look::Owners(owners.clone())));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
+    replication.stop();
     spool.retire();
     audit.flush(LAST_LINES);
     tracing::info!("stopped");
@@ -268,8 +285,10 @@ pub fn courier(
         become_ids,
         providers: settings.providers.clone(),
         outward,
+        generation,
+        inputs: inputs.clone(),
     };
-    Link::start(recipe, generation, inputs.clone()).map_err(failed)
+    Link::start(recipe, generation).map_err(failed)
 }
 
 /// Who the network process, and programs that we start, become; none if we are not root.
@@ -289,6 +308,35 @@ fn become_ids(settings: &Settings) -> Result<Option<(u32, u32)>, Report> {
     Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
 }
 
+/// Replicate to the configured sites, with a replicator that is started as the courier is.
+fn replicate(
+    replication: &Replication,
+    settings: &Settings,
+    courier_args: &[&str],
+    spool: &Arc<Spool>,
+    clock: Clock,
+) -> Result<(), Report> {
+    let ids = if geteuid().is_root() && !settings.sites.is_empty() {
+        let name = &settings.daemon.replicate_user;
+        let user = User::from_name(name).ok().flatten().ok_or_else(|| {
+            Report::new(format!("replicate_user: there is no user {name:?}"), config_exit())
+                .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
+        })?;
+        if user.uid.is_root() {
+            return Err(Report::new("replicate_user: the process that replicates must not be root", config_exit())
+                .advise("name another user in [daemon]"));
+        }
+        let groups = replicas::group_ids(&user).into_iter().map(nix::unistd::Gid::as_raw).collect();
+        Some(Become { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups })
+    } else {
+        None
+    };
+    let args = courier_args.iter().map(|arg| if *arg == "--courier" { "--replicator" } else { arg });
+    let recipe = replicas::Recipe { args: args.map(str::to_owned).collect(), ids, sites: settings.sites.clone() };
+    replication.start(recipe, &settings.daemon.state_directory, spool, clock).map_err(failed)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the scanner takes everything that it tells")]
 fn start_scanner(
     settings: &Settings,
     spool: &Arc<Spool>,
@@ -296,6 +344,7 @@ fn start_scanner(
     looks: &Sender<scanner::Look>,
     queue: Receiver<scanner::Look>,
     inputs: &Sender<Input>,
+    replication: &Replication,
     clock: Clock,
 ) -> Result<(), Report> {
     let hints = looks.clone();
@@ -307,10 +356,11 @@ fn start_scanner(
         })
         .ok();
     let every = settings.daemon.full_scan;
-    let (spool, owners, inputs) = (Arc::clone(spool), owners.to_vec(), inputs.clone());
+    let (spool, owners, inputs, replication) =
+        (Arc::clone(spool), owners.to_vec(), inputs.clone(), replication.clone());
     std::thread::Builder::new()
         .name("scanner".into())
-        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, every, watch))
+        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, every, watch, &replication))
         .map(|_| ())
         .map_err(failed)
 }
@@ -376,6 +426,9 @@ fn fingerprint(settings: &Settings) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     if let Ok(bytes) = postcard::to_stdvec(&settings.providers).map(zeroize::Zeroizing::new) {
+        hash.update(&*bytes);
+    }
+    if let Ok(bytes) = postcard::to_stdvec(&settings.sites).map(zeroize::Zeroizing::new) {
         hash.update(&*bytes);
     }
     for provider in &settings.providers {

@@ -1,5 +1,6 @@
-//! Runs the courier: the same binary with a hidden flag, its end of a socketpair as standard input, nothing in its
-//! environment. When it dies it is started again, 100 ms to 10 s later; what it had been asked is reported as lost.
+//! Runs a process beside the keeper: the same binary with a hidden flag, its end of a socketpair as standard input,
+//! nothing in its environment. When it dies it is started again, 100 ms to 10 s later; what it had been asked is
+//! reported as lost. There are two such processes, the courier and the replicator: each is a [`Peer`].
 
 use std::{
     io,
@@ -10,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use super::driver::Input;
 use crate::{
     config::settings::{Outward, Provider},
@@ -18,10 +21,33 @@ use crate::{
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
-/// A courier that does not read for this long counts as dead.
+/// A process that does not read for this long counts as dead.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How to run a courier.
+/// The other process, as the link sees it.
+pub trait Peer: Send + 'static {
+    /// Frames to it.
+    type To: Serialize;
+    /// Frames from it.
+    type From: DeserializeOwned;
+    /// Its name in the process list.
+    const NAME: &'static str;
+    /// Arguments that make this binary such a process.
+    fn args(&self) -> &[String];
+    /// Its first frame.
+    fn configure(&self) -> Self::To;
+    /// Whether this frame says that it is configured, and may be sent frames.
+    fn is_ready(frame: &Self::From) -> bool;
+    /// Pass a frame on; false: nobody listens here any more.
+    ///
+    /// # Errors
+    /// It says that it cannot work.
+    fn take(&self, pid: u32, frame: Self::From) -> io::Result<bool>;
+    /// It is gone; false: nobody wants another one.
+    fn down(&self, why: String) -> bool;
+}
+
+/// The courier.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// Arguments that make this binary a courier.
@@ -32,9 +58,63 @@ pub struct Recipe {
     pub providers: Vec<Provider>,
     /// What it serves and tells besides.
     pub outward: Outward,
+    /// Tells this link's inputs from those of an earlier one.
+    pub generation: u64,
+    /// To the driver.
+    pub inputs: Sender<Input>,
 }
 
-/// The supervisor's handle; dropping it ends the courier.
+impl Peer for Recipe {
+    type To = ToCourier;
+    type From = FromCourier;
+    const NAME: &'static str = "evercred-courier";
+
+    fn args(&self) -> &[String] {
+        &self.args
+    }
+
+    fn configure(&self) -> ToCourier {
+        ToCourier::Configure {
+            providers: self.providers.clone(),
+            become_ids: self.become_ids,
+            outward: Box::new(self.outward.clone()),
+        }
+    }
+
+    fn is_ready(frame: &FromCourier) -> bool {
+        matches!(frame, FromCourier::Ready { .. })
+    }
+
+    fn take(&self, pid: u32, frame: FromCourier) -> io::Result<bool> {
+        let generation = self.generation;
+        let input = match frame {
+            FromCourier::Ready { sandbox } => Input::CourierUp { generation, pid, sandbox },
+            FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },
+            FromCourier::Approval { number, ask } => Input::Approval { generation, number, ask },
+            FromCourier::Revoked { number, result } => Input::Revoked { generation, number, result },
+            FromCourier::Delivered { number, result } => Input::Delivered { generation, number, result },
+            FromCourier::WantPage => Input::WantPage { generation },
+            FromCourier::WantFigures => Input::WantFigures { generation },
+            FromCourier::Tell { warn: true, text } => {
+                tracing::warn!("{text}");
+                return Ok(true);
+            }
+            FromCourier::Tell { warn: false, text } => {
+                tracing::info!("{text}");
+                return Ok(true);
+            }
+            FromCourier::Probed { provider, facts } => Input::Probed { provider, facts },
+            FromCourier::Failed { why } => return Err(io::Error::other(why)),
+        };
+        Ok(self.inputs.send(input).is_ok())
+    }
+
+    fn down(&self, why: String) -> bool {
+        self.inputs.send(Input::CourierDown { generation: self.generation, why }).is_ok()
+    }
+}
+
+/// The supervisor's handle; dropping it ends the process.
 #[derive(Debug)]
 pub struct Link {
     shared: Arc<Mutex<Shared>>,
@@ -43,11 +123,11 @@ pub struct Link {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Our end, while a courier runs.
+    /// Our end, while it runs.
     stream: Option<UnixStream>,
-    /// The courier takes requests.
+    /// It takes requests.
     ready: bool,
-    /// Nobody wants a courier any more.
+    /// Nobody wants one any more.
     closed: bool,
 }
 
@@ -60,12 +140,10 @@ impl Link {
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn start(recipe: Recipe, generation: u64, inputs: Sender<Input>) -> io::Result<Self> {
+    pub fn start<P: Peer>(peer: P, generation: u64) -> io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let theirs = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("courier-link".into())
-            .spawn(move || supervise(&recipe, generation, &theirs, &inputs))?;
+        std::thread::Builder::new().name(P::NAME.into()).spawn(move || supervise(&peer, &theirs))?;
         Ok(Self { shared, generation })
     }
 
@@ -78,8 +156,8 @@ impl Link {
     /// Send one frame.
     ///
     /// # Errors
-    /// The courier is down; the supervisor will say so, too.
-    pub fn send(&self, frame: &ToCourier) -> io::Result<()> {
+    /// It is down; the supervisor will say so, too.
+    pub fn send(&self, frame: &impl Serialize) -> io::Result<()> {
         let mut shared = lock(&self.shared);
         let ready = shared.ready;
         let Some(stream) = shared.stream.as_mut().filter(|_| ready) else {
@@ -88,7 +166,7 @@ impl Link {
         frame::write(stream, frame).inspect_err(|_| drop(stream.shutdown(Shutdown::Both)))
     }
 
-    /// End the courier, and start no other.
+    /// End it, and start no other.
     pub fn close(&self) {
         let mut shared = lock(&self.shared);
         shared.closed = true;
@@ -104,15 +182,15 @@ impl Drop for Link {
     }
 }
 
-fn supervise(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &Sender<Input>) {
+fn supervise<P: Peer>(peer: &P, shared: &Mutex<Shared>) {
     let mut backoff = BACKOFF_FIRST;
     loop {
         let started = Instant::now();
-        let why = match one_life(recipe, generation, shared, inputs) {
+        let why = match one_life(peer, shared) {
             Ok(()) => "it ended".to_owned(),
             Err(error) => error.to_string(),
         };
-        if lock(shared).closed || inputs.send(Input::CourierDown { generation, why }).is_err() {
+        if lock(shared).closed || !peer.down(why) {
             return;
         }
         if started.elapsed() > Duration::from_secs(60) {
@@ -123,7 +201,7 @@ fn supervise(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &
     }
 }
 
-fn one_life(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &Sender<Input>) -> io::Result<()> {
+fn one_life<P: Peer>(peer: &P, shared: &Mutex<Shared>) -> io::Result<()> {
     let (mut ours, theirs) = UnixStream::pair()?;
     {
         let mut shared = lock(shared);
@@ -133,14 +211,14 @@ fn one_life(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &S
         shared.stream = Some(ours.try_clone()?);
     }
     let mut child = Command::new("/proc/self/exe")
-        .arg0("evercred-courier")
-        .args(&recipe.args)
+        .arg0(P::NAME)
+        .args(peer.args())
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .current_dir("/")
         .spawn()?;
-    let result = converse(recipe, generation, shared, inputs, &mut ours, child.id());
+    let result = converse(peer, shared, &mut ours, child.id());
     {
         let mut shared = lock(shared);
         shared.ready = false;
@@ -157,46 +235,15 @@ fn one_life(recipe: &Recipe, generation: u64, shared: &Mutex<Shared>, inputs: &S
     result
 }
 
-fn converse(
-    recipe: &Recipe,
-    generation: u64,
-    shared: &Mutex<Shared>,
-    inputs: &Sender<Input>,
-    ours: &mut UnixStream,
-    pid: u32,
-) -> io::Result<()> {
+fn converse<P: Peer>(peer: &P, shared: &Mutex<Shared>, ours: &mut UnixStream, pid: u32) -> io::Result<()> {
     ours.set_write_timeout(Some(WRITE_PATIENCE))?;
-    let configure = ToCourier::Configure {
-        providers: recipe.providers.clone(),
-        become_ids: recipe.become_ids,
-        outward: Box::new(recipe.outward.clone()),
-    };
-    frame::write(ours, &configure)?;
+    frame::write(ours, &peer.configure())?;
     let mut reader = io::BufReader::new(ours.try_clone()?);
-    while let Some(frame) = frame::read::<FromCourier>(&mut reader)? {
-        let input = match frame {
-            FromCourier::Ready { sandbox } => {
-                lock(shared).ready = true;
-                Input::CourierUp { generation, pid, sandbox }
-            }
-            FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },
-            FromCourier::Approval { number, ask } => Input::Approval { generation, number, ask },
-            FromCourier::Revoked { number, result } => Input::Revoked { generation, number, result },
-            FromCourier::Delivered { number, result } => Input::Delivered { generation, number, result },
-            FromCourier::WantPage => Input::WantPage { generation },
-            FromCourier::WantFigures => Input::WantFigures { generation },
-            FromCourier::Tell { warn: true, text } => {
-                tracing::warn!("{text}");
-                continue;
-            }
-            FromCourier::Tell { warn: false, text } => {
-                tracing::info!("{text}");
-                continue;
-            }
-            FromCourier::Probed { provider, facts } => Input::Probed { provider, facts },
-            FromCourier::Failed { why } => return Err(io::Error::other(why)),
-        };
-        if inputs.send(input).is_err() {
+    while let Some(frame) = frame::read::<P::From>(&mut reader)? {
+        if P::is_ready(&frame) {
+            lock(shared).ready = true;
+        }
+        if !peer.take(pid, frame)? {
             return Ok(());
         }
     }

@@ -15,6 +15,7 @@ use std::{
 
 use super::{
     driver::{Clock, Input, Owner},
+    replicas::{self, Replication},
     told::Told,
 };
 use crate::{
@@ -82,6 +83,7 @@ pub enum Look {
 }
 
 /// Run until the channel closes. `every`: a full scan runs at least that often.
+#[expect(clippy::too_many_arguments, reason = "a thread's body: it takes everything that it owns or tells")]
 pub fn run(
     spool: &Arc<Spool>,
     mut owners: Vec<Arc<Owner>>,
@@ -90,6 +92,7 @@ pub fn run(
     clock: Clock,
     every: Duration,
     mut watch: Option<Watch>,
+    replication: &Replication,
 ) {
     let mut eye = Eye {
         spool: Arc::clone(spool),
@@ -98,6 +101,7 @@ pub fn run(
         behind: Arc::default(),
         watch: None,
         told: Told::default(),
+        replication: replication.clone(),
     };
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
@@ -153,6 +157,7 @@ pub fn run(
                 eye.look(&owners, &user);
             }
         } else if let Some((as_of, users)) = sweeping.take() {
+            replication.tell(replicas::Told::Users(users.clone()));
             if inputs.send(Input::FullScan { as_of, users }).is_err() {
                 return;
             }
@@ -200,6 +205,7 @@ struct Eye {
     /// None before the end of the first scan, and where there is none.
     watch: Option<Watch>,
     told: Told<(UserName, String)>,
+    replication: Replication,
 }
 
 impl Eye {
@@ -219,6 +225,8 @@ impl Eye {
         let wanted = |base: &str| owner_of(owners, base).map(|(_, service, handle)| (service, handle));
         match self.spool.scan_user(user, &wanted) {
             Ok(seen) => {
+                let ids = seen.iter().map(|seen| seen.id.clone()).collect();
+                self.replication.tell(replicas::Told::Look(user.clone(), ids));
                 let found = seen.into_iter().filter_map(|seen| found(owners, seen)).collect();
                 self.told.retain(|(other, _)| other != user);
                 let event = Event::Scanned { user: user.clone(), as_of, found };

@@ -4,6 +4,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    io,
     sync::{MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -13,6 +14,7 @@ use nix::{
     fcntl::AtFlags,
     sys::stat::{FileStat, fstatat},
 };
+use zeroize::Zeroizing;
 
 use super::{
     Seal, Spool, SpoolError,
@@ -159,6 +161,23 @@ impl Spool {
         })?;
         let (stat, bytes) = dir::read_top(&home, &format!("{}.top", id.base()), &self.owners)?;
         Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys).map_err(Refusal::Bad)?))
+    }
+
+    /// Which `.use` it is, by its metadata, and what is in it unless it is the one that `known` tells.
+    ///
+    /// # Errors
+    /// There is none (any more), or it cannot be read.
+    pub fn read_use(&self, id: &CredentialId, known: Option<u64>) -> io::Result<(u64, Option<Zeroizing<Vec<u8>>>)> {
+        let home = self.top.user(id.user.as_str(), &self.owners)?;
+        let name = format!("{}.use", id.base());
+        let key = self.key(&fstatat(&home, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?);
+        if known == Some(key) {
+            return Ok((key, None));
+        }
+        let (stat, file) = dir::open_regular(&home, &name).map_err(|_| io::Error::from(Errno::ENOENT))?;
+        let key = self.key(&stat);
+        let (bytes, _) = dir::read_up_to(file, &stat, MAX_USE)?;
+        if bytes.len() > MAX_USE { Err(Errno::EFBIG.into()) } else { Ok((key, Some(bytes))) }
     }
 
     fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<Entry> {

@@ -85,6 +85,24 @@ impl Seal {
         self.0.decrypt_at_time(text, None, now).ok().map(Zeroizing::new)
     }
 
+    /// The time on a Fernet text, seconds since 1970; unverified.
+    #[must_use]
+    pub fn time(bytes: &[u8]) -> Option<u64> {
+        timestamp(bytes)
+    }
+
+    /// Fernet text of `bytes` with this time on it.
+    #[must_use]
+    pub fn seal_at(&self, bytes: &[u8], secs: u64) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.0.encrypt_at_time(bytes, secs).into_bytes())
+    }
+
+    /// A new key.
+    #[must_use]
+    pub fn generate_key() -> Zeroizing<String> {
+        Zeroizing::new(Fernet::generate_key())
+    }
+
     /// Fernet text of `bytes`.
     #[must_use]
     pub fn seal(&self, bytes: &[u8]) -> Zeroizing<Vec<u8>> {

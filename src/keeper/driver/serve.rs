@@ -1,7 +1,13 @@
 //! What others ask of the driver between two exchanges: readers of status and metrics, admins, notices, and the
 //! revocations at the end of life. Each answer is one pass over what the planner knows, and waits for nobody.
 
-use std::sync::{Arc, mpsc::SyncSender};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::Duration,
+};
 
 use super::{Driver, Input, Owner};
 use crate::{
@@ -22,11 +28,13 @@ use crate::{
         control::{Order, Reply},
         disk::Job,
         log::LogHandle,
-        revoker,
+        replicas, revoker,
     },
     notice::round,
 };
 
+/// How long the thread of the replicas may take to answer an order: it does no network.
+const REPLICATION_PATIENCE: Duration = Duration::from_millis(500);
 /// Credentials on the status page.
 const ON_PAGE: usize = 500;
 
@@ -59,8 +67,35 @@ impl Driver {
             Input::Order { uid, order: Order::Renew { user, credential }, reply } => {
                 drop(reply.try_send(self.order_renewal(now, uid, &user, credential.as_deref())));
             }
+            Input::Order { order: Order::Replicate { credential, site }, reply, .. } => {
+                drop(reply.try_send(self.replicate(credential.as_deref(), site)));
+            }
             // Of a courier that is gone, or of what `take` has dealt with.
             _ => {}
+        }
+    }
+
+    /// Send what sites have or should have once more.
+    fn replicate(&self, credential: Option<&str>, site: Option<String>) -> Reply {
+        let refused = |why: String| Reply::Refused { why };
+        let id = match credential.map(|name| name.split_once('/').ok_or(name)) {
+            None => None,
+            Some(Err(name)) => return refused(format!("{name:?} is not USER/SERVICE")),
+            Some(Ok((user, base))) => {
+                match UserName::parse(user).and_then(|user| CredentialId::from_base(user, base)) {
+                    Ok(id) => Some(id),
+                    Err(error) => return refused(error.to_string()),
+                }
+            }
+        };
+        let (reply, count) = sync_channel(1);
+        let words = site.clone();
+        self.replication.tell(replicas::Told::Again { id, site, reply });
+        match count.recv_timeout(REPLICATION_PATIENCE) {
+            Ok(Some(0)) => refused("no site wants that credential; see the rules of the sites".to_owned()),
+            Ok(Some(credentials)) => Reply::Done { credentials },
+            Ok(None) => refused(format!("there is no site {}", words.unwrap_or_default())),
+            Err(_) => refused("no site is configured".to_owned()),
         }
     }
 
@@ -225,7 +260,7 @@ impl Driver {
                 times,
             }),
             flagged: row.flagged,
-            replicas: Vec::new(),
+            replicas: self.replication.of(row.id),
         };
         Status {
             schema: SCHEMA,

@@ -1,0 +1,179 @@
+//! Settings of sites: typed and valid. Secrets in them travel to the replicator in a frame and nowhere else.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::UseFormat;
+use crate::core::{
+    id::CredentialId,
+    secret::{ClientSecret, KeyText, on_wire},
+};
+
+pub use crate::replicate::name::{FileName, Placeholder};
+
+/// `[site.NAME]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Site {
+    /// NAME.
+    pub name: String,
+    /// `kind` and what belongs to it.
+    pub kind: SiteKind,
+    /// `services`, `users`, `groups`: which credentials go there.
+    pub rules: Rules,
+    /// `targets`: Harvester's targets by handle; each gives a file of its own.
+    pub targets: BTreeMap<String, Vec<String>>,
+    /// `file_name`; default `{user}_{base}`.
+    pub file_name: FileName,
+    /// `use_format`: what is in the file; default the bare token (JSON for a credd).
+    pub use_format: UseFormat,
+    /// `mode` of the file; default 0600.
+    pub mode: u32,
+    /// `timeout` of one delivery.
+    pub timeout: Duration,
+    /// `max_in_flight`
+    pub max_in_flight: u32,
+    /// `max_per_second`
+    pub max_per_second: u32,
+    /// `ca_file`: PEM, in addition to the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// `key_files` and `max_age`: what goes there is sealed.
+    pub sealing: Option<Sealing>,
+}
+
+/// Which credentials go to a site: a service of `services`, and a user of `users` or of one of `groups`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Services, or base names `S_H`; `*` alone: all.
+    pub services: Vec<String>,
+    /// Users; empty, with `groups` empty, too: all.
+    pub users: Vec<String>,
+    /// Unix groups of this host.
+    pub groups: Vec<String>,
+}
+
+impl Rules {
+    /// Whether the credential goes there; `in_group` is asked only if it decides.
+    pub fn want(&self, id: &CredentialId, in_group: impl Fn(&str) -> bool) -> bool {
+        let base = id.base();
+        let service = self.services.iter().any(|s| s == "*" || s == id.service.as_str() || *s == base);
+        let everybody = self.users.is_empty() && self.groups.is_empty();
+        service
+            && (everybody
+                || self.users.iter().any(|user| user == id.user.as_str())
+                || self.groups.iter().any(|group| in_group(group)))
+    }
+}
+
+/// How what goes to a site is sealed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sealing {
+    /// The current key, then former ones.
+    pub keys: Vec<KeyText>,
+    /// How late a delivery may arrive; default 1 day.
+    pub max_age: Duration,
+}
+
+/// What kind of site it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum SiteKind {
+    /// A directory of this host, or of a file system that it shares.
+    Directory {
+        /// `directory`
+        directory: String,
+    },
+    /// A program of the site's.
+    Exec {
+        /// `command`: absolute path and arguments.
+        command: Vec<String>,
+        /// `directory`: where a sealed payload says that it goes; without it the file name alone.
+        directory: Option<String>,
+    },
+    /// A host, by the system's OpenSSH.
+    Ssh(Ssh),
+    /// A Globus Compute endpoint.
+    GlobusCompute(GlobusCompute),
+    /// Another schedd's credd.
+    Credd(Credd),
+}
+
+impl SiteKind {
+    /// As in the configuration.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Directory { .. } => "directory",
+            Self::Exec { .. } => "exec",
+            Self::Ssh(_) => "ssh",
+            Self::GlobusCompute(_) => "globus-compute",
+            Self::Credd(_) => "credd",
+        }
+    }
+}
+
+/// `kind = "ssh"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ssh {
+    /// `host`, as one says it to ssh.
+    pub host: String,
+    /// `user` there; default what `ssh_config` says.
+    pub user: Option<String>,
+    /// `port`
+    pub port: Option<u16>,
+    /// `ssh_config`: `-F`.
+    pub ssh_config: Option<PathBuf>,
+    /// `ssh_program`; default `/usr/bin/ssh`.
+    pub program: PathBuf,
+    /// `krb5_ccache`: `KRB5CCNAME` of that ssh.
+    pub ccache: Option<String>,
+    /// `way = "sftp" | "receive"`
+    pub way: SshWay,
+    /// `directory` there.
+    pub directory: String,
+}
+
+/// How a file gets there by ssh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SshWay {
+    /// SFTP: a temporary file and `posix-rename`.
+    Sftp,
+    /// A sealed payload to `evercred receive`, which may be a forced command.
+    Receive,
+}
+
+/// `kind = "globus-compute"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GlobusCompute {
+    /// `endpoint_id`
+    pub endpoint: String,
+    /// `client_id`
+    pub client_id: String,
+    /// Contents of `client_secret_file`; `None` where secrets are left alone.
+    #[serde(with = "on_wire::option")]
+    pub client_secret: Option<ClientSecret>,
+    /// `directory` at the endpoint; the function writes below it alone.
+    pub directory: String,
+    /// `remote_key_files`: the key ring at the endpoint.
+    pub keys_there: Vec<String>,
+    /// `api`
+    pub api: String,
+    /// `auth`
+    pub auth: String,
+    /// `function`: registered by hand; default: registered once, and its UUID kept.
+    pub function: Option<String>,
+    /// `legacy_endpoint`: before 3.3.0, which knows no source text.
+    pub legacy: bool,
+}
+
+/// `kind = "credd"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Credd {
+    /// `host`: `condor_store_cred -n`.
+    pub host: String,
+    /// `user_domain`: the user is `USER@DOMAIN` there.
+    pub user_domain: Option<String>,
+    /// `condor_store_cred`
+    pub program: PathBuf,
+    /// `condor_config`: `CONDOR_CONFIG` of that program.
+    pub condor_config: Option<PathBuf>,
+}

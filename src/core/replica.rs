@@ -1,0 +1,736 @@
+//! Replicas: which generation of a credential each site should have, and which it has acknowledged. Pure, as the
+//! planner of renewals is, and apart from it: nothing here can delay a renewal.
+//!
+//! A **generation** is a number that grows with the content of a `.use`: one more than the last, and at least the
+//! seconds since 1970, so that it grows even where the journal was lost. It is durable ([`Action::Record`]) before
+//! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
+//! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
+//! generation follows when that has ended. Each site has its own queue, budget and circuit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use super::{
+    budget::{Budget, Limits},
+    delivery::{Delivered, Undelivered},
+    id::CredentialId,
+    schedule,
+    time::{Now, Tick, Timestamp},
+};
+use crate::error::{Class, Kind};
+
+/// What a `.use` holds, by its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
+    /// Of the bytes.
+    pub hash: [u8; 16],
+    /// When the access token ends, if it is known.
+    pub expiry: Option<Timestamp>,
+}
+
+/// What the journal knows of one site's replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Index of the site.
+    pub site: usize,
+    /// The generation that it confirmed.
+    pub acknowledged: u64,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// From the journal, before everything else.
+    Recalled {
+        /// Which credential.
+        id: CredentialId,
+        /// Its last generation.
+        generation: u64,
+        /// The content that this generation stands for.
+        hash: [u8; 16],
+        /// What the sites have.
+        known: Vec<Known>,
+    },
+    /// The credential's `.use` holds this, and these sites want it.
+    Seen {
+        /// Which credential.
+        id: CredentialId,
+        /// What is in it.
+        content: Content,
+        /// Indexes of sites.
+        sites: Vec<usize>,
+    },
+    /// The credential left the spool.
+    Gone {
+        /// Which.
+        id: CredentialId,
+    },
+    /// A generation is durable in the journal, or is not.
+    Recorded {
+        /// Which credential.
+        id: CredentialId,
+        /// Which generation.
+        generation: u64,
+        /// Whether it is.
+        durable: bool,
+    },
+    /// A delivery ended.
+    Ended {
+        /// Its number.
+        number: u64,
+        /// How.
+        result: Result<Delivered, Undelivered>,
+    },
+    /// The replicator is gone, and with it all that was under way; nothing is sent until `Ready`.
+    Lost,
+    /// There is a replicator again.
+    Ready,
+    /// An admin says `replicate --now`: what matches is sent at once, also where it was acknowledged.
+    Again {
+        /// This credential alone.
+        id: Option<CredentialId>,
+        /// This site alone.
+        site: Option<usize>,
+    },
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Make the generation durable, then say `Recorded`.
+    Record {
+        /// Which credential.
+        id: CredentialId,
+        /// Which generation.
+        generation: u64,
+        /// What it stands for.
+        hash: [u8; 16],
+    },
+    /// Deliver, if the `.use` still holds that.
+    Send {
+        /// Number of the delivery.
+        number: u64,
+        /// Which credential.
+        id: CredentialId,
+        /// Where to.
+        site: usize,
+        /// As which generation.
+        generation: u64,
+        /// What.
+        content: Content,
+    },
+    /// Note what a site confirmed (need not be durable before anything else).
+    Acknowledge {
+        /// Which credential.
+        id: CredentialId,
+        /// What the site has.
+        known: Known,
+    },
+    /// Tell.
+    Announce(Announcement),
+}
+
+/// What is worth telling.
+#[derive(Debug, Clone)]
+pub enum Announcement {
+    /// A site confirmed a generation.
+    Replicated {
+        /// Which credential.
+        id: CredentialId,
+        /// Where.
+        site: usize,
+        /// Which generation.
+        generation: u64,
+        /// How many failures it ends.
+        after_failures: u32,
+    },
+    /// A delivery failed.
+    Failed {
+        /// Which credential.
+        id: CredentialId,
+        /// Where.
+        site: usize,
+        /// Which generation.
+        generation: u64,
+        /// Why.
+        error: Undelivered,
+        /// How many in a row.
+        times: u32,
+        /// When it is tried again.
+        next_in: Duration,
+    },
+    /// The site has something newer than what we sent.
+    Superseded {
+        /// Which credential.
+        id: CredentialId,
+        /// Where.
+        site: usize,
+        /// What we sent.
+        generation: u64,
+        /// What is there.
+        have: u64,
+    },
+    /// A site went down, refuses us, or came back.
+    Site {
+        /// Which.
+        site: usize,
+        /// Why it is down; `None`: it is back.
+        down: Option<Kind>,
+    },
+}
+
+/// Where a replica stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The site has what it should have.
+    Current,
+    /// Waiting for its turn, or for the journal.
+    Waiting,
+    /// Under way.
+    Sending,
+    /// Failed; tried again at this tick.
+    Retrying(Tick),
+    /// The token ended before it arrived; the next renewal brings another.
+    Expired,
+}
+
+/// One replica, for status and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Which credential.
+    pub id: CredentialId,
+    /// Index of the site.
+    pub site: usize,
+    /// What the site should have.
+    pub desired: u64,
+    /// What it confirmed; 0: nothing yet.
+    pub acknowledged: u64,
+    /// When it did.
+    pub at: Option<Timestamp>,
+    /// Where it stands.
+    pub standing: Standing,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last one's kind.
+    pub last: Option<Kind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Settled,
+    /// For the journal.
+    Recording,
+    Queued(Timestamp),
+    Flying(u64),
+    /// For the end of a delivery that began before the site was taken from this credential and given back.
+    Held,
+    Retry(Tick),
+    Expired,
+}
+
+#[derive(Debug)]
+struct Row {
+    site: usize,
+    acknowledged: u64,
+    at: Option<Timestamp>,
+    wait: Wait,
+    failures: u32,
+    last: Option<Kind>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: CredentialId,
+    generation: u64,
+    content: Content,
+    durable: bool,
+    /// What a far end said it has: the next generation is above it.
+    floor: u64,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Clone)]
+struct Flight {
+    id: CredentialId,
+    site: usize,
+    generation: u64,
+    /// Sent while the site's circuit was open.
+    probe: bool,
+}
+
+#[derive(Debug)]
+struct Site {
+    budget: Budget,
+    queue: BTreeSet<(Timestamp, usize)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Replicas {
+    slots: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    ids: BTreeMap<CredentialId, usize>,
+    sites: Vec<Site>,
+    flights: BTreeMap<u64, Flight>,
+    retries: BTreeSet<(Tick, usize, usize)>,
+    next_number: u64,
+    next_site: usize,
+    pending: VecDeque<Action>,
+    /// The highest generation of a credential that left: it may come back, and then it goes on above that.
+    left: u64,
+    ready: bool,
+}
+
+/// A far end's word about what it has is believed up to this far beyond our clock.
+const BELIEVED_AHEAD: u64 = 86_400;
+/// The journal is tried again after this.
+const RECORD_AGAIN: Duration = Duration::from_secs(15);
+
+impl Replicas {
+    /// One budget per site.
+    #[must_use]
+    pub fn new(limits: &[Limits]) -> Self {
+        let site = |limits: &Limits| Site { budget: Budget::new(*limits), queue: BTreeSet::new() };
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            ids: BTreeMap::new(),
+            sites: limits.iter().map(site).collect(),
+            flights: BTreeMap::new(),
+            retries: BTreeSet::new(),
+            next_number: 1,
+            next_site: 0,
+            pending: VecDeque::new(),
+            left: 0,
+            ready: true,
+        }
+    }
+
+    /// Take note of an event.
+    pub fn handle(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Recalled { id, generation, hash, known } => self.recalled(id, generation, hash, known),
+            Event::Seen { id, content, sites } => self.seen(now, id, content, &sites),
+            Event::Gone { id } => self.gone(&id),
+            Event::Recorded { id, generation, durable } => self.recorded(now, &id, generation, durable),
+            Event::Ended { number, result } => {
+                if let Some(flight) = self.flights.remove(&number) {
+                    self.ended(now, number, flight, result);
+                }
+            }
+            Event::Lost => {
+                self.ready = false;
+                for (number, flight) in std::mem::take(&mut self.flights) {
+                    self.ended(now, number, flight, Err(Undelivered::new(Kind::ReplicatorLost, "")));
+                }
+            }
+            Event::Ready => self.ready = true,
+            Event::Again { id, site } => self.again(now, id.as_ref(), site),
+        }
+    }
+
+    /// The next thing to do, if anything is to be done now.
+    pub fn next_action(&mut self, now: Now) -> Option<Action> {
+        if let Some(action) = self.pending.pop_front() {
+            return Some(action);
+        }
+        self.wake(now);
+        if let Some(action) = self.pending.pop_front() {
+            return Some(action);
+        }
+        let count = if self.ready { self.sites.len() } else { 0 };
+        for step in 0..count {
+            let site = (self.next_site + step) % count;
+            if let Some(action) = self.start(now, site) {
+                self.next_site = (site + 1) % count;
+                return Some(action);
+            }
+        }
+        None
+    }
+
+    /// How long nothing needs to be done, at most 60 s.
+    pub fn next_deadline(&mut self, now: Now) -> Duration {
+        if !self.pending.is_empty() {
+            return Duration::ZERO;
+        }
+        let mut wait = Duration::from_secs(60);
+        if let Some((tick, ..)) = self.retries.first() {
+            wait = wait.min(tick.since(now.tick));
+        }
+        for site in if self.ready { &mut self.sites[..] } else { &mut [][..] } {
+            if !site.queue.is_empty() {
+                match site.budget.may_start(now.tick) {
+                    Ok(()) => return Duration::ZERO,
+                    Err(Some(tick)) => wait = wait.min(tick.since(now.tick)),
+                    Err(None) => {}
+                }
+            }
+        }
+        wait
+    }
+
+    /// All replicas.
+    pub fn replicas(&self) -> impl Iterator<Item = Replica> + '_ {
+        self.slots.iter().flatten().flat_map(|entry| self.rows(entry))
+    }
+
+    /// The replicas of one credential.
+    #[must_use]
+    pub fn replicas_of(&self, id: &CredentialId) -> Vec<Replica> {
+        let entry = self.ids.get(id).and_then(|slot| self.slots.get(*slot)?.as_ref());
+        entry.map(|entry| self.rows(entry).collect()).unwrap_or_default()
+    }
+
+    fn rows<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = Replica> + 'a {
+        entry.rows.iter().filter(|row| self.sites.get(row.site).is_some()).map(|row| Replica {
+            id: entry.id.clone(),
+            site: row.site,
+            desired: entry.generation,
+            acknowledged: row.acknowledged,
+            at: row.at,
+            standing: match row.wait {
+                Wait::Settled => Standing::Current,
+                Wait::Recording | Wait::Queued(_) | Wait::Held => Standing::Waiting,
+                Wait::Flying(_) => Standing::Sending,
+                Wait::Retry(tick) => Standing::Retrying(tick),
+                Wait::Expired => Standing::Expired,
+            },
+            failures: row.failures,
+            last: row.last,
+        })
+    }
+
+    /// Whether nothing is under way or wanted right now.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.pending.is_empty()
+            && self.flights.is_empty()
+            && self
+                .slots
+                .iter()
+                .flatten()
+                .flat_map(|e| &e.rows)
+                .all(|row| matches!(row.wait, Wait::Settled | Wait::Retry(_) | Wait::Expired))
+    }
+
+    fn recalled(&mut self, id: CredentialId, generation: u64, hash: [u8; 16], known: Vec<Known>) {
+        // A new content must never get a number that a site has confirmed for another.
+        let floor = known.iter().map(|known| known.acknowledged).max().unwrap_or(0);
+        let rows = known.into_iter().map(|known| Row {
+            site: known.site,
+            acknowledged: known.acknowledged,
+            at: Some(known.at),
+            wait: Wait::Settled,
+            failures: 0,
+            last: None,
+        });
+        let content = Content { hash, expiry: None };
+        self.insert(Entry { id, generation, content, durable: true, floor, rows: rows.collect() });
+    }
+
+    fn insert(&mut self, entry: Entry) -> usize {
+        let id = entry.id.clone();
+        let slot = self.free.pop().unwrap_or(self.slots.len());
+        match self.slots.get_mut(slot) {
+            Some(place) => *place = Some(entry),
+            None => self.slots.push(Some(entry)),
+        }
+        self.ids.insert(id, slot);
+        slot
+    }
+
+    fn seen(&mut self, now: Now, id: CredentialId, content: Content, wanted: &[usize]) {
+        if wanted.is_empty() {
+            self.gone(&id);
+            return;
+        }
+        let slot = match self.ids.get(&id) {
+            Some(slot) => *slot,
+            None => {
+                self.insert(Entry { id, generation: 0, content, durable: false, floor: self.left, rows: Vec::new() })
+            }
+        };
+        let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let changed = entry.generation == 0 || entry.content.hash != content.hash;
+        entry.content = content;
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut entry.rows).into_iter().partition(|row| wanted.contains(&row.site));
+        entry.rows = kept;
+        let durable = entry.durable;
+        for row in dropped {
+            self.unqueue(slot, row.site, row.wait);
+        }
+        if changed {
+            self.new_generation(now, slot, &|_| true);
+        }
+        let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let mut added = Vec::new();
+        for &site in wanted {
+            if !entry.rows.iter().any(|row| row.site == site) {
+                let wait = if durable && !changed { Wait::Settled } else { Wait::Recording };
+                entry.rows.push(Row { site, acknowledged: 0, at: None, wait, failures: 0, last: None });
+                added.push(site);
+            }
+        }
+        // Recalled rows of this generation are what they should be; others, and new sites, get it at once.
+        if durable && !changed {
+            let generation = entry.generation;
+            let behind = |row: &&Row| row.wait == Wait::Settled && row.acknowledged < generation;
+            let behind: Vec<usize> = entry.rows.iter().filter(behind).map(|row| row.site).collect();
+            for site in behind {
+                self.enqueue(now, slot, site);
+            }
+        }
+    }
+
+    /// A new generation for all rows that `resend` names; the others keep what they have.
+    fn new_generation(&mut self, now: Now, slot: usize, resend: &dyn Fn(&Row) -> bool) {
+        let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let before = entry.generation;
+        let clock = u64::try_from(now.wall.secs()).unwrap_or(0);
+        entry.generation = before.max(entry.floor).saturating_add(1).max(clock);
+        entry.durable = false;
+        let (id, generation, hash) = (entry.id.clone(), entry.generation, entry.content.hash);
+        let (mut waits, mut kept) = (Vec::new(), Vec::new());
+        for row in &mut entry.rows {
+            if matches!(row.wait, Wait::Flying(_) | Wait::Held) {
+                continue;
+            }
+            if row.wait == Wait::Settled && row.acknowledged == before && !resend(row) {
+                row.acknowledged = generation;
+                kept.push(Known { site: row.site, acknowledged: generation, at: row.at.unwrap_or(now.wall) });
+                continue;
+            }
+            row.failures = 0;
+            waits.push((row.site, std::mem::replace(&mut row.wait, Wait::Recording)));
+        }
+        for (site, wait) in waits {
+            self.unqueue(slot, site, wait);
+        }
+        self.pending.push_back(Action::Record { id: id.clone(), generation, hash });
+        self.pending.extend(kept.into_iter().map(|known| Action::Acknowledge { id: id.clone(), known }));
+    }
+
+    fn gone(&mut self, id: &CredentialId) {
+        let Some(slot) = self.ids.remove(id) else { return };
+        let Some(entry) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        self.left = self.left.max(entry.generation).max(entry.floor);
+        for row in entry.rows {
+            self.unqueue(slot, row.site, row.wait);
+        }
+        self.retries.retain(|(_, s, _)| *s != slot);
+        self.free.push(slot);
+    }
+
+    fn recorded(&mut self, now: Now, id: &CredentialId, generation: u64, durable: bool) {
+        let Some(&slot) = self.ids.get(id) else { return };
+        let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        if entry.generation != generation {
+            return;
+        }
+        if !durable {
+            // `site` beyond all sites: the entry itself.
+            self.retries.insert((now.tick.plus(RECORD_AGAIN), slot, usize::MAX));
+            return;
+        }
+        entry.durable = true;
+        let waiting = entry.rows.iter().filter(|row| row.wait == Wait::Recording).map(|row| row.site);
+        for site in waiting.collect::<Vec<_>>() {
+            self.enqueue(now, slot, site);
+        }
+    }
+
+    fn row(&mut self, slot: usize, site: usize) -> Option<&mut Row> {
+        self.slots.get_mut(slot)?.as_mut()?.rows.iter_mut().find(|row| row.site == site)
+    }
+
+    fn unqueue(&mut self, slot: usize, site: usize, wait: Wait) {
+        match wait {
+            Wait::Queued(expiry) => {
+                if let Some(site) = self.sites.get_mut(site) {
+                    site.queue.remove(&(expiry, slot));
+                }
+            }
+            Wait::Retry(tick) => {
+                self.retries.remove(&(tick, slot, site));
+            }
+            Wait::Settled | Wait::Recording | Wait::Flying(_) | Wait::Held | Wait::Expired => {}
+        }
+    }
+
+    fn enqueue(&mut self, now: Now, slot: usize, site: usize) {
+        let Some(entry) = self.slots.get(slot).and_then(Option::as_ref) else { return };
+        let expiry = entry.content.expiry;
+        let over = expiry.is_some_and(|expiry| expiry <= now.wall);
+        let busy = self.flights.values().any(|flight| flight.site == site && flight.id == entry.id);
+        let wait = match (busy, entry.durable, over) {
+            (true, ..) => Wait::Held,
+            (_, false, _) => Wait::Recording,
+            (_, true, true) => Wait::Expired,
+            (_, true, false) => Wait::Queued(expiry.unwrap_or(Timestamp(i64::MAX))),
+        };
+        if let (Wait::Queued(expiry), Some(to)) = (wait, self.sites.get_mut(site)) {
+            to.queue.insert((expiry, slot));
+        }
+        if let Some(row) = self.row(slot, site) {
+            row.wait = wait;
+        }
+    }
+
+    fn wake(&mut self, now: Now) {
+        while let Some(&(tick, slot, site)) = self.retries.first() {
+            if tick > now.tick {
+                return;
+            }
+            self.retries.pop_first();
+            if site != usize::MAX {
+                self.enqueue(now, slot, site);
+            } else if let Some(entry) = self.slots.get(slot).and_then(Option::as_ref)
+                && !entry.durable
+            {
+                let (id, generation, hash) = (entry.id.clone(), entry.generation, entry.content.hash);
+                self.pending.push_back(Action::Record { id, generation, hash });
+            }
+        }
+    }
+
+    fn start(&mut self, now: Now, site: usize) -> Option<Action> {
+        loop {
+            let to = self.sites.get_mut(site)?;
+            let &(expiry, slot) = to.queue.first()?;
+            to.budget.may_start(now.tick).ok()?;
+            to.queue.pop_first();
+            if expiry <= now.wall {
+                self.row(slot, site)?.wait = Wait::Expired;
+                continue;
+            }
+            let probe = to.budget.is_open();
+            to.budget.started();
+            let number = self.next_number;
+            self.next_number += 1;
+            self.row(slot, site)?.wait = Wait::Flying(number);
+            let entry = self.slots.get(slot)?.as_ref()?;
+            let (id, generation, content) = (entry.id.clone(), entry.generation, entry.content);
+            self.flights.insert(number, Flight { id: id.clone(), site, generation, probe });
+            return Some(Action::Send { number, id, site, generation, content });
+        }
+    }
+
+    fn ended(&mut self, now: Now, number: u64, flight: Flight, result: Result<Delivered, Undelivered>) {
+        let Flight { id, site, generation, probe } = flight;
+        let Some(to) = self.sites.get_mut(site) else { return };
+        to.budget.ended();
+        let Some(&slot) = self.ids.get(&id) else { return };
+        let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let (desired, spread, expiry) = (entry.generation, id.spread(), entry.content.expiry);
+        let Some(row) = entry.rows.iter_mut().find(|row| row.site == site) else { return };
+        if row.wait != Wait::Flying(number) {
+            if row.wait == Wait::Held {
+                self.enqueue(now, slot, site);
+            }
+            return;
+        }
+        let error = match result {
+            Ok(delivered) => {
+                if to.budget.answered() {
+                    self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
+                }
+                let after_failures = std::mem::take(&mut row.failures);
+                row.last = None;
+                row.acknowledged = row.acknowledged.max(generation);
+                row.at = Some(now.wall);
+                row.wait = Wait::Settled;
+                let known = Known { site, acknowledged: row.acknowledged, at: now.wall };
+                self.pending.push_back(Action::Acknowledge { id: id.clone(), known });
+                self.pending.push_back(Action::Announce(match delivered {
+                    Delivered::Superseded { have } => {
+                        row.last = Some(Kind::SiteNewer);
+                        // Our next one must be above it; within reason, since the far end may say anything.
+                        let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
+                        if have <= most {
+                            entry.floor = entry.floor.max(have);
+                        }
+                        Announcement::Superseded { id, site, generation, have }
+                    }
+                    Delivered::Written | Delivered::AlreadyThere => {
+                        Announcement::Replicated { id, site, generation, after_failures }
+                    }
+                }));
+                if desired != generation {
+                    self.enqueue(now, slot, site);
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        row.failures = row.failures.saturating_add(1);
+        row.last = Some(error.kind);
+        let left = expiry.map_or(Duration::ZERO, |expiry| expiry.since(now.wall));
+        let spread = spread ^ (site as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let next_in = match error.kind.class() {
+            Class::Transient => schedule::retry_after(row.failures, left, spread, error.retry_after),
+            Class::Slow | Class::Refused | Class::Ours | Class::Input => {
+                schedule::slow_retry_after(row.failures, error.retry_after)
+            }
+        };
+        let times = row.failures;
+        let down = match (error.kind, error.kind.class()) {
+            (Kind::ReplicatorLost, _) => false,
+            (_, Class::Ours) => to.budget.park(now.tick),
+            (_, Class::Transient) => {
+                if let Some(wait) = error.retry_after {
+                    to.budget.pause(now.tick, wait);
+                }
+                to.budget.failed(now.tick, slot, probe)
+            }
+            _ => false,
+        };
+        if down {
+            self.pending.push_back(Action::Announce(Announcement::Site { site, down: Some(error.kind) }));
+        }
+        if desired == generation {
+            let tick = now.tick.plus(next_in);
+            row.wait = Wait::Retry(tick);
+            self.retries.insert((tick, slot, site));
+        } else {
+            // What failed is old already; the newer one starts afresh, as the site's budget allows.
+            self.enqueue(now, slot, site);
+        }
+        self.pending.push_back(Action::Announce(Announcement::Failed { id, site, generation, error, times, next_in }));
+    }
+
+    fn again(&mut self, now: Now, id: Option<&CredentialId>, site: Option<usize>) {
+        let slots: Vec<usize> =
+            self.ids.iter().filter(|(i, _)| id.is_none_or(|id| id == *i)).map(|(_, s)| *s).collect();
+        let matches = |row: &Row| site.is_none_or(|site| site == row.site);
+        for slot in slots {
+            let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { continue };
+            if entry.rows.iter().any(|row| matches(row) && row.wait == Wait::Settled) {
+                self.new_generation(now, slot, &matches);
+                continue;
+            }
+            let retrying: Vec<(usize, Wait)> = entry
+                .rows
+                .iter_mut()
+                .filter(|row| matches(row) && matches!(row.wait, Wait::Retry(_)))
+                .map(|row| (row.site, row.wait))
+                .collect();
+            for (site, wait) in retrying {
+                self.unqueue(slot, site, wait);
+                self.enqueue(now, slot, site);
+            }
+        }
+        for (_, to) in self.sites.iter_mut().enumerate().filter(|(index, _)| site.is_none_or(|site| site == *index)) {
+            to.budget.answered();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "replica_tests.rs"]
+mod tests;

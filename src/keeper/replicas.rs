@@ -1,0 +1,592 @@
+//! Replication in the keeper: one thread around [`crate::core::replica`], with the journal and the link to the
+//! replicator. The driver and the scanner tell it what they see and never wait for it; no site can hold up a renewal.
+//!
+//! It holds no token: the `.use` is read again at the moment of sending, and what is sent is what stands there then.
+//! Interrupted, it goes on from the journal: nothing that was acknowledged is sent again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::unistd::{Gid, Group, User, getgrouplist};
+use sha2::{Digest, Sha256};
+
+use super::{
+    announce::names,
+    driver::Clock,
+    journal::{Journal, JournalError},
+    link::{Link, Peer},
+};
+use crate::{
+    config::site_settings::Site,
+    core::{
+        budget::Limits,
+        delivery::{Delivered, Undelivered},
+        id::{CredentialId, UserName},
+        replica::{Action, Announcement, Content, Event, Known, Replicas, Standing},
+        secret::KeyText,
+        snapshot::Replica,
+        use_file,
+    },
+    error::Kind,
+    replicate::frame::{Become, FromReplicator, Note, ToReplicator},
+    spool::Spool,
+};
+
+/// How often the same error of the same replica is told.
+const TOLD: u32 = 3;
+/// How long a user's groups are believed.
+const GROUPS_LIFE: Duration = Duration::from_secs(600);
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Told {
+    /// These are all the credentials of ours in a user's directory.
+    Look(UserName, Vec<CredentialId>),
+    /// These are all the users.
+    Users(BTreeSet<UserName>),
+    /// A `.use` was published.
+    Published(CredentialId),
+    /// The replicator is ready.
+    Up {
+        /// Its process.
+        pid: u32,
+        /// What confines it.
+        sandbox: String,
+    },
+    /// The replicator is gone.
+    Down(String),
+    /// A delivery ended.
+    Ended(u64, Result<Delivered, Undelivered>),
+    /// A note to keep.
+    Remember(Note),
+    /// `replicate --now`: how many credentials that concerns goes back.
+    Again {
+        /// This credential alone.
+        id: Option<CredentialId>,
+        /// The site's name.
+        site: Option<String>,
+        /// How many there are; `None`: there is no such site.
+        reply: SyncSender<Option<usize>>,
+    },
+    /// Say when everything was tried once.
+    Settle(SyncSender<()>),
+    /// End, with the replicator.
+    Stop,
+}
+
+/// The copies of each credential, for the status.
+pub type Board = Arc<Mutex<BTreeMap<CredentialId, Vec<Replica>>>>;
+
+/// The thread's handle, shared by those who tell it things; without sites there is none behind it.
+#[derive(Debug, Clone, Default)]
+pub struct Replication {
+    to: Arc<Mutex<Option<Sender<Told>>>>,
+    board: Board,
+}
+
+/// How the replicator is run.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Arguments that make this binary a replicator.
+    pub args: Vec<String>,
+    /// Who it becomes.
+    pub ids: Option<Become>,
+    /// What it is told.
+    pub sites: Vec<Site>,
+}
+
+impl Replication {
+    /// Tell it something; without sites nobody listens.
+    pub fn tell(&self, told: Told) {
+        if let Some(to) = &*self.to.lock().unwrap_or_else(PoisonError::into_inner) {
+            // It ends only when it is told to.
+            drop(to.send(told));
+        }
+    }
+
+    /// The copies of a credential.
+    #[must_use]
+    pub fn of(&self, id: &CredentialId) -> Vec<Replica> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
+    }
+
+    /// Wait until everything was tried once, at most that long.
+    pub fn settle(&self, patience: Duration) {
+        let (done, settled) = std::sync::mpsc::sync_channel(1);
+        if self.to.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            self.tell(Told::Settle(done));
+            // If it takes longer, the next start goes on with it.
+            settled.recv_timeout(patience).ok();
+        }
+    }
+
+    /// Replicate to these sites from now on, instead of what was before.
+    ///
+    /// # Errors
+    /// The journal cannot be used, or the system refuses a thread.
+    pub fn start(
+        &self,
+        recipe: Recipe,
+        directory: &std::path::Path,
+        spool: &Arc<Spool>,
+        clock: Clock,
+    ) -> Result<(), JournalError> {
+        self.stop();
+        if recipe.sites.is_empty() {
+            return Ok(());
+        }
+        let journal = open_journal(directory)?;
+        let (to, told) = channel();
+        let desk = Desk::new(recipe, journal, Arc::clone(spool), clock, Arc::clone(&self.board), to.clone());
+        let failed = |source| JournalError::Io { path: directory.to_owned(), doing: "start a thread for it", source };
+        std::thread::Builder::new().name("replicas".into()).spawn(move || desk.run(&told)).map_err(failed)?;
+        *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+        Ok(())
+    }
+
+    /// End it.
+    pub fn stop(&self) {
+        if let Some(to) = self.to.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // It may have ended with an error of its own.
+            drop(to.send(Told::Stop));
+        }
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// After a reload the thread before may still hold the lock for a moment.
+fn open_journal(directory: &std::path::Path) -> Result<Journal, JournalError> {
+    let until = Instant::now() + Duration::from_secs(2);
+    loop {
+        match Journal::open(directory) {
+            Err(JournalError::Locked(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            other => return other,
+        }
+    }
+}
+
+/// The replicator, as the link sees it.
+struct Replicator {
+    recipe: Recipe,
+    notes: Arc<Mutex<Vec<Note>>>,
+    to: Sender<Told>,
+}
+
+impl Peer for Replicator {
+    type To = ToReplicator;
+    type From = FromReplicator;
+    const NAME: &'static str = "evercred-replicator";
+
+    fn args(&self) -> &[String] {
+        &self.recipe.args
+    }
+
+    fn configure(&self) -> ToReplicator {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ToReplicator::Configure { sites: self.recipe.sites.clone(), ids: self.recipe.ids.clone(), notes }
+    }
+
+    fn is_ready(frame: &FromReplicator) -> bool {
+        matches!(frame, FromReplicator::Ready { .. })
+    }
+
+    fn take(&self, pid: u32, frame: FromReplicator) -> io::Result<bool> {
+        let told = match frame {
+            FromReplicator::Ready { sandbox } => Told::Up { pid, sandbox },
+            FromReplicator::Ended { number, result } => Told::Ended(number, result),
+            FromReplicator::Remember(note) => Told::Remember(note),
+            FromReplicator::Failed { why } => return Err(io::Error::other(why)),
+        };
+        Ok(self.to.send(told).is_ok())
+    }
+
+    fn down(&self, why: String) -> bool {
+        self.to.send(Told::Down(why)).is_ok()
+    }
+}
+
+/// A `.use` as it was last read, and who wants it.
+#[derive(Debug, PartialEq, Eq)]
+struct Read {
+    key: u64,
+    content: Content,
+    sites: Vec<usize>,
+}
+
+/// The thread's own.
+struct Desk {
+    planner: Replicas,
+    sites: Vec<Site>,
+    journal: Journal,
+    spool: Arc<Spool>,
+    clock: Clock,
+    link: io::Result<Link>,
+    notes: Arc<Mutex<Vec<Note>>>,
+    seen: BTreeMap<CredentialId, Read>,
+    groups: HashMap<UserName, (Instant, BTreeSet<String>)>,
+    errors: BTreeMap<(CredentialId, usize), String>,
+    board: Board,
+    settling: Vec<SyncSender<()>>,
+    looked: bool,
+    /// Whose rows on the board are old.
+    changed: BTreeSet<CredentialId>,
+}
+
+impl Desk {
+    fn new(recipe: Recipe, journal: Journal, spool: Arc<Spool>, clock: Clock, board: Board, to: Sender<Told>) -> Self {
+        let sites = recipe.sites.clone();
+        let index = |name: &str| sites.iter().position(|site| site.name == name);
+        let limits: Vec<Limits> = sites
+            .iter()
+            .map(|site| Limits { in_flight: site.max_in_flight, per_second: site.max_per_second })
+            .collect();
+        let mut planner = Replicas::new(&limits);
+        let now = clock.now();
+        planner.handle(now, Event::Lost);
+        for (id, memory) in journal.credentials().filter(|(_, memory)| memory.generation > 0) {
+            let known = memory.sites.iter().filter_map(|(name, (acknowledged, at))| {
+                Some(Known { site: index(name)?, acknowledged: *acknowledged, at: *at })
+            });
+            let (generation, hash) = (memory.generation, memory.hash);
+            planner.handle(now, Event::Recalled { id: id.clone(), generation, hash, known: known.collect() });
+        }
+        let notes = journal.notes().filter_map(|(site, key, value)| {
+            Some(Note { site: index(site)?, key: key.to_owned(), value: Some(value.to_owned()) })
+        });
+        let notes = Arc::new(Mutex::new(notes.collect::<Vec<_>>()));
+        let link = Link::start(Replicator { recipe, notes: Arc::clone(&notes), to }, 0);
+        Self {
+            planner,
+            sites,
+            journal,
+            spool,
+            clock,
+            link,
+            notes,
+            seen: BTreeMap::new(),
+            groups: HashMap::new(),
+            errors: BTreeMap::new(),
+            board,
+            settling: Vec::new(),
+            looked: false,
+            changed: BTreeSet::new(),
+        }
+    }
+
+    fn run(mut self, told: &Receiver<Told>) {
+        if let Err(error) = &self.link {
+            tracing::error!(%error, "the replicator cannot be started; nothing is replicated");
+        }
+        loop {
+            let now = self.clock.now();
+            let mut records = Vec::new();
+            let mut changed = std::mem::take(&mut self.changed);
+            while let Some(action) = self.planner.next_action(now) {
+                self.perform(action, &mut records, &mut changed);
+            }
+            if !records.is_empty() {
+                self.record(&records, &mut changed);
+                self.show(&changed);
+                continue;
+            }
+            self.show(&changed);
+            if self.looked && self.planner.is_settled() {
+                for done in self.settling.drain(..) {
+                    // Whoever waited may have given up.
+                    done.try_send(()).ok();
+                }
+            }
+            let wait = self.planner.next_deadline(now);
+            let mut one = match told.recv_timeout(wait) {
+                Ok(one) => Some(one),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut taken = 0;
+            while let Some(told_now) = one {
+                if matches!(told_now, Told::Stop) {
+                    return;
+                }
+                self.take(told_now);
+                taken += 1;
+                one = if taken < 256 { told.try_recv().ok() } else { None };
+            }
+        }
+    }
+
+    fn take(&mut self, told: Told) {
+        let now = self.clock.now();
+        match told {
+            Told::Look(user, ids) => {
+                let gone: Vec<CredentialId> = self.known(&user).filter(|id| !ids.contains(id)).cloned().collect();
+                for id in gone {
+                    self.forget(&id);
+                }
+                for id in ids {
+                    self.look(&id);
+                }
+            }
+            Told::Users(users) => {
+                let gone: Vec<CredentialId> =
+                    self.seen.keys().filter(|id| !users.contains(&id.user)).cloned().collect();
+                for id in gone {
+                    self.forget(&id);
+                }
+                self.looked = true;
+            }
+            Told::Published(id) => self.look(&id),
+            Told::Up { pid, sandbox } => {
+                tracing::info!(pid, sandbox, sites = self.sites.len(), "replicator is ready");
+                self.planner.handle(now, Event::Ready);
+            }
+            Told::Down(why) => {
+                tracing::error!(why, "replicator is down; starting another");
+                self.planner.handle(now, Event::Lost);
+            }
+            Told::Ended(number, result) => self.planner.handle(now, Event::Ended { number, result }),
+            Told::Remember(note) => self.remember(note),
+            Told::Again { id, site, reply } => {
+                let index = site.as_ref().map(|name| self.sites.iter().position(|site| site.name == *name));
+                let count = match index {
+                    Some(None) => None,
+                    index => {
+                        let site = index.flatten();
+                        let concerns = |replica: &crate::core::replica::Replica| {
+                            id.as_ref().is_none_or(|id| *id == replica.id) && site.is_none_or(|s| s == replica.site)
+                        };
+                        let count = self.planner.replicas().filter(concerns).count();
+                        self.planner.handle(now, Event::Again { id, site });
+                        Some(count)
+                    }
+                };
+                // Whoever asked may have given up.
+                reply.try_send(count).ok();
+            }
+            Told::Settle(done) => self.settling.push(done),
+            Told::Stop => {}
+        }
+    }
+
+    fn known(&self, user: &UserName) -> impl Iterator<Item = &CredentialId> {
+        self.seen.keys().filter(move |id| id.user == *user)
+    }
+
+    fn forget(&mut self, id: &CredentialId) {
+        self.seen.remove(id);
+        self.errors.retain(|(one, _), _| one != id);
+        self.journal.forget(id);
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.planner.handle(self.clock.now(), Event::Gone { id: id.clone() });
+    }
+
+    /// Look at a `.use`, if any site wants it.
+    fn look(&mut self, id: &CredentialId) {
+        let sites = self.wanting(id);
+        let before = self.seen.get(id);
+        if sites.is_empty() {
+            if before.is_some() {
+                self.forget(id);
+            }
+            return;
+        }
+        let key = before.filter(|read| read.sites == sites).map(|read| read.key);
+        // None yet, or not readable just now: the next scan looks again.
+        let Ok((key, bytes)) = self.spool.read_use(id, key) else { return };
+        let Some(bytes) = bytes else { return };
+        let content = content(&bytes);
+        let Some(content) = content else { return };
+        self.seen.insert(id.clone(), Read { key, content, sites: sites.clone() });
+        self.changed.insert(id.clone());
+        self.planner.handle(self.clock.now(), Event::Seen { id: id.clone(), content, sites });
+    }
+
+    fn wanting(&mut self, id: &CredentialId) -> Vec<usize> {
+        let groups = if self.sites.iter().any(|site| !site.rules.groups.is_empty()) {
+            self.groups_of(&id.user)
+        } else {
+            BTreeSet::new()
+        };
+        let wants = |site: &Site| site.rules.want(id, |group| groups.contains(group));
+        self.sites.iter().enumerate().filter(|(_, site)| wants(site)).map(|(index, _)| index).collect()
+    }
+
+    fn groups_of(&mut self, user: &UserName) -> BTreeSet<String> {
+        if let Some((since, groups)) = self.groups.get(user)
+            && since.elapsed() < GROUPS_LIFE
+        {
+            return groups.clone();
+        }
+        let groups = groups(user);
+        self.groups.insert(user.clone(), (Instant::now(), groups.clone()));
+        groups
+    }
+
+    fn perform(
+        &mut self,
+        action: Action,
+        records: &mut Vec<(CredentialId, u64, [u8; 16])>,
+        changed: &mut BTreeSet<CredentialId>,
+    ) {
+        match action {
+            Action::Record { id, generation, hash } => records.push((id, generation, hash)),
+            Action::Send { number, id, site, generation, content } => {
+                changed.insert(id.clone());
+                if let Err(error) = self.send(number, &id, site, generation, content) {
+                    self.planner.handle(self.clock.now(), Event::Ended { number, result: Err(error) });
+                }
+            }
+            Action::Acknowledge { id, known } => {
+                let name = self.sites.get(known.site).map(|site| site.name.clone()).unwrap_or_default();
+                if let Err(error) = self.journal.acknowledge(&id, &name, known.acknowledged, known.at) {
+                    tracing::warn!(%error, "the journal does not take an acknowledgement; it is asked for again after a restart");
+                }
+                changed.insert(id);
+            }
+            Action::Announce(announcement) => self.announce(announcement, changed),
+        }
+    }
+
+    fn record(&mut self, records: &[(CredentialId, u64, [u8; 16])], changed: &mut BTreeSet<CredentialId>) {
+        let durable = match self.journal.record(records) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "the journal in state_directory cannot be written; nothing new is replicated");
+                false
+            }
+        };
+        let now = self.clock.now();
+        for (id, generation, _) in records {
+            changed.insert(id.clone());
+            self.planner.handle(now, Event::Recorded { id: id.clone(), generation: *generation, durable });
+        }
+    }
+
+    fn send(
+        &mut self,
+        number: u64,
+        id: &CredentialId,
+        site: usize,
+        generation: u64,
+        wanted: Content,
+    ) -> Result<(), Undelivered> {
+        let lost = || Undelivered::new(Kind::ReplicatorLost, "the replicator is not up");
+        let gone = || Undelivered::new(Kind::ReplicatorLost, "the .use changed meanwhile");
+        let (_, bytes) = self.spool.read_use(id, None).map_err(|_| gone())?;
+        let bytes = bytes.ok_or_else(gone)?;
+        if content(&bytes).is_none_or(|now| now.hash != wanted.hash) {
+            // The new one is a new generation.
+            self.seen.remove(id);
+            self.look(id);
+            return Err(gone());
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|_| gone())?;
+        let content = KeyText::parse(text).map_err(|e| Undelivered::new(Kind::SiteName, e.to_string()))?;
+        let frame = ToReplicator::Deliver {
+            number,
+            site,
+            user: id.user.to_string(),
+            base: id.base(),
+            generation,
+            expiry: wanted.expiry,
+            content,
+        };
+        self.link.as_ref().map_err(|_| lost())?.send(&frame).map_err(|_| lost())
+    }
+
+    fn remember(&mut self, note: Note) {
+        let Some(site) = self.sites.get(note.site) else { return };
+        if let Err(error) = self.journal.note(&site.name, &note.key, note.value.as_deref()) {
+            tracing::warn!(%error, site = site.name, "the journal does not take a note of the replicator");
+        }
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.retain(|old| (old.site, &old.key) != (note.site, &note.key));
+        if note.value.is_some() {
+            notes.push(note);
+        }
+    }
+
+    fn announce(&mut self, announcement: Announcement, changed: &mut BTreeSet<CredentialId>) {
+        let site = |index: usize| self.sites.get(index).map_or(("?", "?"), |s| (s.name.as_str(), s.kind.label()));
+        match announcement {
+            Announcement::Replicated { id, site: index, generation, after_failures } => {
+                let ((user, service, handle), (site, kind)) = (names(&id), site(index));
+                tracing::info!(user, service, handle, site, kind, generation, after_failures, "replicated");
+                self.errors.remove(&(id.clone(), index));
+                changed.insert(id);
+            }
+            Announcement::Failed { id, site: index, generation, error, times, next_in } => {
+                let ((user, service, handle), (site, _)) = (names(&id), site(index));
+                let (next_in, kind, detail) = (next_in.as_secs(), error.kind, error.detail.as_str());
+                if kind == Kind::ReplicatorLost || times > TOLD {
+                    tracing::debug!(user, service, handle, site, %kind, generation, times, next_in, detail, "not replicated");
+                } else {
+                    tracing::warn!(user, service, handle, site, %kind, generation, times, next_in, detail, "not replicated");
+                }
+                self.errors.insert((id.clone(), index), error.to_string());
+                changed.insert(id);
+            }
+            Announcement::Superseded { id, site: index, generation, have } => {
+                let ((user, service, handle), (site, _)) = (names(&id), site(index));
+                tracing::warn!(user, service, handle, site, generation, have, "the site has a newer one, and kept it");
+                self.errors.insert((id.clone(), index), Kind::SiteNewer.label().to_owned());
+                changed.insert(id);
+            }
+            Announcement::Site { site: index, down: Some(kind) } => {
+                tracing::error!(site = site(index).0, %kind, "site is down or refuses us: single probes only");
+            }
+            Announcement::Site { site: index, down: None } => {
+                tracing::info!(site = site(index).0, "site answers again");
+            }
+        }
+    }
+
+    /// Put what changed on the board.
+    fn show(&mut self, changed: &BTreeSet<CredentialId>) {
+        if changed.is_empty() {
+            return;
+        }
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in changed {
+            let rows = self.planner.replicas_of(id).into_iter().map(|row| Replica {
+                site: self.sites.get(row.site).map(|site| site.name.clone()).unwrap_or_default(),
+                generation: (row.acknowledged > 0).then_some(row.acknowledged),
+                confirmed: row.at,
+                behind: row.standing != Standing::Current,
+                error: self.errors.get(&(id.clone(), row.site)).cloned(),
+            });
+            board.insert(id.clone(), rows.collect());
+        }
+    }
+}
+
+fn content(bytes: &[u8]) -> Option<Content> {
+    let told = use_file::read(bytes)?;
+    let mut hash = [0; 16];
+    for (to, from) in hash.iter_mut().zip(Sha256::digest(bytes)) {
+        *to = from;
+    }
+    Some(Content { hash, expiry: told.expiry })
+}
+
+/// The names of a user's groups on this host; none if there is no such user.
+fn groups(user: &UserName) -> BTreeSet<String> {
+    let Ok(Some(account)) = User::from_name(user.as_str()) else { return BTreeSet::new() };
+    group_ids(&account)
+        .into_iter()
+        .filter_map(|gid| Group::from_gid(gid).ok().flatten().map(|group| group.name))
+        .collect()
+}
+
+/// All groups of an account.
+#[must_use]
+pub fn group_ids(account: &User) -> Vec<Gid> {
+    let Ok(name) = std::ffi::CString::new(account.name.as_str()) else { return vec![account.gid] };
+    getgrouplist(&name, account.gid).unwrap_or_else(|_| vec![account.gid])
+}

@@ -1,0 +1,90 @@
+//! Frames between keeper and replicator; encoded as those of the courier are. The first one to a replicator is
+//! `Configure`; its answer is `Ready`, after privileges are gone.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::site_settings::Site,
+    core::{
+        delivery::{Delivered, Undelivered},
+        secret::KeyText,
+        time::Timestamp,
+    },
+};
+
+/// Who a process becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Become {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Its further groups: shared directories are often open to one of them.
+    pub groups: Vec<u32>,
+}
+
+/// Something that must outlive the replicator; the keeper keeps it in its journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// Index of the site.
+    pub site: usize,
+    /// What it is about.
+    pub key: String,
+    /// What it says; `None`: it is over.
+    pub value: Option<String>,
+}
+
+/// Keeper → replicator.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToReplicator {
+    /// The sites (index = position), who to become, and what is noted.
+    Configure {
+        /// Settings of all sites.
+        sites: Vec<Site>,
+        /// If started as root.
+        ids: Option<Become>,
+        /// From the journal.
+        notes: Vec<Note>,
+    },
+    /// Deliver one generation.
+    Deliver {
+        /// Comes back with the end.
+        number: u64,
+        /// Index of the site.
+        site: usize,
+        /// `USER`
+        user: String,
+        /// `S` or `S_H`
+        base: String,
+        /// The sequence number for the far end.
+        generation: u64,
+        /// When the access token ends, if it is known.
+        expiry: Option<Timestamp>,
+        /// The bytes of the `.use`, one line of text.
+        content: KeyText,
+    },
+}
+
+/// Replicator → keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromReplicator {
+    /// Configured; privileges dropped; confined as far as `sandbox` says.
+    Ready {
+        /// For the log.
+        sandbox: String,
+    },
+    /// A delivery ended.
+    Ended {
+        /// Its number.
+        number: u64,
+        /// How.
+        result: Result<Delivered, Undelivered>,
+    },
+    /// Keep this.
+    Remember(Note),
+    /// The configuration cannot be used.
+    Failed {
+        /// Why, in one line.
+        why: String,
+    },
+}

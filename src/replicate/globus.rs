@@ -1,0 +1,380 @@
+//! `kind = "globus-compute"`: a token as the argument of a function at the site's endpoint (contract replication, §3–§5).
+//!
+//! The client authenticates as itself; the function is registered once for each site (its source holds the allowed
+//! directory and the site's name) and its UUID kept as a note. A task cannot be cancelled and may run days later, so
+//! its id is a note, too: while one is pending for a credential, it is asked for and no second one is sent; when it has
+//! ended, what is newer by then goes out. One `batch_status` asks for all tasks of a client, and all requests of a
+//! client keep within the service's 20 in 10 seconds.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, Method, header};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Mutex, oneshot};
+use zeroize::Zeroizing;
+
+use super::{
+    directory,
+    envelope::{KeyRing, Verdict},
+    name, pack,
+    parcel::{self, Parcel},
+    receive,
+    web::{self, Answer},
+    worker::Notes,
+};
+use crate::{
+    config::site_settings::{GlobusCompute, Site},
+    core::delivery::{Delivered, Undelivered},
+    error::Kind,
+};
+
+/// Of the service itself (contract §3.1).
+const SCOPE: &str = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all";
+/// 20 requests in 10 s are allowed; this leaves room for others who use the client.
+const PACE: Duration = Duration::from_millis(600);
+const BURST: u32 = 6;
+/// Between two looks at pending tasks.
+const LOOK_FIRST: Duration = Duration::from_secs(1);
+const LOOK_MOST: Duration = Duration::from_secs(20);
+/// Tasks in one `batch_status`.
+const BATCH: usize = 100;
+
+/// A client of the service, shared by all sites that use it.
+#[derive(Debug)]
+pub struct Account {
+    http: Client,
+    token: Mutex<Option<(Instant, Zeroizing<String>)>>,
+    pace: Mutex<Instant>,
+    /// Registration is single flight.
+    registering: Mutex<()>,
+    watched: StdMutex<HashMap<String, oneshot::Sender<Value>>>,
+    looking: StdMutex<bool>,
+}
+
+/// All clients of the replicator.
+#[derive(Debug, Default)]
+pub struct Accounts(StdMutex<HashMap<String, Arc<Account>>>);
+
+impl Accounts {
+    /// The client of a site.
+    ///
+    /// # Errors
+    /// [`web::client`]
+    pub fn of(&self, site: &Site, globus: &GlobusCompute) -> Result<Arc<Account>, String> {
+        let key = format!("{:?}", (&globus.api, &globus.auth, &globus.client_id, &site.ca_file));
+        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.get(&key) {
+            return Ok(Arc::clone(account));
+        }
+        let account = Arc::new(Account {
+            http: web::client(site)?,
+            token: Mutex::new(None),
+            pace: Mutex::new(Instant::now()),
+            registering: Mutex::new(()),
+            watched: StdMutex::default(),
+            looking: StdMutex::new(false),
+        });
+        accounts.insert(key, Arc::clone(&account));
+        Ok(account)
+    }
+}
+
+/// Where a site's delivery stands between two tries.
+struct Task {
+    generation: u64,
+    sealed: u64,
+    id: String,
+}
+
+impl Task {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ':');
+        let (generation, sealed) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        Some(Self { generation, sealed, id: parts.next()?.to_owned() })
+    }
+
+    fn text(&self) -> String {
+        format!("{}:{}:{}", self.generation, self.sealed, self.id)
+    }
+}
+
+/// Deliver, or go on with what is pending.
+///
+/// # Errors
+/// [`Undelivered`]; [`Kind::SitePending`] while the service holds the task.
+pub async fn deliver(
+    site: &Site,
+    globus: &GlobusCompute,
+    account: &Arc<Account>,
+    ring: &KeyRing,
+    notes: &Notes,
+    parcel: &Parcel,
+) -> Result<Delivered, Undelivered> {
+    let end = Instant::now() + site.timeout;
+    let folder = name::directory(&globus.directory, &parcel.id)?;
+    let mut all = Ok(Delivered::AlreadyThere);
+    for name in parcel.names(site)? {
+        let path = format!("{folder}/{name}");
+        let one = one_file(site, globus, account, ring, notes, parcel, &path, end).await;
+        all = parcel::worse(all, one);
+    }
+    all
+}
+
+#[expect(clippy::too_many_arguments, reason = "one file of a delivery: everything that it needs")]
+async fn one_file(
+    site: &Site,
+    globus: &GlobusCompute,
+    account: &Arc<Account>,
+    ring: &KeyRing,
+    notes: &Notes,
+    parcel: &Parcel,
+    path: &str,
+    end: Instant,
+) -> Result<Delivered, Undelivered> {
+    let key = format!("task {path}");
+    let max_age = site.sealing.as_ref().map_or(86_400, |sealing| sealing.max_age.as_secs());
+    if let Some(task) = notes.value(&key).as_deref().and_then(Task::parse) {
+        // Past its age the function refuses it anyway: then it is lost, and the next one goes out.
+        if receive::now() <= task.sealed.saturating_add(max_age) {
+            let found = account.watch(globus, &task.id, end).await?;
+            notes.put(&key, None).await;
+            // One of an earlier generation made room for this one; how it ended does not matter any more.
+            if let (Some(document), true) = (found, task.generation == parcel.generation) {
+                return judge(&document, ring, parcel, site);
+            }
+        }
+    }
+    let function = account.function(site, globus, notes).await?;
+    let sealed = receive::now();
+    let payload = parcel.sealed(site, ring, path, sealed)?;
+    let text = std::str::from_utf8(&payload).map_err(|_| Undelivered::new(Kind::SiteError, "no text"))?;
+    let arguments = Zeroizing::new(pack::arguments(&json!([text, globus.keys_there, max_age])));
+    let body = json!({
+        "create_queue": false,
+        "tasks": {&function: [arguments.as_str()]},
+        "result_serializers": ["globus_compute_sdk.serialize.JSONData"],
+    });
+    let url = format!("{}/v3/endpoints/{}/submit", globus.api.trim_end_matches('/'), globus.endpoint);
+    let answer = account.call(globus, Method::POST, &url, Some(&body)).await?;
+    if answer.status == 404 {
+        // The function was removed at the service: the next try registers it anew.
+        notes.put("function", None).await;
+        return Err(Undelivered::new(Kind::SiteError, "the service does not know endpoint or function"));
+    }
+    let answer = answer.json()?;
+    let id = answer.get("tasks").and_then(|tasks| tasks.get(&function)?.get(0)?.as_str());
+    let id = id.ok_or_else(|| Undelivered::new(Kind::SiteError, "the service names no task"))?;
+    let task = Task { generation: parcel.generation, sealed, id: id.to_owned() };
+    notes.put(&key, Some(&task.text())).await;
+    let found = account.watch(globus, &task.id, end).await?;
+    notes.put(&key, None).await;
+    let lost = || Undelivered::new(Kind::SiteError, "the service has lost the task");
+    judge(&found.ok_or_else(lost)?, ring, parcel, site)
+}
+
+/// What a document of a task that has ended means (contract §3.2: `exception`, then `result`, then neither).
+fn judge(document: &Value, ring: &KeyRing, parcel: &Parcel, site: &Site) -> Result<Delivered, Undelivered> {
+    let text = |key: &str| document.get(key).and_then(Value::as_str);
+    if let Some(exception) = text("exception") {
+        let last = exception.trim().lines().last().unwrap_or_default();
+        let kind = if exception.contains("not permitted on endpoint") { Kind::SiteDenied } else { Kind::SiteError };
+        return Err(Undelivered::new(kind, format!("at the endpoint: {last}")));
+    }
+    let Some(result) = text("result") else {
+        return Err(Undelivered::new(Kind::SiteError, text("reason").unwrap_or("the task failed without a word")));
+    };
+    let unreadable = |e: &dyn std::fmt::Display| Undelivered::new(Kind::SiteUnconfirmed, format!("the result: {e}"));
+    let said = pack::result(result).map_err(|e| unreadable(&e))?;
+    let verdict: Verdict = serde_json::from_str(&said).map_err(|_| unreadable(&"no word of our function"))?;
+    verdict.judge(ring, parcel.generation, &parcel.bytes(site)?)
+}
+
+impl Account {
+    /// One request, as often as the service wants them, with a new token once if ours is refused.
+    async fn call(
+        self: &Arc<Self>,
+        globus: &GlobusCompute,
+        method: Method,
+        url: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Undelivered> {
+        let mut renewed = false;
+        loop {
+            let token = self.token(globus, renewed).await?;
+            self.turn().await;
+            let mut bearer = header::HeaderValue::from_str(&format!("Bearer {}", token.as_str()))
+                .map_err(|_| Undelivered::new(Kind::SiteAuth, "the service's token fits no header"))?;
+            bearer.set_sensitive(true);
+            let mut request = self.http.request(method.clone(), url).header(header::AUTHORIZATION, bearer);
+            if let Some(body) = body {
+                let text = Zeroizing::new(body.to_string());
+                request = request.header(header::CONTENT_TYPE, "application/json").body(text.as_bytes().to_vec());
+            }
+            let answer = web::ask(request).await?;
+            if answer.status != 401 || renewed {
+                return Ok(answer);
+            }
+            renewed = true;
+        }
+    }
+
+    /// Wait for our turn: a burst, then one request in [`PACE`].
+    async fn turn(&self) {
+        let wait = {
+            let mut next = self.pace.lock().await;
+            let now = Instant::now();
+            let earliest = now.checked_sub(PACE * BURST).unwrap_or(now);
+            *next = (*next).max(earliest) + PACE;
+            next.saturating_duration_since(now)
+        };
+        tokio::time::sleep(wait).await;
+    }
+
+    /// The client's own token; `anew`: the one that we have was refused.
+    async fn token(&self, globus: &GlobusCompute, anew: bool) -> Result<Zeroizing<String>, Undelivered> {
+        let mut held = self.token.lock().await;
+        if let Some((until, token)) = &*held
+            && !anew
+            && Instant::now() < *until
+        {
+            return Ok(token.clone());
+        }
+        let secret = globus.client_secret.as_ref().map(|secret| secret.expose().to_owned()).map(Zeroizing::new);
+        let form = url::form_urlencoded::Serializer::new(String::new())
+            .append_pair("grant_type", "client_credentials")
+            .append_pair("scope", SCOPE)
+            .finish();
+        let request = self
+            .http
+            .post(format!("{}/v2/oauth2/token", globus.auth.trim_end_matches('/')))
+            .basic_auth(&globus.client_id, secret.as_deref())
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form);
+        let answer = web::ask(request).await?;
+        if matches!(answer.status, 400..=403) {
+            return Err(Undelivered::new(
+                Kind::SiteAuth,
+                format!("Globus Auth refuses the client (HTTP {})", answer.status),
+            ));
+        }
+        let answer = answer.json()?;
+        let token = answer.get("access_token").and_then(Value::as_str);
+        let token = token.ok_or_else(|| Undelivered::new(Kind::SiteAuth, "Globus Auth gives no token"))?;
+        let life = answer.get("expires_in").and_then(Value::as_u64).unwrap_or(3600);
+        let token = Zeroizing::new(token.to_owned());
+        *held = Some((Instant::now() + Duration::from_secs(life / 2), token.clone()));
+        Ok(token)
+    }
+
+    /// The UUID of the site's function: configured, noted, or registered now.
+    async fn function(
+        self: &Arc<Self>,
+        site: &Site,
+        globus: &GlobusCompute,
+        notes: &Notes,
+    ) -> Result<String, Undelivered> {
+        if let Some(function) = &globus.function {
+            return Ok(function.clone());
+        }
+        let root = directory::fixed(&globus.directory).display().to_string();
+        let code = pack::code(pack::NAME, &pack::source(&root, &site.name), globus.legacy);
+        let version =
+            Sha256::digest(&code).iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        let _one = self.registering.lock().await;
+        let known = notes.value("function");
+        if let Some((of, function)) = known.as_deref().and_then(|known| known.split_once(':'))
+            && of == version
+        {
+            return Ok(function.to_owned());
+        }
+        let identifier = if globus.legacy { "04" } else { "st" };
+        let body = json!({
+            "function_name": pack::NAME,
+            "function_code": code,
+            "serialized": true,
+            "meta": {"python_version": "3.11.0", "sdk_version": "4.19.0", "serde_identifier": identifier},
+            "description": "evercred: opens a sealed token and writes it below one directory",
+        });
+        let url = format!("{}/v3/functions", globus.api.trim_end_matches('/'));
+        let answer = self.call(globus, Method::POST, &url, Some(&body)).await?.json()?;
+        let function = answer.get("function_uuid").and_then(Value::as_str);
+        let function = function.ok_or_else(|| Undelivered::new(Kind::SiteError, "the service names no function"))?;
+        notes.put("function", Some(&format!("{version}:{function}"))).await;
+        Ok(function.to_owned())
+    }
+
+    /// Wait until a task has ended; `None`: the service does not know it.
+    async fn watch(
+        self: &Arc<Self>,
+        globus: &GlobusCompute,
+        task: &str,
+        end: Instant,
+    ) -> Result<Option<Value>, Undelivered> {
+        let (ended, document) = oneshot::channel();
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(task.to_owned(), ended);
+        let idle = !std::mem::replace(&mut *self.looking.lock().unwrap_or_else(PoisonError::into_inner), true);
+        if idle {
+            let (account, globus) = (Arc::clone(self), globus.clone());
+            tokio::spawn(async move { account.look(&globus).await });
+        }
+        match tokio::time::timeout_at(end.into(), document).await {
+            Ok(Ok(document)) => Ok(Some(document).filter(|document| !document.is_null())),
+            Ok(Err(_)) => Err(Undelivered::new(Kind::SitePending, "the task is still pending")),
+            Err(_) => {
+                self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
+                Err(Undelivered::new(Kind::SitePending, "the endpoint has not run the task yet; it stays in its queue"))
+            }
+        }
+    }
+
+    /// Ask for all watched tasks, until there are none.
+    async fn look(self: Arc<Self>, globus: &GlobusCompute) {
+        let url = format!("{}/v2/batch_status", globus.api.trim_end_matches('/'));
+        let mut pause = LOOK_FIRST;
+        loop {
+            tokio::time::sleep(pause).await;
+            let ids: Vec<String> = {
+                let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+                if watched.is_empty() {
+                    *self.looking.lock().unwrap_or_else(PoisonError::into_inner) = false;
+                    return;
+                }
+                watched.keys().cloned().collect()
+            };
+            let mut ended = 0;
+            for batch in ids.chunks(BATCH) {
+                let body = json!({"task_ids": batch});
+                let answer = self.call(globus, Method::POST, &url, Some(&body)).await.and_then(|answer| answer.json());
+                // Whatever is wrong: the tasks go on, and are asked for again.
+                let Ok(answer) = answer else { continue };
+                for id in batch {
+                    let document = answer.get("results").and_then(|results| results.get(id));
+                    let over = match document {
+                        None => Some(Value::Null),
+                        Some(document) => is_over(document).then(|| document.clone()),
+                    };
+                    if let Some(document) = over
+                        && let Some(watcher) = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(id)
+                    {
+                        ended += 1;
+                        // Whoever waited may have given up.
+                        watcher.send(document).ok();
+                    }
+                }
+            }
+            pause = if ended > 0 { LOOK_FIRST } else { (pause * 3 / 2).min(LOOK_MOST) };
+        }
+    }
+}
+
+/// Only `success` and `failed` are ends.
+fn is_over(document: &Value) -> bool {
+    let status = document.get("status").and_then(Value::as_str).unwrap_or_default();
+    status.eq_ignore_ascii_case("success") || status.eq_ignore_ascii_case("failed")
+}

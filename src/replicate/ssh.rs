@@ -1,0 +1,382 @@
+//! `kind = "ssh"`: the system's OpenSSH, so that Kerberos, agents, `ssh_config` and known hosts are what they are for a
+//! person at this host. One session for each account and host, kept for a minute after its last use: an SFTP channel,
+//! or `evercred receive` at the far end, to which sealed payloads go line by line.
+//!
+//! sshd drops new connections from ten that have not authenticated yet (`MaxStartups 10:30:100`), so at most
+//! [`STARTUPS`] are set up at a host at once, and those that are up stay in use.
+//!
+//! SFTP writes a temporary of mode 0600 from its creation, sets the mode, syncs, and renames over (`posix-rename`).
+//! `.NAME.seq` beside it refuses what is older, as in [`super::place`], but without its lock: SFTP has none. A session
+//! on which anything went wrong is ended, so that nothing of it can arrive later.
+
+use std::{
+    collections::HashMap,
+    process::Stdio,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout},
+    sync::{Mutex, Semaphore},
+};
+
+use super::{
+    envelope::{KeyRing, MAX_PAYLOAD, Verdict},
+    name,
+    parcel::{self, Parcel},
+    program, receive,
+    sftp::{Open, Sftp, SftpError},
+};
+use crate::{
+    config::site_settings::{Site, Ssh, SshWay},
+    core::delivery::{Delivered, Undelivered},
+    error::Kind,
+};
+
+/// Connections being set up at one host.
+const STARTUPS: usize = 4;
+/// A session is ended when it was not used for this long.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// All sessions of the replicator.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    by_account: StdMutex<HashMap<String, Arc<Mutex<Option<Session>>>>>,
+    startups: StdMutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+#[derive(Debug)]
+struct Session {
+    /// Ended with the session (`kill_on_drop`).
+    _child: Child,
+    channel: Channel,
+    used: Instant,
+    words: Arc<StdMutex<String>>,
+}
+
+#[derive(Debug)]
+enum Channel {
+    Sftp(Box<Sftp<BufReader<ChildStdout>, ChildStdin>>),
+    Receive(BufReader<ChildStdout>, ChildStdin),
+}
+
+impl Sessions {
+    /// Deliver.
+    ///
+    /// # Errors
+    /// [`Undelivered`]
+    pub async fn deliver(
+        self: &Arc<Self>,
+        site: &Site,
+        ssh: &Ssh,
+        ring: Option<&KeyRing>,
+        parcel: &Parcel,
+    ) -> Result<Delivered, Undelivered> {
+        let slot = {
+            let mut sessions = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(sessions.entry(account(ssh)).or_default())
+        };
+        let mut held = slot.lock().await;
+        let reused = held.is_some();
+        let mut end = self.attempt(&mut held, site, ssh, ring, parcel).await;
+        // A session that went stale while nobody used it tells nothing about the site.
+        if reused && held.is_none() && end.as_ref().is_err_and(|e| e.kind == Kind::SiteUnreachable) {
+            end = self.attempt(&mut held, site, ssh, ring, parcel).await;
+        }
+        if held.is_some() {
+            let slot = Arc::clone(&slot);
+            tokio::spawn(async move {
+                tokio::time::sleep(IDLE).await;
+                if let Ok(mut held) = slot.try_lock()
+                    && held.as_ref().is_some_and(|session| session.used.elapsed() >= IDLE)
+                {
+                    *held = None;
+                }
+            });
+        }
+        end
+    }
+
+    /// One try; whatever is not a plain answer of the far end costs the session.
+    async fn attempt(
+        &self,
+        held: &mut Option<Session>,
+        site: &Site,
+        ssh: &Ssh,
+        ring: Option<&KeyRing>,
+        parcel: &Parcel,
+    ) -> Result<Delivered, Undelivered> {
+        // Taken out, so that it is gone if we are cancelled in the middle.
+        let mut session = match held.take() {
+            Some(session) => session,
+            None => self.connect(ssh).await?,
+        };
+        let result = session.put_all(site, ssh, ring, parcel).await;
+        let usable = result.as_ref().is_ok_and(Result::is_ok)
+            || matches!(&result, Ok(Err(e)) if !matches!(e.kind, Kind::SiteUnreachable | Kind::SiteTimeout));
+        match result {
+            Ok(end) => {
+                if usable {
+                    session.used = Instant::now();
+                    *held = Some(session);
+                }
+                end
+            }
+            Err(error) => {
+                // What ssh had to say comes a moment after its end.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let words = session.words.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Err(failure(&words, &error))
+            }
+        }
+    }
+
+    async fn connect(&self, ssh: &Ssh) -> Result<Session, Undelivered> {
+        let gate = {
+            let mut startups = self.startups.lock().unwrap_or_else(PoisonError::into_inner);
+            let host = format!("{}:{}", ssh.host, ssh.port.unwrap_or(0));
+            Arc::clone(startups.entry(host).or_insert_with(|| Arc::new(Semaphore::new(STARTUPS))))
+        };
+        let _turn = gate.acquire().await.map_err(|e| Undelivered::new(Kind::SiteError, e.to_string()))?;
+        let ccache = ssh.ccache.as_deref().map(|ccache| ("KRB5CCNAME", ccache));
+        let environment: Vec<(&str, &str)> = ccache.into_iter().collect();
+        let mut command = program::command(&ssh.program, &arguments(ssh), &environment);
+        command.stderr(Stdio::piped());
+        let broken = |e: std::io::Error| Undelivered::new(Kind::SiteError, format!("{}: {e}", ssh.program.display()));
+        let mut child = command.spawn().map_err(broken)?;
+        let (Some(to), Some(from), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(Undelivered::new(Kind::SiteError, "no pipes to ssh"));
+        };
+        let words = Arc::new(StdMutex::new(String::new()));
+        let heard = Arc::clone(&words);
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(errors.take(64 << 10)).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                line.chars()
+                    .take(300)
+                    .collect::<String>()
+                    .clone_into(&mut heard.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        });
+        let from = BufReader::new(from);
+        let channel = match ssh.way {
+            SshWay::Sftp => match Sftp::start(from, to).await {
+                Ok(sftp) => Channel::Sftp(Box::new(sftp)),
+                Err(error) => {
+                    // ssh ends after it said why.
+                    tokio::time::timeout(Duration::from_secs(2), child.wait()).await.ok();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let words = words.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    return Err(failure(&words, &error));
+                }
+            },
+            SshWay::Receive => Channel::Receive(from, to),
+        };
+        Ok(Session { _child: child, channel, used: Instant::now(), words })
+    }
+}
+
+/// Everything that tells one session from another.
+fn account(ssh: &Ssh) -> String {
+    format!("{:?}", (&ssh.host, &ssh.user, ssh.port, &ssh.ssh_config, &ssh.program, &ssh.ccache, ssh.way))
+}
+
+fn arguments(ssh: &Ssh) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    if let Some(config) = &ssh.ssh_config {
+        arguments.extend(["-F".into(), config.display().to_string()]);
+    }
+    for option in [
+        "BatchMode=yes",
+        "ClearAllForwardings=yes",
+        "ForwardAgent=no",
+        "ForwardX11=no",
+        "PermitLocalCommand=no",
+        "RequestTTY=no",
+        "ConnectTimeout=20",
+        "ServerAliveInterval=15",
+        "ServerAliveCountMax=2",
+    ] {
+        arguments.extend(["-o".into(), option.into()]);
+    }
+    if let Some(port) = ssh.port {
+        arguments.extend(["-p".into(), port.to_string()]);
+    }
+    if let Some(user) = &ssh.user {
+        arguments.extend(["-l".into(), user.clone()]);
+    }
+    match ssh.way {
+        SshWay::Sftp => arguments.extend(["-s".into(), "--".into(), ssh.host.clone(), "sftp".into()]),
+        SshWay::Receive => arguments.extend(["--".into(), ssh.host.clone(), "evercred receive".into()]),
+    }
+    arguments
+}
+
+/// From what ssh says, and from what broke.
+fn failure(words: &str, error: &SftpError) -> Undelivered {
+    let refused = ["Permission denied", "Host key verification failed", "No Kerberos credentials", "Too many auth"];
+    let kind = if refused.iter().any(|text| words.contains(text)) {
+        Kind::SiteAuth
+    } else {
+        match error {
+            SftpError::Broken(_) => Kind::SiteUnreachable,
+            SftpError::Denied | SftpError::Unable(_) => Kind::SiteDenied,
+            SftpError::Missing | SftpError::Status { .. } | SftpError::Protocol(_) => Kind::SiteError,
+        }
+    };
+    let words = words.trim();
+    if words.is_empty() {
+        Undelivered::new(kind, error.to_string())
+    } else {
+        Undelivered::new(kind, format!("{error}; ssh: {words}"))
+    }
+}
+
+impl Session {
+    /// The outer error broke the session; the inner one is the far end's word.
+    async fn put_all(
+        &mut self,
+        site: &Site,
+        ssh: &Ssh,
+        ring: Option<&KeyRing>,
+        parcel: &Parcel,
+    ) -> Result<Result<Delivered, Undelivered>, SftpError> {
+        let prepared = name::directory(&ssh.directory, &parcel.id).and_then(|d| Ok((d, parcel.names(site)?)));
+        let (directory, names) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut end = Ok(Delivered::AlreadyThere);
+        for name in names {
+            let path = format!("{directory}/{name}");
+            let sealed = ring.map(|ring| parcel.sealed(site, ring, &path, receive::now()));
+            let bytes = match sealed.unwrap_or_else(|| parcel.bytes(site)) {
+                Ok(bytes) => bytes,
+                Err(error) => return Ok(Err(error)),
+            };
+            let one = match (&mut self.channel, ring) {
+                (Channel::Sftp(sftp), _) => {
+                    match put(sftp, &directory, &name, site.mode, parcel.generation, &bytes).await {
+                        Err(error @ (SftpError::Broken(_) | SftpError::Protocol(_))) => return Err(error),
+                        Err(error) => Err(failure("", &error)),
+                        Ok(end) => end,
+                    }
+                }
+                (Channel::Receive(from, to), Some(ring)) => {
+                    let verdict = hand_over(from, to, &bytes).await?;
+                    let bytes = parcel.bytes(site);
+                    bytes.and_then(|bytes| verdict.judge(ring, parcel.generation, &bytes))
+                }
+                (Channel::Receive(..), None) => Err(Undelivered::new(Kind::SiteKey, "no key for what is received")),
+            };
+            end = parcel::worse(end, one);
+        }
+        Ok(end)
+    }
+}
+
+async fn hand_over(
+    from: &mut BufReader<ChildStdout>,
+    to: &mut ChildStdin,
+    payload: &[u8],
+) -> Result<Verdict, SftpError> {
+    to.write_all(payload).await?;
+    to.write_all(b"\n").await?;
+    to.flush().await?;
+    let mut line = Vec::new();
+    from.take(MAX_PAYLOAD as u64).read_until(b'\n', &mut line).await?;
+    if line.is_empty() {
+        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    }
+    serde_json::from_slice(&line).map_err(|_| SftpError::Protocol("the far end does not answer like evercred receive"))
+}
+
+type Channels = Sftp<BufReader<ChildStdout>, ChildStdin>;
+
+async fn put(
+    sftp: &mut Channels,
+    directory: &str,
+    name: &str,
+    mode: u32,
+    generation: u64,
+    bytes: &[u8],
+) -> Result<Result<Delivered, Undelivered>, SftpError> {
+    let sequence = format!("{directory}/.{name}.seq");
+    let have = read_sequence(sftp, &sequence).await?;
+    if have >= generation {
+        let newer = have > generation;
+        return Ok(Ok(if newer { Delivered::Superseded { have } } else { Delivered::AlreadyThere }));
+    }
+    let temporary = format!("{directory}/.{name}.{generation:x}");
+    let handle = match sftp.open(&temporary, Open::New, 0o600).await {
+        Err(SftpError::Missing) => {
+            make_directories(sftp, directory).await?;
+            sftp.open(&temporary, Open::New, 0o600).await?
+        }
+        // Left by an earlier session of ours; this generation is ours alone.
+        Err(SftpError::Status { .. }) => {
+            if sftp.is_full(directory).await? == Some(true) {
+                return Ok(Err(Undelivered::new(Kind::SiteFull, format!("{directory} has no room"))));
+            }
+            sftp.remove(&temporary).await.ok();
+            sftp.open(&temporary, Open::New, 0o600).await?
+        }
+        other => other?,
+    };
+    let written = fill(sftp, &handle, mode, bytes).await;
+    let closed = sftp.close(&handle).await;
+    if let Err(error) = written.and(closed) {
+        if matches!(error, SftpError::Broken(_) | SftpError::Protocol(_)) {
+            return Err(error);
+        }
+        let full = sftp.is_full(directory).await? == Some(true);
+        sftp.remove(&temporary).await.ok();
+        if full {
+            return Ok(Err(Undelivered::new(Kind::SiteFull, format!("{directory} has no room"))));
+        }
+        return Err(error);
+    }
+    if let Err(error) = sftp.rename(&temporary, &format!("{directory}/{name}")).await {
+        sftp.remove(&temporary).await.ok();
+        return Err(error);
+    }
+    let handle = sftp.open(&sequence, Open::Anew, 0o600).await?;
+    let written = sftp.write(&handle, generation.to_string().as_bytes()).await;
+    sftp.close(&handle).await.and(written)?;
+    Ok(Ok(Delivered::Written))
+}
+
+async fn fill(sftp: &mut Channels, handle: &[u8], mode: u32, bytes: &[u8]) -> Result<(), SftpError> {
+    sftp.set_mode(handle, mode).await?;
+    sftp.write(handle, bytes).await?;
+    sftp.sync(handle).await
+}
+
+async fn read_sequence(sftp: &mut Channels, path: &str) -> Result<u64, SftpError> {
+    let handle = match sftp.open(path, Open::Read, 0).await {
+        Err(SftpError::Missing) => return Ok(0),
+        other => other?,
+    };
+    let bytes = sftp.read(&handle, 32).await;
+    sftp.close(&handle).await?;
+    // Something else in it is no sequence of ours, and guards nothing.
+    Ok(std::str::from_utf8(&bytes?).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0))
+}
+
+/// Those of the path that are missing, for their owner alone.
+async fn make_directories(sftp: &mut Channels, directory: &str) -> Result<(), SftpError> {
+    let mut path = String::new();
+    for part in directory.split('/').filter(|part| !part.is_empty()) {
+        path.push('/');
+        path.push_str(part);
+        match sftp.make_directory(&path).await {
+            // Most are there already, which the server calls a failure; what is really wrong shows at the file.
+            Ok(()) | Err(SftpError::Status { .. } | SftpError::Denied) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

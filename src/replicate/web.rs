@@ -1,0 +1,115 @@
+//! HTTP to the services of sites: as the courier asks issuers, no redirects, no proxies, bounded in time and size.
+
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, RequestBuilder, header, redirect};
+use zeroize::Zeroizing;
+
+use crate::{config::site_settings::Site, core::delivery::Undelivered, error::Kind};
+
+/// No answer is larger.
+const MAX_BODY: usize = 1 << 20;
+/// Of one request; a delivery may need several.
+const REQUEST: Duration = Duration::from_secs(30);
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// The service's wish.
+    pub retry_after: Option<Duration>,
+    /// The body.
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+/// A client for a site; reads its `ca_file`.
+///
+/// # Errors
+/// One line: what is wrong with the CA file or TLS on this machine.
+pub fn client(site: &Site) -> Result<Client, String> {
+    let mut builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(Duration::from_secs(10))
+        .timeout(REQUEST)
+        .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
+    if let Some(path) = &site.ca_file {
+        let fail = |e: &dyn std::fmt::Display| format!("ca_file {}: {e}", path.display());
+        let pem = std::fs::read(path).map_err(|e| fail(&e))?;
+        builder = builder.tls_certs_merge(Certificate::from_pem_bundle(&pem).map_err(|e| fail(&e))?);
+    }
+    builder.build().map_err(|e| format!("site {}: {e}", site.name))
+}
+
+/// Ask.
+///
+/// # Errors
+/// It was not reached, did not answer in time, or answers more than we read.
+pub async fn ask(request: RequestBuilder) -> Result<Answer, Undelivered> {
+    let mut response = request.send().await.map_err(|e| failure(&e))?;
+    let status = response.status().as_u16();
+    let text = response.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let retry_after = wish(text);
+    let mut body = Zeroizing::new(Vec::new());
+    while let Some(chunk) = response.chunk().await.map_err(|e| failure(&e))? {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(Undelivered::new(Kind::SiteError, "the answer is larger than 1 MiB"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { status, retry_after, body })
+}
+
+/// `Retry-After`: seconds or a date, at most an hour.
+fn wish(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let wait = if let Ok(seconds) = text.parse::<u32>() {
+        Duration::from_secs(seconds.into())
+    } else {
+        let at = u64::try_from(jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_second()).ok()?;
+        Duration::from_secs(at.saturating_sub(super::receive::now()))
+    };
+    Some(wait.min(Duration::from_secs(3600)))
+}
+
+fn failure(error: &reqwest::Error) -> Undelivered {
+    let kind = if error.is_timeout() { Kind::SiteTimeout } else { Kind::SiteUnreachable };
+    let mut detail = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(one) = cause {
+        detail = one.to_string();
+        cause = one.source();
+    }
+    Undelivered::new(kind, detail)
+}
+
+impl Answer {
+    /// A good answer as JSON.
+    ///
+    /// # Errors
+    /// [`Undelivered`], classified by the status, with the service's words (contract replication, 3.4).
+    pub fn json(&self) -> Result<serde_json::Value, Undelivered> {
+        if (200..300).contains(&self.status) {
+            return serde_json::from_slice(&self.body)
+                .map_err(|_| Undelivered::new(Kind::SiteError, "the answer is no JSON"));
+        }
+        Err(self.refusal())
+    }
+
+    /// What a status that is no success means.
+    #[must_use]
+    pub fn refusal(&self) -> Undelivered {
+        let kind = match self.status {
+            401 => Kind::SiteAuth,
+            403 | 404 | 405 | 409 | 413 | 422 => Kind::SiteDenied,
+            408 | 425 | 429 => Kind::RateLimited,
+            507 => Kind::SiteFull,
+            _ => Kind::SiteError,
+        };
+        let value: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let words = ["reason", "message", "detail", "title", "error"].iter().find_map(|key| value.get(key)?.as_str());
+        let detail = format!("HTTP {}: {}", self.status, words.unwrap_or("no words"));
+        Undelivered::new(kind, detail).wait(self.retry_after)
+    }
+}

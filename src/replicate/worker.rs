@@ -1,0 +1,220 @@
+//! The replicator's loop: frames in, deliveries at once, frames out as they end. Each delivery has its site's
+//! `timeout`, whatever the site does: accepts and never answers, answers late, answers twice.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use tokio::sync::mpsc;
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+
+use super::{
+    envelope::KeyRing,
+    frame::{FromReplicator, Note, ToReplicator},
+    parcel::Parcel,
+    sandbox,
+};
+use crate::{
+    config::site_settings::{Site, SiteKind},
+    core::{
+        delivery::{Delivered, Undelivered},
+        id::{CredentialId, UserName},
+    },
+    courier::frame::{self, MAX_FRAME},
+    error::{Kind, exit},
+};
+
+/// Beyond the site's own `timeout`, for ending what it started.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A site and what is kept for it between deliveries.
+struct Place {
+    site: Site,
+    ring: Option<KeyRing>,
+    notes: Notes,
+    shared: Arc<Shared>,
+}
+
+/// What all sites share.
+#[derive(Default)]
+struct Shared {
+    ssh: Arc<super::ssh::Sessions>,
+    globus: super::globus::Accounts,
+}
+
+/// What a site wants to have remembered.
+#[derive(Debug)]
+pub struct Notes {
+    site: usize,
+    known: Mutex<HashMap<String, String>>,
+    to: mpsc::Sender<FromReplicator>,
+}
+
+impl Notes {
+    /// What is noted.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Note it, here and in the keeper's journal.
+    pub async fn put(&self, key: &str, value: Option<&str>) {
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            match value {
+                Some(value) => drop(known.insert(key.to_owned(), value.to_owned())),
+                None => drop(known.remove(key)),
+            }
+        }
+        let note = Note { site: self.site, key: key.to_owned(), value: value.map(str::to_owned) };
+        // The keeper is gone if nobody takes it.
+        self.to.send(FromReplicator::Remember(note)).await.ok();
+    }
+}
+
+/// Run as the replicator until the keeper's end of standard input closes.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::from(exit::OK),
+        // The keeper was told in a frame, if it still listens; the exit code is for nobody else.
+        Err(_) => ExitCode::from(exit::FAILED),
+    }
+}
+
+fn run() -> io::Result<()> {
+    // Signals of the terminal's foreground group are the keeper's business.
+    let mut block = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        block.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&block), None)?;
+    let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let Some(ToReplicator::Configure { sites, ids, notes }) = frame::read(&mut stream)? else {
+        return Err(io::Error::other("the first frame is not Configure"));
+    };
+    let (done, ended) = mpsc::channel::<FromReplicator>(256);
+    let prepared = sandbox::enter(ids.as_ref(), &sites).and_then(|sandbox| {
+        let shared = Arc::new(Shared::default());
+        let places = sites.into_iter().enumerate().map(|(index, site)| place(index, site, &notes, &shared, &done));
+        Ok((places.collect::<Result<Vec<_>, _>>()?, sandbox))
+    });
+    let (places, sandbox) = match prepared {
+        Ok(prepared) => prepared,
+        Err(why) => {
+            frame::write(&mut stream, &FromReplicator::Failed { why: why.clone() })?;
+            return Err(io::Error::other(why));
+        }
+    };
+    frame::write(&mut stream, &FromReplicator::Ready { sandbox })?;
+    stream.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(stream, places, done, ended));
+    // A file system that hangs must not keep us from ending.
+    runtime.shutdown_background();
+    result
+}
+
+fn place(
+    index: usize,
+    site: Site,
+    notes: &[Note],
+    shared: &Arc<Shared>,
+    to: &mpsc::Sender<FromReplicator>,
+) -> Result<Place, String> {
+    let ring = match &site.sealing {
+        Some(sealing) => Some(KeyRing::new(&sealing.keys).map_err(|e| format!("site {}: {e}", site.name))?),
+        None => None,
+    };
+    let known = notes.iter().filter(|note| note.site == index);
+    let known = known.filter_map(|note| Some((note.key.clone(), note.value.clone()?))).collect();
+    let notes = Notes { site: index, known: Mutex::new(known), to: to.clone() };
+    Ok(Place { site, ring, notes, shared: Arc::clone(shared) })
+}
+
+async fn serve(
+    stream: UnixStream,
+    places: Vec<Place>,
+    done: mpsc::Sender<FromReplicator>,
+    mut ended: mpsc::Receiver<FromReplicator>,
+) -> io::Result<()> {
+    let places: Vec<Arc<Place>> = places.into_iter().map(Arc::new).collect();
+    let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
+    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
+    let mut requests = FramedRead::new(reader, codec.clone());
+    let mut answers = FramedWrite::new(writer, codec);
+    let sender = tokio::spawn(async move {
+        while let Some(frame) = ended.recv().await {
+            let bytes = frame::encode(&frame)?;
+            // The codec writes the length itself.
+            answers.feed(Bytes::copy_from_slice(bytes.get(4..).unwrap_or_default())).await?;
+            if ended.is_empty() {
+                SinkExt::<Bytes>::flush(&mut answers).await?;
+            }
+        }
+        Ok::<_, io::Error>(())
+    });
+    while let Some(body) = requests.next().await {
+        let ToReplicator::Deliver { number, site, user, base, generation, expiry, content } = frame::decode(&body?)?
+        else {
+            continue;
+        };
+        let place = places.get(site).map(Arc::clone);
+        let id = UserName::parse(&user).and_then(|user| CredentialId::from_base(user, &base));
+        let done = done.clone();
+        tokio::spawn(async move {
+            let result = match (place, id) {
+                (Some(place), Ok(id)) => deliver(place, Parcel { id, generation, expiry, content }).await,
+                _ => Err(Undelivered::new(Kind::SiteError, "no such site or credential")),
+            };
+            // The keeper is gone if nobody takes it.
+            done.send(FromReplicator::Ended { number, result }).await.ok();
+        });
+    }
+    // The keeper is gone: whatever is under way has nobody to go to.
+    sender.abort();
+    Ok(())
+}
+
+async fn deliver(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undelivered> {
+    let patience = place.site.timeout + GRACE;
+    let name = place.site.name.clone();
+    match tokio::time::timeout(patience, attempt(place, parcel)).await {
+        Ok(result) => result,
+        Err(_) => Err(Undelivered::new(Kind::SiteTimeout, format!("{name} did not answer in time"))),
+    }
+}
+
+async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undelivered> {
+    match &place.site.kind {
+        SiteKind::Directory { .. } => {
+            // A file system may hang; then the thread hangs, and nothing else.
+            let job = tokio::task::spawn_blocking(move || match &place.site.kind {
+                SiteKind::Directory { directory } => {
+                    super::directory::deliver(&place.site, directory, place.ring.as_ref(), &parcel)
+                }
+                _ => Err(Undelivered::new(Kind::SiteError, "not a directory")),
+            });
+            job.await.unwrap_or_else(|e| Err(Undelivered::new(Kind::SiteError, e.to_string())))
+        }
+        SiteKind::Exec { command, directory } => {
+            super::exec::deliver(&place.site, command, directory.as_deref(), place.ring.as_ref(), &parcel).await
+        }
+        SiteKind::Ssh(ssh) => place.shared.ssh.deliver(&place.site, ssh, place.ring.as_ref(), &parcel).await,
+        SiteKind::GlobusCompute(globus) => {
+            let Some(ring) = &place.ring else { return Err(Undelivered::new(Kind::SiteKey, "no key")) };
+            let account = place.shared.globus.of(&place.site, globus);
+            let account = account.map_err(|why| Undelivered::new(Kind::SiteError, why))?;
+            super::globus::deliver(&place.site, globus, &account, ring, &place.notes, &parcel).await
+        }
+        SiteKind::Credd(credd) => super::credd::deliver(&place.site, credd, &parcel).await,
+    }
+}

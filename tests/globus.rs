@@ -1,0 +1,275 @@
+//! Replication over Globus Compute: our client against a double of the service whose tasks are run by the real worker
+//! code (newest release, and one from before JSON results); the double itself is exercised by the real SDK. Skipped,
+//! and said so, without `target/test-env/globus-*` (`tests/run globus` makes them).
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test: it may stop at what is wrong, and says what it skips"
+)]
+
+mod site;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use evercred::{demo::issuer::Rotation, replicate::pack};
+use serde_json::{Value, json};
+
+use self::site::Site;
+
+struct Double {
+    child: Child,
+    port: u16,
+}
+
+fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn python(version: &str) -> Option<PathBuf> {
+    let home = here("target/test-env").join(format!("globus-{version}"));
+    if home.join("ready").exists() {
+        return Some(home.join("bin/python"));
+    }
+    eprintln!("skipped: no globus-compute-endpoint {version} (tests/run globus)");
+    None
+}
+
+impl Double {
+    fn start(version: &str, port: u16) -> Option<Self> {
+        let mut child = Command::new(python(version)?)
+            .arg(here("tests/globus/double.py"))
+            .arg(port.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Some(Self { child, port: line.trim().parse().unwrap() })
+    }
+
+    fn control(&self, orders: &Value) -> Value {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let url = format!("http://127.0.0.1:{}/control", self.port);
+            let request = reqwest::Client::new().put(url).header("Content-Type", "application/json");
+            let answer = request.body(orders.to_string()).send().await.unwrap();
+            serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+        })
+    }
+
+    fn asked(&self, path: &str) -> u64 {
+        let told = self.control(&json!({}));
+        let asked = told.get("asked").and_then(Value::as_object).unwrap();
+        asked.iter().filter(|(key, _)| key.contains(path)).filter_map(|(_, count)| count.as_u64()).sum()
+    }
+}
+
+impl Drop for Double {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A credmon with one Globus site; the "endpoint" writes below `far`.
+fn started(double: &Double, more: &str) -> (Site, PathBuf) {
+    let mut site = Site::new(3600, Rotation::Strict);
+    site.configure("");
+    let home = site.home.path().display().to_string();
+    let far = site.home.path().join("far");
+    fs::create_dir(&far).unwrap();
+    let key = site.home.path().join("key");
+    assert!(Command::new(env!("CARGO_BIN_EXE_evercred")).arg("keygen").arg(&key).output().unwrap().status.success());
+    fs::write(site.home.path().join("secret"), "s\n").unwrap();
+    fs::set_permissions(site.home.path().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let path = site.home.path().join("evercred.toml");
+    let daemon = format!("[daemon]\nstate_directory = \"{home}/state\"\nreplicate_user = \"nobody\"\n");
+    let port = double.port;
+    let text = fs::read_to_string(&path).unwrap().replacen("[daemon]\n", &daemon, 1)
+        + &format!(
+            "[site.far]\nkind = \"globus-compute\"\nservices = [\"grid\"]\nfile_name = \"panda_token\"\n\
+             endpoint_id = \"9f1a3c52-0000-4000-8000-000000000002\"\nclient_id = \"9f1a3c52-0000-4000-8000-000000000001\"\n\
+             client_secret_file = \"{home}/secret\"\nkey_files = [\"{home}/key\"]\nremote_key_files = [\"{home}/key\"]\n\
+             directory = \"{home}/far\"\napi = \"http://127.0.0.1:{port}\"\nauth = \"http://127.0.0.1:{port}\"\n{more}\n"
+        );
+    fs::write(&path, text).unwrap();
+    site.grid("alice");
+    site.start();
+    (site, far.join("panda_token"))
+}
+
+fn token(site: &Site) -> String {
+    let value: Value = serde_json::from_slice(&site.file("alice", "grid.use").unwrap_or_default()).unwrap_or_default();
+    value.get("access_token").and_then(Value::as_str).unwrap_or("none yet").to_owned()
+}
+
+fn holds(path: &Path, text: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|there| there == text)
+}
+
+fn evercred(site: &Site, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evercred")).args(arguments).arg("--socket").arg(site.socket()).output().unwrap()
+}
+
+fn renew(site: &Site) {
+    let output = evercred(site, &["renew", "alice/grid"]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn current(site: &Site) -> bool {
+    evercred(site, &["replicate"]).status.success()
+}
+
+#[test]
+fn the_real_worker_of_the_newest_release_writes_the_token_and_confirms_it() {
+    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let (site, file) = started(&double, "");
+    site.wait("written by the worker", 90, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 30, current);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    renew(&site);
+    site.wait("the next one", 90, |s| holds(&file, &token(s)));
+    assert_eq!(double.asked("/v3/functions"), 1, "registered once");
+    let names: Vec<_> = fs::read_dir(file.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "the token and its sequence: {names:?}");
+    assert!(!site.log().contains(&token(&site)));
+}
+
+#[test]
+fn the_real_worker_from_before_json_results_does_so_too() {
+    let Some(double) = Double::start("3.5.0", 0) else { return };
+    let (site, file) = started(&double, "");
+    site.wait("written by the worker", 90, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 30, current);
+}
+
+#[test]
+fn a_pickled_pair_of_texts_for_the_oldest_runs_in_the_real_worker_as_well() {
+    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let (site, file) = started(&double, "legacy_endpoint = true");
+    site.wait("written by the worker", 90, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 30, current);
+}
+
+#[test]
+fn the_real_sdk_runs_its_own_task_on_the_double() {
+    let Some(double) = Double::start("4.19.0", 5000) else { return };
+    let output = Command::new(python("4.19.0").unwrap()).arg(here("tests/globus/sdk.py")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(double.asked("/submit") >= 1);
+}
+
+#[test]
+fn rate_limits_outages_and_a_revoked_token_delay_and_lose_nothing() {
+    let Some(double) = Double::start("4.19.0", 0) else { return };
+    double.control(
+        &json!({"fail": [["/v3/functions", 429, 1, 1], ["/submit", 503, 1, 1], ["/batch_status", 503, 1, 2]]}),
+    );
+    let (site, file) = started(&double, "");
+    site.wait("through it all", 120, |s| holds(&file, &token(s)));
+    assert!(site.log().contains("kind=rate-limited"), "{}", site.log());
+    site.wait("confirmed", 60, current);
+    let tokens = double.asked("oauth2/token");
+    double.control(&json!({"revoke": true}));
+    renew(&site);
+    site.wait("with a new token of the client's", 90, |s| holds(&file, &token(s)));
+    assert!(double.asked("oauth2/token") > tokens);
+    double.control(&json!({"deny": true}));
+    renew(&site);
+    site.wait("denied, and told", 60, |s| s.log().contains("kind=site-denied"));
+    assert!(!current(&site));
+}
+
+#[test]
+fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_back() {
+    let Some(double) = Double::start("4.19.0", 0) else { return };
+    double.control(&json!({"offline": true}));
+    let (mut site, file) = started(&double, "timeout = \"3s\"");
+    site.wait("told", 60, |s| s.log().contains("kind=site-pending"));
+    let first = token(&site);
+    renew(&site);
+    // A restart in between: the pending task is remembered, not sent again.
+    site.signal("-TERM");
+    site.credmon.take().unwrap().wait().unwrap();
+    site.start();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(double.asked("/submit"), 1, "one task in the queue, not one for each renewal or try");
+    assert!(!file.exists());
+    double.control(&json!({"offline": false}));
+    site.wait("the newest", 180, |s| holds(&file, &token(s)));
+    assert_ne!(token(&site), first);
+}
+
+#[test]
+fn a_task_that_the_service_loses_is_sent_again_and_a_wrong_key_is_told() {
+    let Some(double) = Double::start("4.19.0", 0) else { return };
+    double.control(&json!({"lose": true}));
+    let (site, file) = started(&double, "");
+    site.wait("lost, and told", 60, |s| s.log().contains("lost the task"));
+    double.control(&json!({"lose": false}));
+    site.wait("sent again", 120, |s| holds(&file, &token(s)));
+    let key = site.home.path().join("key");
+    let other = site.home.path().join("other");
+    assert!(Command::new(env!("CARGO_BIN_EXE_evercred")).arg("keygen").arg(&other).output().unwrap().status.success());
+    fs::rename(&other, &key).unwrap();
+    let before = token(&site);
+    renew(&site);
+    site.wait("the wrong key is told", 90, |s| s.log().contains("kind=site-key"));
+    assert!(holds(&file, &before), "what was there stays");
+}
+
+#[test]
+fn our_bytes_are_those_of_the_sdk() {
+    let Some(python) = python("4.19.0") else { return };
+    let program = "import json,sys\nfrom globus_compute_sdk.serialize import ComputeSerializer, JSONData\n\
+                   s = ComputeSerializer(strategy_data=JSONData())\n\
+                   args = json.load(sys.stdin)\nprint(json.dumps(s.pack_buffers([s.serialize(args), s.serialize({})])))";
+    let arguments = json!(["gAAAA", ["/k", "/é😀"], 3600]);
+    let mut child =
+        Command::new(python).args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    serde_json::to_writer(child.stdin.take().unwrap(), &arguments).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let theirs: String = serde_json::from_slice(&output.stdout).unwrap();
+    // Python writes a blank after each comma; the lengths follow from that.
+    let squeeze = |text: &str| text.lines().filter(|line| line.starts_with('[')).collect::<String>().replace(' ', "");
+    assert_eq!(squeeze(&theirs), squeeze(&pack::arguments(&arguments)));
+    assert!(theirs.ends_with("5\n11\n{}") && pack::arguments(&arguments).ends_with("5\n11\n{}"));
+}
+
+#[test]
+fn what_python_seals_is_received_here() {
+    let Some(python) = python("4.19.0") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (key, far) = (dir.path().join("key"), dir.path().join("far"));
+    fs::create_dir(&far).unwrap();
+    assert!(Command::new(env!("CARGO_BIN_EXE_evercred")).arg("keygen").arg(&key).output().unwrap().status.success());
+    let program = "import json,sys,time\nfrom cryptography.fernet import Fernet\nnow = int(time.time())\n\
+                   box = Fernet(open(sys.argv[1]).read().strip())\n\
+                   inside = {'v': 1, 'path': sys.argv[2] + '/t', 'seq': 7, 'mode': '0600', 'token': 'canary', 'iat': now,\n\
+                             'max_age': 600, 'to': 'x'}\n\
+                   print(box.encrypt_at_time(json.dumps(inside).encode(), now).decode())";
+    let sealed = Command::new(python).args(["-c", program]).arg(&key).arg(&far).output().unwrap();
+    assert!(sealed.status.success(), "{sealed:?}");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["receive", "--directory"])
+        .arg(&far)
+        .arg("--key-file")
+        .arg(&key)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &sealed.stdout).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("WRITTEN"), "{output:?}");
+    assert!(holds(&far.join("t"), "canary"));
+}

@@ -1,0 +1,360 @@
+//! Replication by the real credmon (keeper, courier and replicator) to directories, programs and `evercred receive`.
+
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
+
+mod site;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::Write,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use evercred::demo::issuer::Rotation;
+use serde_json::Value;
+
+use self::site::Site;
+
+/// Sites below `[site.…]`; `HOME` in the text is the test's directory.
+fn configure(site: &Site, sites: &str) {
+    site.configure("");
+    let path = site.home.path().join("evercred.toml");
+    let home = site.home.path().display().to_string();
+    let daemon = format!("[daemon]\nstate_directory = \"{home}/state\"\nreplicate_user = \"nobody\"\n");
+    let text = fs::read_to_string(&path).unwrap().replacen("[daemon]\n", &daemon, 1);
+    fs::write(&path, text + &sites.replace("HOME", &home)).unwrap();
+}
+
+/// A directory that whoever replicates may write to.
+fn place(site: &Site, name: &str) -> PathBuf {
+    let path = site.home.path().join(name);
+    fs::create_dir(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+        nix::unistd::chown(&path, Some(nobody.uid), Some(nobody.gid)).unwrap();
+    }
+    path
+}
+
+fn script(site: &Site, name: &str, text: &str) {
+    let path = site.home.path().join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn token(site: &Site, user: &str) -> String {
+    let text = site.file(user, "grid.use").map(|bytes| String::from_utf8(bytes).unwrap()).unwrap_or_default();
+    let value: Value = serde_json::from_str(&text).unwrap_or_default();
+    value.get("access_token").and_then(Value::as_str).unwrap_or("none yet").to_owned()
+}
+
+fn holds(path: &Path, text: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|there| there == text)
+}
+
+fn evercred(site: &Site, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    command.args(arguments).arg("--socket").arg(site.socket()).output().unwrap()
+}
+
+fn shown(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn stop(site: &mut Site) {
+    site.signal("-TERM");
+    site.credmon.take().unwrap().wait().unwrap();
+}
+
+const DIRECTORY: &str = "[site.shared]\nkind = \"directory\"\nservices = [\"grid\"]\ndirectory = \"HOME/dest\"\n";
+
+#[test]
+fn a_renewed_token_is_at_the_site_and_a_restart_sends_nothing_again() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    configure(&site, DIRECTORY);
+    site.grid("alice");
+    site.start();
+    let file = dest.join("alice_grid");
+    site.wait("replicated", 20, |s| holds(&file, &token(s, "alice")));
+    let meta = fs::metadata(&file).unwrap();
+    assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
+    site.wait("confirmed", 5, |s| shown(&evercred(s, &["replicate"])).contains("current"));
+    let json = shown(&evercred(&site, &["status", "alice/grid", "--json"]));
+    assert!(json.contains("\"site\": \"shared\"") && json.contains("\"behind\": false"), "{json}");
+    stop(&mut site);
+    site.start();
+    site.wait("seen again", 20, |s| s.log().matches("replicator is ready").count() == 2);
+    site.wait("current", 10, |s| shown(&evercred(s, &["replicate"])).contains("current"));
+    assert_eq!(fs::metadata(&file).unwrap().ino(), meta.ino(), "not written again");
+    assert_eq!(site.log().matches(" replicated ").count(), 1, "{}", site.log());
+    // What an admin asks for is sent again, and a new token follows by itself.
+    let now = evercred(&site, &["replicate", "alice/grid", "--now"]);
+    assert!(now.status.success(), "{}", shown(&now));
+    assert_ne!(fs::metadata(&file).unwrap().ino(), meta.ino());
+    let before = token(&site, "alice");
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    site.wait("the new one", 20, |s| token(s, "alice") != before && holds(&file, &token(s, "alice")));
+    assert!(!site.log().contains(&token(&site, "alice")), "no token in the log");
+}
+
+#[test]
+fn rules_say_whose_tokens_go_where() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    configure(
+        &site,
+        "[site.one]\nkind = \"directory\"\nservices = [\"grid\"]\nusers = [\"alice\"]\ndirectory = \"HOME/dest/{user}\"\n\
+         file_name = \"one\"\n[site.group]\nkind = \"directory\"\nservices = [\"*\"]\ngroups = [\"root\"]\n\
+         directory = \"HOME/dest\"\nfile_name = \"group-{user}\"\n",
+    );
+    for user in ["alice", "bob", "root"] {
+        site.grid(user);
+    }
+    site.start();
+    site.wait("both", 20, |s| {
+        holds(&dest.join("alice/one"), &token(s, "alice")) && holds(&dest.join("group-root"), &token(s, "root"))
+    });
+    site.wait("bob renewed", 20, |s| s.file("bob", "grid.use").is_some());
+    std::thread::sleep(Duration::from_millis(500));
+    let mut names: Vec<_> = fs::read_dir(&dest).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".group-root.seq", "alice", "group-root"]);
+}
+
+#[test]
+fn a_program_gets_the_token_on_its_input_alone() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    script(
+        &site,
+        "push",
+        "cat > \"$1/token\"; tr '\\0' '\\n' < /proc/$$/environ > \"$1/environ\"; tr '\\0' ' ' < /proc/$$/cmdline > \"$1/argv\"",
+    );
+    configure(&site, "[site.own]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/push\", \"HOME/dest\"]\n");
+    site.grid("alice");
+    site.start();
+    site.wait("delivered", 20, |s| holds(&dest.join("token"), &token(s, "alice")));
+    site.wait("told", 20, |_| dest.join("argv").exists());
+    let environment = fs::read_to_string(dest.join("environ")).unwrap();
+    for line in ["EVERCRED_SITE=own", "EVERCRED_USER=alice", "EVERCRED_SERVICE=grid", "EVERCRED_FILE=alice_grid"] {
+        assert!(environment.lines().any(|l| l == line), "{environment}");
+    }
+    let token = token(&site, "alice");
+    for file in ["environ", "argv"] {
+        assert!(!fs::read_to_string(dest.join(file)).unwrap().contains(&token), "{file}");
+    }
+}
+
+#[test]
+fn a_site_that_never_answers_and_one_that_prints_the_token_delay_nobody_and_leak_nothing() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    script(&site, "hang", "exec sleep 3600");
+    script(&site, "blab", "cat >&2; exit 1");
+    let hang = "[site.hang]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/hang\"]\ntimeout = \"2s\"\n\
+                [site.blab]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/blab\"]\n";
+    configure(&site, &format!("{hang}{DIRECTORY}"));
+    for n in 0..30 {
+        site.grid(&format!("u{n}"));
+    }
+    site.start();
+    site.wait("all at the good site", 30, |s| {
+        (0..30).all(|n| holds(&dest.join(format!("u{n}_grid")), &token(s, &format!("u{n}"))))
+    });
+    site.wait("the failures are told", 20, |s| {
+        let log = s.log();
+        log.contains("kind=site-timeout") && log.contains("kind=site-error")
+    });
+    let status = shown(&evercred(&site, &["replicate", "u1/grid"]));
+    assert!(status.contains("hang") && status.contains("behind"), "{status}");
+    for n in 0..30 {
+        assert!(!site.log().contains(&token(&site, &format!("u{n}"))), "the program printed it, the log has it not");
+    }
+    let left = Command::new("pgrep").args(["-f", &format!("{}/hang", site.home.path().display())]).output().unwrap();
+    assert!(left.stdout.split(|b| *b == b'\n').count() <= 4, "hanging programs do not pile up: {left:?}");
+}
+
+#[test]
+fn a_site_that_was_gone_gets_the_newest_when_it_comes_back() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    configure(&site, DIRECTORY);
+    let away = site.home.path().join("away");
+    fs::rename(&dest, &away).unwrap();
+    site.grid("alice");
+    site.start();
+    site.wait("told", 20, |s| s.log().contains("kind=site-unreachable"));
+    assert!(site.file("alice", "grid.use").is_some(), "renewals go on");
+    let before = token(&site, "alice");
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    assert_ne!(token(&site, "alice"), before);
+    assert!(!evercred(&site, &["replicate"]).status.success(), "a failed replication is no success");
+    fs::rename(&away, &dest).unwrap();
+    site.wait("back", 40, |s| holds(&dest.join("alice_grid"), &token(s, "alice")));
+    site.wait("current", 10, |s| evercred(s, &["replicate"]).status.success());
+}
+
+#[test]
+fn a_full_disk_at_the_site_is_told_keeps_the_old_file_and_mends() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    let mount = |args: &[&str]| Command::new("mount").args(args).arg(&dest).stderr(Stdio::null()).status();
+    let options = "size=16k,mode=777,nr_inodes=100";
+    if !mount(&["-t", "tmpfs", "-o", options, "none"]).is_ok_and(|status| status.success()) {
+        eprintln!("skipped: a file system of 16 KiB cannot be mounted here (needs root)");
+        return;
+    }
+    let _mounted = Unmount(dest.clone());
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    nix::unistd::chown(&dest, Some(nobody.uid), Some(nobody.gid)).unwrap();
+    fs::set_permissions(&dest, fs::Permissions::from_mode(0o700)).unwrap();
+    configure(&site, DIRECTORY);
+    site.grid("alice");
+    site.start();
+    let file = dest.join("alice_grid");
+    site.wait("the first", 20, |s| holds(&file, &token(s, "alice")));
+    let old = fs::read(&file).unwrap();
+    fs::File::create(dest.join("fill")).unwrap().write_all(&[0; 16 << 10]).unwrap_err();
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    site.wait("told", 20, |s| s.log().contains("kind=site-full"));
+    assert_eq!(fs::read(&file).unwrap(), old);
+    fs::remove_file(dest.join("fill")).unwrap();
+    site.wait("mended", 40, |s| holds(&file, &token(s, "alice")));
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_replicator_that_is_killed_is_started_again_and_loses_nothing() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    script(&site, "slow", "sleep 3; cat > \"$1/$EVERCRED_FILE\"");
+    configure(&site, "[site.slow]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/slow\", \"HOME/dest\"]\n");
+    site.grid("alice");
+    site.start();
+    site.wait("it is up", 20, |s| s.log().contains("replicator is ready") && s.file("alice", "grid.use").is_some());
+    std::thread::sleep(Duration::from_millis(500));
+    let log = site.log();
+    let pid = log.lines().find(|l| l.contains("replicator is ready")).unwrap().split("pid=").nth(1).unwrap();
+    let pid = pid.split_whitespace().next().unwrap();
+    assert!(Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+    site.wait("delivered by the next one", 40, |s| holds(&dest.join("alice_grid"), &token(s, "alice")));
+    assert_eq!(site.log().matches("replicator is ready").count(), 2);
+}
+
+fn keygen(site: &Site, name: &str) -> PathBuf {
+    let path = site.home.path().join(name);
+    let made = Command::new(env!("CARGO_BIN_EXE_evercred")).arg("keygen").arg(&path).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!shown(&made).contains(fs::read_to_string(&path).unwrap().trim()), "the key is not printed");
+    let again = Command::new(env!("CARGO_BIN_EXE_evercred")).arg("keygen").arg(&path).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "a key is never overwritten");
+    path
+}
+
+fn receive(arguments: &[&str], input: &[u8]) -> (Option<i32>, Vec<Value>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .arg("receive")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // One that refuses to begin does not read.
+    child.stdin.take().unwrap().write_all(input).ok();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (output.status.code(), text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+#[test]
+fn what_is_sealed_here_is_received_there_once_and_by_its_key_alone() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    keygen(&site, "key");
+    let other = keygen(&site, "other");
+    configure(&site, &format!("{DIRECTORY}key_files = [\"HOME/key\"]\nmax_age = \"1h\"\n"));
+    site.grid("alice");
+    site.start();
+    let file = dest.join("alice_grid");
+    site.wait("sealed", 20, |_| file.exists());
+    let first = fs::read(&file).unwrap();
+    assert!(first.starts_with(b"gAAAA") && !String::from_utf8_lossy(&first).contains(&token(&site, "alice")));
+    let old = token(&site, "alice");
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    site.wait("the second", 20, |_| fs::read(&file).unwrap() != first);
+    let second = fs::read(&file).unwrap();
+    stop(&mut site);
+    // The far end has the same path in a place of its own: the envelope is bound to it.
+    let key = site.home.path().join("key");
+    let far = site.home.path().join("far");
+    fs::create_dir(&far).unwrap();
+    let (root, key) = (dest.display().to_string(), key.display().to_string());
+    let codes = |(code, verdicts): (Option<i32>, Vec<Value>)| {
+        let codes: Vec<String> = verdicts.iter().map(|v| v.get("code").unwrap().as_str().unwrap().to_owned()).collect();
+        (code, codes)
+    };
+    let good = ["--directory", root.as_str(), "--key-file", key.as_str(), "--site", "shared"];
+    // What lies there carries its own sequence; the far end begins with none.
+    fs::remove_file(dest.join(".alice_grid.seq")).unwrap();
+    let lines = [second.as_slice(), b"\n", &first, b"\n", &second, b"\n"].concat();
+    let expected = vec!["WRITTEN".to_owned(), "SUPERSEDED".into(), "SUPERSEDED".into()];
+    assert_eq!(codes(receive(&good, &lines)), (Some(0), expected));
+    assert!(!holds(&file, &old) && fs::read_to_string(&file).unwrap() == token(&site, "alice"));
+    let refused = |arguments: &[&str], want: &str| {
+        assert_eq!(codes(receive(arguments, &second)), (Some(1), vec![want.to_owned()]), "{arguments:?}");
+    };
+    let (other, far) = (other.display().to_string(), far.display().to_string());
+    refused(&["--directory", &root, "--key-file", &other], "DECRYPT");
+    refused(&["--directory", &far, "--key-file", &key], "PATH_NOT_ALLOWED");
+    refused(&["--directory", &root, "--key-file", &key, "--site", "another"], "NOT_FOR_US");
+    refused(&["--directory", &root, "--key-file", "/nowhere/key"], "NO_KEY");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    refused(&["--directory", &root, "--key-file", &key], "KEY_MODE");
+}
+
+#[test]
+fn one_renewed_token_is_at_a_hundred_sites_of_two_kinds_within_two_seconds() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    script(&site, "push", "cat > \"$1/$EVERCRED_SITE\"");
+    let mut sites = String::new();
+    for n in 0..50 {
+        write!(
+            sites,
+            "[site.d{n}]\nkind = \"directory\"\nservices = [\"grid\"]\ndirectory = \"HOME/dest\"\nfile_name = \"d{n}\"\n\
+             [site.e{n}]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/push\", \"HOME/dest\"]\n"
+        )
+        .unwrap();
+    }
+    configure(&site, &sites);
+    site.grid("alice");
+    site.start();
+    let all = |s: &Site| {
+        let token = token(s, "alice");
+        (0..50).all(|n| holds(&dest.join(format!("d{n}")), &token) && holds(&dest.join(format!("e{n}")), &token))
+    };
+    site.wait("everywhere", 60, all);
+    let before = token(&site, "alice");
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    let renewed = Instant::now();
+    site.wait("everywhere again", 60, |s| token(s, "alice") != before && all(s));
+    let took = renewed.elapsed();
+    println!("100 sites of two kinds after one renewal: {took:?}");
+    // The goal of B12 is 2 s; a machine under the load of other tests is given more.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
