@@ -17,12 +17,13 @@ class Ours:
 
     def __init__(self, directory, home, issuer, in_flight=64):
         self.directory, self.issuer = directory, issuer
-        self.log = home + "/log"
+        self.log, self.socket = home + "/log", home + "/status.sock"
         self.config = home + "/evercred.toml"
         with open(self.config, "w") as f:
             f.write(f"""[daemon]
 credential_directory = "{directory}"
 courier_user = "nobody"
+status_socket = "{self.socket}"
 
 [provider.{SERVICE}]
 kind = "oauth2"
