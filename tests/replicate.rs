@@ -350,8 +350,9 @@ fn one_renewed_token_is_at_a_hundred_sites_of_two_kinds_within_two_seconds() {
     };
     site.wait("everywhere", 60, all);
     let before = token(&site, "alice");
-    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    // From the order on: the renewal itself, and the tool's own look every 200 ms, are in it.
     let renewed = Instant::now();
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
     site.wait("everywhere again", 60, |s| token(s, "alice") != before && all(s));
     let took = renewed.elapsed();
     println!("100 sites of two kinds after one renewal: {took:?}");
