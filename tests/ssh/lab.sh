@@ -57,7 +57,9 @@ E
               "addprinc -randkey evercred" "ktadd -k $LAB/evercred.keytab evercred"; do
     tools "$bin"/kadmin.local -q "$line" >/dev/null 2>&1
   done
-  (tools "$bin"/krb5kdc -n > kdc/out.log 2>&1 & echo $! > kdc/pid)
+  # Not by the function: the pid must be the server's own.
+  (env LD_LIBRARY_PATH="$L" KRB5_CONFIG="$LAB/krb5.conf" KRB5_KDC_PROFILE="$LAB/kdc.conf" \
+    "$bin"/krb5kdc -n > kdc/out.log 2>&1 & echo $! > kdc/pid)
   for _ in $(seq 50); do
     tools env KRB5CCNAME="FILE:$LAB/cc" root/usr/bin/kinit -k -t evercred.keytab evercred 2>kdc/kinit.log && break; sleep 0.2
   done
