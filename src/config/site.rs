@@ -86,9 +86,11 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
     let sealing = sealing(&mut section, secrets);
     let kind = match kind {
         Kind::Directory => directory(&mut section).map(|directory| SiteKind::Directory { directory }),
-        Kind::Exec => section
-            .require("command", r#"set it to ["/absolute/program", "argument"]"#, command)
-            .map(|command| SiteKind::Exec { command, directory: section.take("directory", remote_directory) }),
+        Kind::Exec => {
+            let directory = section.take("directory", remote_directory);
+            let command = section.require("command", r#"set it to ["/absolute/program", "argument"]"#, command);
+            command.map(|command| SiteKind::Exec { command, directory })
+        }
         Kind::Ssh => ssh(&mut section, sealing.is_some()).map(SiteKind::Ssh),
         Kind::GlobusCompute => {
             needs_keys(&mut section, sealing.is_some());
