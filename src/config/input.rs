@@ -301,7 +301,7 @@ pub fn url_text(text: &str) -> Result<String, Wrong> {
     }
 }
 
-/// Whether this is a URL as [`url`] takes it.
+/// Whether this is a URL as [`url()`] takes it.
 #[must_use]
 pub fn is_safe_url(text: &str) -> bool {
     url::Url::parse(text).is_ok_and(|url| url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)))

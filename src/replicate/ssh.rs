@@ -3,7 +3,7 @@
 //! or `evercred receive` at the far end, to which sealed payloads go line by line.
 //!
 //! sshd drops new connections from ten that have not authenticated yet (`MaxStartups 10:30:100`), so at most
-//! [`STARTUPS`] are set up at a host at once, and those that are up stay in use.
+//! `STARTUPS` are set up at a host at once, and those that are up stay in use.
 //!
 //! SFTP writes a temporary of mode 0600 from its creation, sets the mode, syncs, and renames over (`posix-rename`).
 //! `.NAME.seq` beside it refuses what is older, as in [`super::place`], but without its lock: SFTP has none. A session
