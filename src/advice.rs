@@ -200,6 +200,17 @@ pub fn advice(kind: Kind) -> Advice {
             "Find out who put it there: only credd writes .top files.",
         ),
         Kind::TopNoToken => ("The stored credential holds no refresh token.", STORE_AGAIN, ""),
+        Kind::DirectoryUnfit => (
+            "The user's directory is a link, belongs to somebody else than root or condor, or others may write to it.",
+            "",
+            "Find out who put it there: only credd makes users' directories. Remove a link; chown condor and chmod 2700 a \
+             directory.",
+        ),
+        Kind::NameRefused => (
+            "A directory or .top has a name that HTCondor does not have (letters, digits and - + = _ . only).",
+            "",
+            "Find out who put it there, and remove it: no job can use it.",
+        ),
         Kind::TopSealed => (
             "The stored credential is sealed with a key that is not configured.",
             STORE_AGAIN,

@@ -128,6 +128,10 @@ kinds! {
     TopWrongOwner = "top-wrong-owner", Input;
     /// Readable, but no refresh token in any known shape.
     TopNoToken = "top-no-token", Input;
+    /// A user's directory that is a link, somebody else's, or open to others.
+    DirectoryUnfit = "directory-unfit", Input;
+    /// A user or credential with a name that HTCondor does not have.
+    NameRefused = "name-refused", Input;
     /// Fernet text without a key that opens it.
     TopSealed = "top-sealed", Input;
     /// The `.meta` beside it is of another client or token endpoint than the configured one.
@@ -220,6 +224,14 @@ impl Report {
         self
     }
 
+    /// The same in one line, for a log.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let details = self.details.iter().map(|detail| format!("; {detail}"));
+        let advice = self.advice.iter().map(|advice| format!("; what to do: {advice}"));
+        std::iter::once(self.what.clone()).chain(details).chain(advice).collect()
+    }
+
     /// Print to standard error, `program: what`, and turn into the exit code.
     #[must_use]
     pub fn print(&self, program: &str) -> ExitCode {
@@ -279,5 +291,7 @@ mod tests {
         let report = Report::of(&Outer(std::io::Error::other("the inner")), exit::FAILED).advise("do it");
         assert_eq!(report.to_string(), "the outer: the inner\nWhat to do: do it\n");
         assert_eq!(report.code(), 1);
+        let report = report.with_details(["one".into(), "two".into()]);
+        assert_eq!(report.line(), "the outer: the inner; one; two; what to do: do it");
     }
 }

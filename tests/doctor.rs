@@ -99,11 +99,12 @@ fn a_good_installation_has_no_failure_and_exit_code_0() {
     site.start();
     let (code, text, found) = site.doctor();
     assert_eq!(code, Some(0), "{text}");
-    for check in ["file", "owner", "mode", "space", "running", "second", "courier", "dns", "tls", "clock", "discovery"]
-    {
+    for check in ["file", "owner", "mode", "running", "second", "courier", "dns", "tls", "clock", "discovery"] {
         assert!(has(&found, check, "ok"), "{check}\n{text}");
     }
     assert!(has(&found, "client", "ok"), "{text}");
+    // How much room the machine of the test has is not for the test to say.
+    assert!(has(&found, "space", "ok") || has(&found, "space", "warning"), "{text}");
     assert!(text.contains(" 0 failed"), "{text}");
 }
 

@@ -257,7 +257,10 @@ pub(super) fn client_secret(value: &Value) -> Result<ClientSecret, Wrong> {
     let path = input::path(value)?;
     let text = secret_file::read(&path)?;
     ClientSecret::parse(&text).map_err(|_| {
-        let what = format!("{} holds more than a secret (blanks, several lines or other characters)", path.display());
+        let what = format!(
+            "{} holds more than a secret (blanks at an end, several lines or other characters)",
+            path.display()
+        );
         wrong(what, "write the secret alone into it, on one line")
     })
 }

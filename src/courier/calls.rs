@@ -106,7 +106,6 @@ const FREE: &[c_long] = &[
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
-    libc::SYS_tgkill,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
@@ -176,6 +175,8 @@ fn rules() -> Result<BTreeMap<i64, Vec<Rule>>, seccompiler::BackendError> {
     rules.insert(libc::SYS_open, vec![Rule::new(vec![masked(1, WRITING, libc::O_RDONLY)?])?]);
     // `clone3` hides its flags in memory: it is not there, and the C library takes `clone`.
     rules.insert(libc::SYS_clone, vec![Rule::new(vec![masked(0, THREAD, THREAD)?])?]);
+    // Our own threads only.
+    rules.insert(libc::SYS_tgkill, any(0, &[i32::try_from(std::process::id()).unwrap_or(i32::MAX)])?);
     // A name for a thread, and for a region of memory.
     rules.insert(libc::SYS_prctl, any(0, &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA])?);
     // Blocking or not; how much is there to read.

@@ -3,13 +3,13 @@
 use std::{
     error::Error as _,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use reqwest::{Certificate, Client, Response, header, redirect};
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use super::discovered::Discovered;
 use crate::{
     config::settings::{OAuth2, Provider, ProviderKind},
     core::{
@@ -24,17 +24,14 @@ use crate::{
 /// No token answer is larger.
 const MAX_BODY: usize = 1 << 20;
 const CONNECT: Duration = Duration::from_secs(10);
-/// A discovery document is believed this long.
-const DISCOVERY_LIFE: Duration = Duration::from_secs(3600);
 
 /// A provider, and how to reach it.
 #[derive(Debug)]
 pub struct Caller {
     provider: Provider,
     client: Client,
-    /// The lock makes discovery single flight.
-    endpoint: Mutex<Option<(Instant, Arc<str>)>>,
-    revocation: Mutex<Option<(Instant, Arc<str>)>>,
+    endpoint: Discovered,
+    revocation: Discovered,
 }
 
 impl Caller {
@@ -44,7 +41,7 @@ impl Caller {
     /// One line: what is wrong with the CA file or TLS on this machine.
     pub fn new(provider: Provider) -> Result<Self, String> {
         let client = client(&provider)?;
-        Ok(Self { provider, client, endpoint: Mutex::new(None), revocation: Mutex::new(None) })
+        Ok(Self { provider, client, endpoint: Discovered::default(), revocation: Discovered::default() })
     }
 
     /// One exchange.
@@ -92,15 +89,11 @@ impl Caller {
             let what = "neither revocation_endpoint nor issuer is configured";
             return Err(ExchangeError::new(Kind::RequestRefused, what));
         }
-        let mut known = self.revocation.lock().await;
-        if let Some((since, endpoint)) = &*known
-            && since.elapsed() < DISCOVERY_LIFE
-        {
-            return Ok(Arc::clone(endpoint));
-        }
-        let endpoint: Arc<str> = client::revocation_endpoint(self.issuer().0, &self.document().await?)?.into();
-        *known = Some((Instant::now(), Arc::clone(&endpoint)));
-        Ok(endpoint)
+        let ask = async || {
+            let document = self.document().await?;
+            client::revocation_endpoint(self.issuer().0, &document).map(Into::into)
+        };
+        self.revocation.get(ask).await
     }
 
     /// Where tokens are asked for: configured, or by discovery.
@@ -108,20 +101,7 @@ impl Caller {
         if let ProviderKind::OAuth2(OAuth2 { token_endpoint: Some(endpoint), .. }) = &self.provider.kind {
             return Ok(endpoint.as_str().into());
         }
-        let mut known = self.endpoint.lock().await;
-        if let Some((since, endpoint)) = &*known
-            && since.elapsed() < DISCOVERY_LIFE
-        {
-            return Ok(Arc::clone(endpoint));
-        }
-        match self.discover().await {
-            Ok(endpoint) => {
-                *known = Some((Instant::now(), Arc::clone(&endpoint)));
-                Ok(endpoint)
-            }
-            // Keep the last good thing: an old document serves while a new one cannot be had.
-            Err(error) => known.as_ref().map(|(_, endpoint)| Arc::clone(endpoint)).ok_or(error),
-        }
+        self.endpoint.get(async || self.discover().await).await
     }
 
     /// Who is asked, and where its discovery document is.

@@ -576,7 +576,8 @@ impl Driver {
     /// Say of which credentials the refresh token did not get into its `.top`.
     fn tell_unkept(&self) {
         for Unkept { number, id, .. } in self.planner.unkept() {
-            let written = self.held.get(&number).is_some_and(|held| held.reservation.is_written());
+            // One that is not here is with the disk at this moment: what it writes, the next start finds.
+            let written = self.held.get(&number).is_none_or(|held| held.reservation.is_written());
             let (user, service, handle) = announce::names(&id);
             if written {
                 tracing::warn!(

@@ -54,7 +54,7 @@ pub fn run(args: &cli::Credmon, courier_args: &[&str]) -> ExitCode {
     match start(args, courier_args) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(report) => {
-            tracing::error!("{report}");
+            tracing::error!("{}", report.line());
             report.print("condor_credmon_evercred")
         }
     }
@@ -172,7 +172,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         link = courier(&settings, settings.outward(), courier_args, generation, &inputs)?;
         if let Err(report) = replicate(&replication, &settings, courier_args, &spool, clock) {
             // Renewals go on; that is what jobs live on.
-            tracing::error!("{report}");
+            tracing::error!("{}", report.line());
         }
         // The scanner keeps its watches and tells the new planner everything.
         drop(looks.send(scanner::Look::Owners(owners.clone())));

@@ -4,6 +4,7 @@
 //! at it again. Where the watch works, later ones that nobody asked for list the users and go through some of them.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
@@ -24,6 +25,7 @@ use crate::{
         planner::{Event, Found},
         time::Tick,
     },
+    error::Kind,
     spool::{Hint, Seen, Spool, Watch},
 };
 
@@ -102,6 +104,7 @@ pub fn run(
         watch: None,
         told: Told::default(),
         replication: replication.clone(),
+        strays: Told::default(),
     };
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
@@ -180,7 +183,7 @@ pub fn run(
                 return;
             }
             let as_of = clock.now().tick;
-            match spool.users() {
+            match spool.users(|name, kind| eye.stray(as_of, name, kind)) {
                 Ok(users) => {
                     scope = wanted;
                     sweeping = Some((as_of, users.iter().cloned().collect()));
@@ -206,9 +209,18 @@ struct Eye {
     watch: Option<Watch>,
     told: Told<(UserName, String)>,
     replication: Replication,
+    /// What is no credential of anybody's, by its path.
+    strays: Told<String>,
 }
 
 impl Eye {
+    /// Something that is left alone, and should not be there.
+    fn stray(&mut self, now: Tick, path: &str, kind: Kind) {
+        if self.strays.tell(now, path.to_owned()) {
+            tracing::warn!(path, %kind, "left alone: it should not be in the credential directory");
+        }
+    }
+
     /// Whether a user's directory is watched, and nothing in it has changed since the last look.
     fn unchanged(&self, user: &UserName) -> bool {
         if let Some(watch) = &self.watch {
@@ -222,7 +234,14 @@ impl Eye {
             watch.user(user);
         }
         let as_of = self.clock.now().tick;
-        let wanted = |base: &str| owner_of(owners, base).map(|(_, service, handle)| (service, handle));
+        let strays = RefCell::new(Vec::new());
+        let wanted = |base: &str| {
+            let owner = owner_of(owners, base);
+            if owner.is_none() && base.split_once('_').is_some_and(|(service, _)| owner_of(owners, service).is_some()) {
+                strays.borrow_mut().push(format!("{user}/{base}.top"));
+            }
+            owner.map(|(_, service, handle)| (service, handle))
+        };
         match self.spool.scan_user(user, &wanted) {
             Ok(seen) => {
                 let ids = seen.iter().map(|seen| seen.id.clone()).collect();
@@ -234,9 +253,12 @@ impl Eye {
             }
             Err(error) => {
                 if self.told.tell(as_of, (user.clone(), error.to_string())) {
-                    tracing::warn!(%user, %error, "cannot look at the user's directory");
+                    tracing::warn!(%user, kind = %error.kind(), %error, "cannot look at the user's directory");
                 }
             }
+        }
+        for stray in strays.into_inner() {
+            self.stray(as_of, &stray, Kind::NameRefused);
         }
     }
 }

@@ -5,6 +5,8 @@ use std::{collections::HashMap, hash::Hash, time::Duration};
 use crate::core::time::Tick;
 
 const AGAIN: Duration = Duration::from_secs(3600);
+/// So many things are remembered; beyond, those that would be told again are forgotten.
+const MANY: usize = 10_000;
 
 /// Things, and when each was told last.
 #[derive(Debug)]
@@ -21,6 +23,9 @@ impl<T: Eq + Hash> Told<T> {
     pub(super) fn tell(&mut self, now: Tick, what: T) -> bool {
         let news = self.0.get(&what).is_none_or(|&last| now.since(last) >= AGAIN);
         if news {
+            if self.0.len() >= MANY {
+                self.0.retain(|_, last| now.since(*last) < AGAIN);
+            }
             self.0.insert(what, now);
         }
         news

@@ -4,7 +4,6 @@
 //! component with `O_NOFOLLOW`.
 
 use std::{
-    ffi::CString,
     io::Read,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -105,19 +104,31 @@ impl Dir {
         Ok((Self { fd, stepwise: AtomicBool::new(self.stepwise.load(Ordering::Relaxed)) }, stat))
     }
 
-    /// Names in this directory that are text.
+    /// Names in this directory.
     pub(super) fn names(&self) -> Result<Vec<String>, Errno> {
         Ok(entries(&self.fd)?.into_iter().map(|(name, _)| name).collect())
     }
 
+    /// What is in this directory, each with its type.
+    pub(super) fn typed(&self) -> Result<Vec<(String, Type)>, Errno> {
+        let typed = |(name, kind): (String, Option<Type>)| {
+            let kind = kind.or_else(|| {
+                let stat = fstatat(&self.fd, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+                match kind_of(&stat) {
+                    SFlag::S_IFDIR => Some(Type::Directory),
+                    SFlag::S_IFLNK => Some(Type::Symlink),
+                    _ => Some(Type::File),
+                }
+            });
+            Some((name, kind?))
+        };
+        Ok(entries(&self.fd)?.into_iter().filter_map(typed).collect())
+    }
+
     /// The directories in this directory.
     pub(super) fn directories(&self) -> Result<Vec<String>, Errno> {
-        let is_dir = |(name, kind): &(String, Option<Type>)| match kind {
-            Some(kind) => *kind == Type::Directory,
-            None => fstatat(&self.fd, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
-                .is_ok_and(|stat| kind_of(&stat) == SFlag::S_IFDIR),
-        };
-        Ok(entries(&self.fd)?.into_iter().filter(is_dir).map(|(name, _)| name).collect())
+        let all = self.typed()?.into_iter();
+        Ok(all.filter(|(_, kind)| *kind == Type::Directory).map(|(name, _)| name).collect())
     }
 
     /// A new file, mode 0600, not there before.
@@ -164,17 +175,16 @@ pub(super) fn stepwise(dir: impl AsFd, path: &str, flags: OFlag) -> Result<Owned
     at.ok_or(Errno::ENOENT)
 }
 
-/// Names that are text, with their type where the file system tells; without `.` and `..`.
+/// Names, with their type where the file system tells; without `.` and `..`. What is not text in a name is replaced: no
+/// name that we act on has any of that.
 pub(super) fn entries(dir: impl AsFd) -> Result<Vec<(String, Option<Type>)>, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut found = Vec::new();
     for entry in nix::dir::Dir::openat(dir, ".", flags, Mode::empty())?.iter() {
         let entry = entry?;
-        if let Ok(name) = CString::from(entry.file_name()).into_string()
-            && name != "."
-            && name != ".."
-        {
-            found.push((name, entry.file_type()));
+        let name = entry.file_name().to_string_lossy();
+        if name != "." && name != ".." {
+            found.push((name.into_owned(), entry.file_type()));
         }
     }
     found.sort_unstable_by(|a, b| a.0.cmp(&b.0));

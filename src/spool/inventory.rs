@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    dir::Type,
     errno::Errno,
     fcntl::AtFlags,
     sys::stat::{FileStat, fstatat},
@@ -76,13 +77,22 @@ pub(super) struct Entry {
 const SETTLED: Duration = Duration::from_secs(2);
 
 impl Spool {
-    /// The users: directories, no symbolic links, names as credd allows them; others are ignored.
+    /// The users: directories, no symbolic links, names as credd allows them. Others go to `stray`: links in a user's
+    /// place, and directories by a name that HTCondor does not have.
     ///
     /// # Errors
     /// The credential directory cannot be listed.
-    pub fn users(&self) -> Result<Vec<UserName>, SpoolError> {
-        let names = self.top.directories().map_err(|e| SpoolError::io(&self.path, "list it", e))?;
-        let users: Vec<_> = names.iter().filter_map(|name| UserName::parse(name).ok()).collect();
+    pub fn users(&self, mut stray: impl FnMut(&str, Kind)) -> Result<Vec<UserName>, SpoolError> {
+        let mut users = Vec::new();
+        for (name, kind) in self.top.typed().map_err(|e| SpoolError::io(&self.path, "list it", e))? {
+            match (UserName::parse(&name), kind) {
+                (Ok(user), Type::Directory) => users.push(user),
+                (Ok(_), Type::Symlink) => stray(&name, Kind::DirectoryUnfit),
+                // Names with a dot in front are legal for credd, and not for us.
+                (Err(_), Type::Directory) if !name.starts_with('.') => stray(&name, Kind::NameRefused),
+                _ => {}
+            }
+        }
         self.cache().retain(|user, _| users.binary_search(user).is_ok());
         Ok(users)
     }

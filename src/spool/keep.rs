@@ -274,7 +274,7 @@ impl Spool {
         let mut left: Vec<Left> = names.iter().filter_map(|name| Left::parse(name)).collect();
         let mut recovered = Vec::new();
         if !left.is_empty() {
-            for user in self.users()? {
+            for user in self.users(|_, _| {})? {
                 let home = self.top.user(user.as_str(), &self.owners);
                 let listed = home.and_then(|home| dir::entries(&home).map(|entries| (home, entries)));
                 let (home, entries) = match listed {

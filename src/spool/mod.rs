@@ -49,7 +49,7 @@ pub use publish::{PublishError, Reservation};
 pub use seal::{Seal, SealError};
 pub use watch::{Hint, Watch, WatchError};
 
-use crate::core::id::UserName;
+use crate::{core::id::UserName, error::Kind};
 
 /// Our temporary files' names begin so.
 pub(crate) const TEMPORARY: &str = ".evercred-tmp-";
@@ -115,6 +115,12 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
+    /// The label of what is wrong with a user's directory.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        if matches!(self, Self::Unfit { .. }) { Kind::DirectoryUnfit } else { Kind::TopUnreadable }
+    }
+
     fn io(path: impl Into<PathBuf>, doing: &'static str, errno: Errno) -> Self {
         Self::Io { path: path.into(), doing, source: errno.into() }
     }

@@ -258,8 +258,11 @@ fn a_users_directory_that_is_a_link_or_anybodys_is_not_entered() {
     fs::set_permissions(f.path("carol"), PermissionsExt::from_mode(0o703)).unwrap();
     fs::write(f.path("dave.mark"), "").unwrap();
     f.mkdir("bad name");
-    let users: Vec<_> = f.spool().users().unwrap().iter().map(ToString::to_string).collect();
-    assert_eq!(users, ["alice", "carol"]);
+    let mut strays = Vec::new();
+    let users = f.spool().users(|name, kind| strays.push((name.to_owned(), kind))).unwrap();
+    assert_eq!(users.iter().map(ToString::to_string).collect::<Vec<_>>(), ["alice", "carol"]);
+    let expected = [("bad name", Kind::NameRefused), ("bob", Kind::DirectoryUnfit)];
+    assert_eq!(strays, expected.map(|(name, kind)| (name.to_owned(), kind)));
     for user in ["bob", "carol"] {
         let user = UserName::parse(user).unwrap();
         let error = f.spool().scan_user(&user, &wanted).unwrap_err();

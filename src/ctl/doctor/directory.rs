@@ -14,12 +14,19 @@ use super::Finding;
 use crate::spool::TEMPORARY;
 
 const AREA: &str = "Credential directory";
-/// Less than this share free is worth a warning.
+/// Less than this share free is worth a warning, where it is less than `SPACE` or `INODES` as well.
 const SCARCE_PERCENT: u64 = 5;
-/// Less than this is a failure: two files of a refresh token and a token hardly fit.
-const NOTHING: u64 = 1 << 20;
-/// Fewer free inodes than this are a failure.
-const NO_INODES: u64 = 16;
+
+/// How much of something is too little.
+struct Limits {
+    /// Less is a failure: two files of a refresh token and a token hardly fit.
+    nothing: u64,
+    /// So much is enough for any number of credentials, however large the file system.
+    plenty: u64,
+}
+
+const SPACE: Limits = Limits { nothing: 1 << 20, plenty: 1 << 30 };
+const INODES: Limits = Limits { nothing: 16, plenty: 100_000 };
 
 pub(super) fn examine(path: &Path) -> Vec<Finding> {
     let meta = match std::fs::symlink_metadata(path) {
@@ -73,20 +80,20 @@ fn room(path: &Path) -> Vec<Finding> {
     };
     let (free, all) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
     let mut findings =
-        vec![share("space", &format!("{} MiB of {} MiB free", free >> 20, all >> 20), free, all, NOTHING)];
+        vec![share("space", &format!("{} MiB of {} MiB free", free >> 20, all >> 20), free, all, &SPACE)];
     // Some file systems have no fixed number of inodes and say 0.
     if stat.files() > 0 {
         let (free, all) = (stat.files_available(), stat.files());
-        findings.push(share("inodes", &format!("{free} of {all} inodes free"), free, all, NO_INODES));
+        findings.push(share("inodes", &format!("{free} of {all} inodes free"), free, all, &INODES));
     }
     findings
 }
 
-fn share(check: &'static str, what: &str, free: u64, all: u64, nothing: u64) -> Finding {
+fn share(check: &'static str, what: &str, free: u64, all: u64, limits: &Limits) -> Finding {
     const ADVICE: &str = "make room: without it no token is renewed (none is lost either: space is reserved first)";
-    if free < nothing {
+    if free < limits.nothing {
         Finding::failed(AREA, check, what).advise(ADVICE)
-    } else if u128::from(free) * 100 < u128::from(all) * u128::from(SCARCE_PERCENT) {
+    } else if free < limits.plenty && u128::from(free) * 100 < u128::from(all) * u128::from(SCARCE_PERCENT) {
         Finding::warning(AREA, check, what).advise(ADVICE)
     } else {
         Finding::ok(AREA, check, what)
@@ -158,8 +165,14 @@ mod tests {
 
     #[test]
     fn scarce_room_warns_and_none_fails() {
-        assert_eq!(share("space", "", 50, 100, 10).verdict, Verdict::Ok);
-        assert_eq!(share("space", "", 40, 1000, 10).verdict, Verdict::Warning);
-        assert_eq!(share("space", "", 9, 10, 10).verdict, Verdict::Failed);
+        let limits = Limits { nothing: 10, plenty: 1000 };
+        for (free, all, verdict) in [
+            (50, 100, Verdict::Ok),
+            (40, 1000, Verdict::Warning),
+            (1000, 100_000, Verdict::Ok),
+            (9, 10, Verdict::Failed),
+        ] {
+            assert_eq!(share("space", "", free, all, &limits).verdict, verdict, "{free} of {all}");
+        }
     }
 }
