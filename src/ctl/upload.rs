@@ -1,18 +1,16 @@
 //! `evercred upload`, also as `reana_upload_mytoken`: a token that a portal has for the user goes to credd.
 //!
 //! Portals call it for every job (mytoken contract §8), so the same token again costs one question to credd and
-//! nothing else. What was uploaded last is known by `upload-SERVICE` in the user's own cache: the SHA-256 of the token
-//! and the time of the `.top` that it made. Lost or damaged, that file costs one more upload.
+//! nothing else: a note in the user's own directory holds the SHA-256 of the token and the time of its `.top`.
 
 use std::{
     io::{self, Read},
-    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -29,6 +27,7 @@ use crate::{
         cases::{self, Left},
         error::SubmitError,
         flow::{self, Fresh},
+        note::Note,
         request::Request,
         store::{Credd, Stored},
         words::Purpose,
@@ -173,22 +172,14 @@ pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -
     Ok(Checked { secret: token.clone(), key, end })
 }
 
-/// What was uploaded last.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Last {
-    sha256: String,
-    top: i64,
-}
-
 fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(), SubmitError> {
     let credd = Credd::find()?;
     let cancelled = submit::cancelled()?;
     let keeper = || submit::known(settings);
     let counter = submit::counter(&credd, &keeper, settings, &cancelled, false);
-    let note = note(&counter.lock_places, request);
-    let sha256 = URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes()));
+    let sha256 = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes())));
     if let Stored::Ready { top, .. } = credd.query(request)?
-        && note.as_deref().and_then(last).is_some_and(|last| last == Last { sha256: sha256.clone(), top })
+        && Note::read(&counter.lock_places, request).is_some_and(|note| note.sha256 == sha256 && note.top == top)
     {
         let known = keeper();
         let case = known.as_ref().and_then(|known| known.get(&request.name()));
@@ -199,23 +190,10 @@ fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(),
     let left = token
         .end
         .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
-    counter.put(request, &Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left })?;
-    if let (Some(note), Stored::Ready { top, .. }) = (note, credd.query(request)?) {
-        // Without it the next call stores again, which is right as well.
-        serde_json::to_string(&Last { sha256, top }).ok().and_then(|text| std::fs::write(note, text).ok());
-    }
+    let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left };
+    let top = counter.put(request, &fresh)?;
+    Note { top, end: token.end, sha256 }.write(&counter.lock_places, request);
     Ok(())
-}
-
-/// Where the note is: beside the lock, in a directory that is the user's own.
-fn note(places: &[PathBuf], request: &Request) -> Option<PathBuf> {
-    Some(submit::lock::directory(places)?.join(format!("upload-{}", request.name())))
-}
-
-fn last(path: &Path) -> Option<Last> {
-    let mut text = String::new();
-    std::fs::File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub enum Case {
     Absent,
     /// 2: valid.
     Valid(Left),
+    /// Stored, and nobody here knows more: no keeper can be asked, as on a login node.
+    Stored,
     /// 3: valid, with less than a day left.
     Ending(Duration),
     /// 4: revoked or superseded.
@@ -47,7 +49,7 @@ impl Case {
     /// Whether jobs can run with it.
     #[must_use]
     pub fn is_good(self) -> bool {
-        matches!(self, Self::Valid(_) | Self::Ending(_))
+        matches!(self, Self::Valid(_) | Self::Stored | Self::Ending(_))
     }
 
     /// The stable label, for scripts.
@@ -56,6 +58,7 @@ impl Case {
         match self {
             Self::Absent => "absent",
             Self::Valid(_) => "valid",
+            Self::Stored => "stored",
             Self::Ending(_) => "ending",
             Self::Revoked => "revoked",
             Self::Expired(_) => "expired",
@@ -66,7 +69,20 @@ impl Case {
     }
 }
 
-/// Which case it is. Without the keeper, what credd has is taken for good.
+/// Which case it is where no keeper can be asked: what credd has is taken for good, unless it is noted when it `end`s
+/// (seconds since 1970), and it has.
+#[must_use]
+pub fn without_keeper(stored: Stored, end: Option<i64>, now: Timestamp) -> Case {
+    match (stored, end.map(Timestamp::from_secs)) {
+        (Stored::Missing, _) => Case::Absent,
+        (Stored::Mismatch, _) => Case::Mismatch,
+        (_, None) => Case::Stored,
+        (_, Some(end)) if end <= now => Case::Expired(Some(now.since(end))),
+        (_, Some(end)) => living(end, now),
+    }
+}
+
+/// Which case it is, by the keeper's word; `None`: it does not know this one, or not yet.
 #[must_use]
 pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case {
     let top = match stored {
@@ -86,10 +102,14 @@ pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case
         (Some(kind), None) if kind == Kind::Invalid || kind.class() == Class::Input => return Case::Unusable(kind),
         _ => {}
     }
-    match known.refresh_token_expires.map(|end| end.since(now)) {
-        None => Case::Valid(Left::Unknown),
-        Some(left) if left <= SOON => Case::Ending(left),
-        Some(left) => Case::Valid(Left::For(left)),
+    known.refresh_token_expires.map_or(Case::Valid(Left::Unknown), |end| living(end, now))
+}
+
+/// Valid, and for how long.
+fn living(end: Timestamp, now: Timestamp) -> Case {
+    match end.since(now) {
+        left if left <= SOON => Case::Ending(left),
+        left => Case::Valid(Left::For(left)),
     }
 }
 
@@ -135,7 +155,18 @@ mod tests {
         for kind in Kind::ALL.iter().filter(|kind| matches!(kind.class(), Class::Transient | Class::Ours)) {
             assert!(judge(READY, Some(&known(86_401, Some(*kind))), NOW).is_good(), "{kind}");
         }
-        assert!(judge(READY, None, NOW).is_good(), "without the keeper");
+        assert!(judge(READY, None, NOW).is_good(), "new to the keeper");
+    }
+
+    #[test]
+    fn without_a_keeper_no_more_is_said_than_is_known() {
+        let case = |end: Option<i64>| without_keeper(READY, end.map(|left| NOW.secs() + left), NOW);
+        assert_eq!(case(None), Case::Stored);
+        assert_eq!(case(Some(90_000)), Case::Valid(Left::For(Duration::from_secs(90_000))));
+        assert_eq!(case(Some(3600)), Case::Ending(Duration::from_secs(3600)));
+        assert_eq!(case(Some(-60)), Case::Expired(Some(Duration::from_secs(60))));
+        assert_eq!(without_keeper(Stored::Missing, Some(NOW.secs() + 90_000), NOW), Case::Absent);
+        assert_eq!(without_keeper(Stored::Mismatch, None, NOW), Case::Mismatch);
     }
 
     #[test]

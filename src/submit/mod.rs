@@ -7,12 +7,13 @@
 
 pub mod browser;
 pub mod cases;
+mod child;
 pub mod error;
 pub mod flow;
 mod foreign;
-
 pub mod human;
 pub mod lock;
+pub mod note;
 pub mod portal;
 pub mod prompt;
 pub mod provide;
@@ -58,7 +59,7 @@ use crate::{
     error::{Report, exit},
 };
 
-/// How long the keeper may take; without its word, what credd has is taken for good.
+/// How long the keeper may take.
 const KEEPER_PATIENCE: Duration = Duration::from_millis(700);
 
 /// `evercred_storer REQUEST…`
@@ -115,11 +116,11 @@ fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
         }
     }
     foreign::check(&foreign, settings)?;
-    remote::check()?;
+    let elsewhere = remote::check()?;
     if !ours.is_empty() {
         let cancelled = cancelled()?;
         let credd = Credd::find()?;
-        let keeper = || known(settings);
+        let keeper = || if elsewhere { None } else { known(settings) };
         let counter = counter(&credd, &keeper, settings, &cancelled, false);
         let provided = counter.provide(&ours, &mut human);
         human.clear();

@@ -11,10 +11,12 @@ use std::{
 };
 
 use super::{
-    cases::{self, Case},
+    cases::{self, Case, Left},
     error::SubmitError,
     flow::{self, Fresh, Wish},
     lock::{Lock, Locked},
+    note::Note,
+    remote,
     request::Request,
     store::{Credd, StoreError, Stored},
     voice::{Event, Voice},
@@ -60,11 +62,12 @@ impl Counter<'_> {
     /// [`SubmitError`]: for at least one there is none.
     pub fn provide(&self, wanted: &[(Request, &Provider)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
         voice.tell(Event::Greeting);
-        let stored = self.look(wanted)?;
+        // A credd that does not answer may be one that was never meant.
+        let stored = self.look(wanted).or_else(|error| remote::check_knobs().and(Err(error)))?;
         let known = (self.keeper)();
         let mut missing = Vec::new();
         for ((request, provider), stored) in wanted.iter().zip(stored) {
-            let case = judge(request, stored, &known);
+            let case = self.judge(request, stored, &known);
             voice.tell(Event::Found(request, case));
             let create = match case {
                 _ if self.renew => true,
@@ -96,6 +99,15 @@ impl Counter<'_> {
         Ok(stored?)
     }
 
+    /// Which case it is, as far as it can be known on this host.
+    fn judge(&self, request: &Request, stored: Stored, known: &Known) -> Case {
+        if let Some(known) = known {
+            return cases::judge(stored, known.get(&request.name()), now());
+        }
+        let end = || Note::read(&self.lock_places, request).filter(|note| stored.top() == Some(note.top))?.end;
+        cases::without_keeper(stored, end(), now())
+    }
+
     fn approve(&self, request: &Request, provider: &Provider, voice: &mut dyn Voice) -> Result<(), SubmitError> {
         let waiting = || voice.tell(Event::Waiting);
         let (lock, waited) = match Lock::take(&self.lock_places, self.cancelled, waiting) {
@@ -105,25 +117,31 @@ impl Counter<'_> {
         if waited {
             // Whoever had the lock may have stored just this.
             let stored = self.credd.query(request)?;
-            let case = judge(request, stored, &(self.keeper)());
+            let case = self.judge(request, stored, &(self.keeper)());
             if case.is_good() && !self.renew {
                 voice.tell(Event::Found(request, case));
-                return self.wait_for_use(request, None);
+                return self.wait_for_use(request, None).map(drop);
             }
         }
+        remote::check_knobs()?;
         let wish = Wish { provider, request, account: self.account.clone(), host: self.host.clone() };
         let fresh = flow::approve(&wish, voice, self.cancelled)?;
-        self.put(request, &fresh)?;
+        let end = match fresh.left {
+            Left::For(left) => Some(now().plus(left).secs()),
+            Left::Unlimited | Left::Unknown => None,
+        };
+        let top = self.put(request, &fresh)?;
+        Note { top, end, sha256: None }.write(&self.lock_places, request);
         voice.tell(Event::Created(request, fresh.left));
         drop(lock);
         Ok(())
     }
 
-    /// Store, and wait until it is usable.
+    /// Store, and wait until it is usable; the time of the `.top`.
     ///
     /// # Errors
     /// It was not stored, or no `.use` came of it.
-    pub fn put(&self, request: &Request, fresh: &Fresh) -> Result<(), SubmitError> {
+    pub fn put(&self, request: &Request, fresh: &Fresh) -> Result<i64, SubmitError> {
         if let Stored::Ready { published, .. } = self.credd.query(request)? {
             // credd tells whole seconds: the new .top must be younger than the .use that is there, so that a .use as
             // old as the .top is known to be of it.
@@ -139,15 +157,17 @@ impl Counter<'_> {
         self.wait_for_use(request, Some(since))
     }
 
-    /// Until the `.use` is as young as the `.top`; `since`: when we stored it.
-    fn wait_for_use(&self, request: &Request, since: Option<Timestamp>) -> Result<(), SubmitError> {
+    /// Until the `.use` is as young as the `.top`; the time of that one. `since`: when we stored it.
+    fn wait_for_use(&self, request: &Request, since: Option<Timestamp>) -> Result<i64, SubmitError> {
         let end = Instant::now() + self.use_wait;
         let mut pause = LOOK.0;
         let not_usable = |why: String| Err(SubmitError::NotUsable { name: request.name(), why });
         loop {
             let stored = self.credd.query(request)?;
-            if matches!(stored, Stored::Ready { top, published } if published >= top) {
-                return Ok(());
+            if let Stored::Ready { top, published } = stored
+                && published >= top
+            {
+                return Ok(top);
             }
             if matches!(stored, Stored::Missing | Stored::Mismatch) {
                 return not_usable("somebody else has removed or replaced it since".to_owned());
@@ -169,8 +189,8 @@ impl Counter<'_> {
             }
             if Instant::now() + pause > end {
                 return not_usable(format!(
-                    "no access token came within {}: the credential monitor may not run here, or its issuer is down; \
-                     `evercred status` may know",
+                    "no access token came within {}: the access point's credential monitor may not run, or its issuer \
+                     is down; `evercred status` there may know",
                     words::spoken(self.use_wait)
                 ));
             }
@@ -178,10 +198,6 @@ impl Counter<'_> {
             pause = (pause * 2).min(LOOK.1);
         }
     }
-}
-
-fn judge(request: &Request, stored: Stored, known: &Known) -> Case {
-    cases::judge(stored, known.as_ref().and_then(|known| known.get(&request.name())), now())
 }
 
 fn needs_human(request: &Request, case: Case) -> String {

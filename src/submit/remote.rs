@@ -1,38 +1,76 @@
-//! Submits to another access point (`condor_submit -remote AP`, `-name AP`): HTCondor does not tell the storer where
-//! the jobs go, and `condor_store_cred` goes to `CREDD_HOST` or the local credd. A credential at the wrong access point
-//! would leave the jobs without one, so that is refused before anybody approves anything.
+//! Submits to another access point: HTCondor does not tell the storer where the jobs go (`condor_submit -remote AP`,
+//! `-name AP`, or `SCHEDD_HOST` on a login node), and `condor_store_cred` goes to `CREDD_HOST` or the local credd. A
+//! credential at the wrong access point would leave the jobs without one, so that is refused before anybody approves
+//! anything.
 
 use std::os::unix::process::parent_id;
 
 use super::error::SubmitError;
 use crate::config::condor;
 
-/// Refuse a remote submit whose credd is not known to be there.
+/// Refuse a submit by `-remote` or `-name` whose credd is not known to be there; `true`: it goes elsewhere, and this
+/// host's keeper knows nothing of it. Costs nothing for other submits.
 ///
 /// # Errors
 /// [`SubmitError::NotSetUp`]
-pub(super) fn check() -> Result<(), SubmitError> {
-    // Of our own user, so readable; a parent that is gone or no condor_submit says nothing.
-    let line = std::fs::read(format!("/proc/{}/cmdline", parent_id())).unwrap_or_default();
-    let words: Vec<String> =
-        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+pub(super) fn check() -> Result<bool, SubmitError> {
+    let words = parent();
     let Some(remote) = access_point(&words).filter(|remote| !is_here(remote, &super::host())) else {
-        return Ok(());
+        return Ok(false);
     };
-    let credd = condor::program().and_then(|program| {
-        let [credd] = condor::seen_by(&program, "SUBMIT", ["CREDD_HOST"]);
-        credd
-    });
-    match credd {
-        Some(credd) if same_host(&credd, remote) => Ok(()),
-        told => {
-            let told = told.map_or_else(|| "is not set".to_owned(), |credd| format!("is {credd}"));
-            Err(SubmitError::NotSetUp(format!(
-                "These jobs go to {remote}, and CREDD_HOST {told}, so their credential would be stored elsewhere. Submit \
-                 with _CONDOR_CREDD_HOST={remote} in the environment, or have the admins set CREDD_HOST and SCHEDD_HOST."
-            )))
-        }
+    let credd = knob("CREDD_HOST");
+    if credd.as_ref().is_some_and(|credd| same_host(credd, remote)) {
+        return Ok(true);
     }
+    Err(SubmitError::NotSetUp(format!(
+        "These jobs go to {remote}, and CREDD_HOST {}, so their credential would be stored elsewhere. Submit with \
+         _CONDOR_CREDD_HOST={remote} in the environment, or have the admins set CREDD_HOST and SCHEDD_HOST.",
+        told(credd)
+    )))
+}
+
+/// The same for what this host is configured to do. Costs HTCondor's `condor_config_val` twice, so it is for the moment
+/// before an approval.
+///
+/// # Errors
+/// [`SubmitError::NotSetUp`]
+pub(super) fn check_knobs() -> Result<(), SubmitError> {
+    if access_point(&parent()).is_some() {
+        // That one counts, and was checked.
+        return Ok(());
+    }
+    let Some(schedd) = knob("SCHEDD_HOST").filter(|schedd| !is_here(schedd, &super::host())) else { return Ok(()) };
+    let credd = knob("CREDD_HOST");
+    if credd.as_ref().is_some_and(|credd| same_host(credd, &schedd)) {
+        return Ok(());
+    }
+    Err(SubmitError::NotSetUp(format!(
+        "Jobs of this host go to {schedd} (SCHEDD_HOST), and CREDD_HOST {}, so their credential would be stored \
+         elsewhere. Have the admins set CREDD_HOST to the same host; or submit with _CONDOR_CREDD_HOST={schedd} in the \
+         environment.",
+        told(credd)
+    )))
+}
+
+fn told(credd: Option<String>) -> String {
+    credd.map_or_else(|| "is not set".to_owned(), |credd| format!("is {credd}"))
+}
+
+/// A knob as `condor_store_cred` sees it: the environment first, where an empty value counts as none.
+fn knob(name: &str) -> Option<String> {
+    let wanted = format!("_condor_{name}");
+    let own = std::env::vars_os().find(|(variable, _)| variable.eq_ignore_ascii_case(&wanted));
+    if let Some((_, value)) = own {
+        return Some(value.to_string_lossy().into_owned()).filter(|value| !value.is_empty());
+    }
+    let [value] = condor::seen_by(&condor::program()?, "TOOL", [name]);
+    value
+}
+
+/// The command line of who runs us. Of our own user, so readable; a parent that is gone says nothing.
+fn parent() -> Vec<String> {
+    let line = std::fs::read(format!("/proc/{}/cmdline", parent_id())).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// The access point in a `condor_submit` command line; options may be shortened.

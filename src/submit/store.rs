@@ -7,25 +7,25 @@
 
 use std::{
     ffi::OsString,
-    io::{Read, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
 use nix::unistd::User;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::request::Request;
+use super::{
+    child::{self, Ended},
+    request::Request,
+};
 
 /// Where it may be.
 const PLACES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
 /// HTCondor's own timeout for a credd that does not answer is 20 s.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// Longest answer.
-const MAX_ANSWER: u64 = 1 << 20;
 /// What HTCondor's configuration and authentication methods read; with it goes everything that begins with `_CONDOR_`.
 const ENVIRONMENT: [&str; 14] = [
     "CONDOR_CONFIG",
@@ -63,6 +63,17 @@ pub enum Stored {
         /// Of the `.use`.
         published: i64,
     },
+}
+
+impl Stored {
+    /// Seconds since 1970 of the `.top`'s last change, if there is one for this request.
+    #[must_use]
+    pub fn top(self) -> Option<i64> {
+        match self {
+            Self::Missing | Self::Mismatch => None,
+            Self::Waiting { top } | Self::Ready { top, .. } => Some(top),
+        }
+    }
 }
 
 /// What went wrong between us and credd.
@@ -103,12 +114,6 @@ pub struct Credd {
     identity: Option<(u32, u32)>,
 }
 
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 impl Credd {
     /// Find the program.
     ///
@@ -131,7 +136,8 @@ impl Credd {
     #[must_use]
     pub fn at(program: impl Into<PathBuf>) -> Self {
         let kept = |name: &OsString| {
-            ENVIRONMENT.iter().any(|known| name == known) || name.as_encoded_bytes().starts_with(b"_CONDOR_")
+            let prefix = name.as_encoded_bytes().get(..8);
+            ENVIRONMENT.iter().any(|known| name == known) || prefix.is_some_and(|p| p.eq_ignore_ascii_case(b"_CONDOR_"))
         };
         let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| kept(name)).collect();
         environment.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
@@ -174,43 +180,11 @@ impl Credd {
             command.uid(uid).gid(gid).current_dir("/");
         }
         command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let fail = |source| StoreError::Run { program: self.program.clone(), source };
-        let mut child = command.spawn().map_err(fail)?;
         // The end of input follows the secret at once: on an open channel it may ask a question (contract, 3.1).
-        if let (Some(mut stdin), Some(secret)) = (child.stdin.take(), secret) {
-            // It may have ended without reading; its own words say why.
-            stdin.write_all(secret.as_bytes()).ok();
-        }
-        // Both answers fit a pipe, so waiting first cannot block it; the cap holds for what is no condor_store_cred.
-        let deadline = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_micros(500);
-        let status = loop {
-            match child.try_wait().map_err(fail)? {
-                Some(status) => break status,
-                None if Instant::now() < deadline => {
-                    std::thread::sleep(pause);
-                    // Few milliseconds count in a submit; a credd that is slow is slow by seconds.
-                    pause = (pause * 2).min(Duration::from_millis(2));
-                }
-                None => {
-                    // Both fail only for a process that is gone already.
-                    child.kill().ok();
-                    child.wait().ok();
-                    return Err(StoreError::Slow);
-                }
-            }
-        };
-        let text = |from: Option<&mut dyn Read>| {
-            let mut text = Vec::new();
-            from.map_or(Ok(0), |from| from.take(MAX_ANSWER).read_to_end(&mut text)).map_err(fail)?;
-            Ok(String::from_utf8_lossy(&text).into_owned())
-        };
-        Ok(Ended {
-            code: status.code(),
-            stdout: text(child.stdout.as_mut().map(|s| s as &mut dyn Read))?,
-            stderr: text(child.stderr.as_mut().map(|s| s as &mut dyn Read))?,
-        })
+        let input = secret.map_or(&[][..], |secret| secret.as_bytes());
+        child::run(&mut command, input, PATIENCE)
+            .map_err(|source| StoreError::Run { program: self.program.clone(), source })?
+            .ok_or(StoreError::Slow)
     }
 
     /// What is stored. Asking also takes the sweep's mark away.

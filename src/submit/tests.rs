@@ -1,5 +1,5 @@
 //! The cases as users see them, on a real terminal (a pty), with the embedded issuer. credd is stood in for by a script
-//! that answers as HTCondor 25.14.1 does; `tests/pool/submit` runs the same against the real one.
+//! that answers as HTCondor 25.14.1 does; `tests/pool/e2e-storer` runs the same against the real one.
 
 use std::{
     collections::HashMap,
@@ -319,6 +319,19 @@ fn case_2_with_a_valid_credential_the_jobs_go_at_once() {
 }
 
 #[test]
+fn where_no_keeper_can_be_asked_no_more_is_said_than_is_known() {
+    let desk = Desk::new("");
+    desk.on_terminal("helmholtz", approving);
+    // Approved here, so its end is noted.
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("with a remaining life time of 6 days 23 hours\n59 minutes"), "{text}");
+    // Stored by another hand since.
+    let top = File::options().write(true).open(desk.file("helmholtz.top")).unwrap();
+    top.set_modified(std::time::SystemTime::now() - Duration::from_secs(60)).unwrap();
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
+}
+
+#[test]
 fn case_3_with_less_than_a_day_left_the_user_is_asked() {
     let desk = Desk::new("");
     desk.stored();
@@ -470,7 +483,7 @@ fn two_submits_at_once_make_one_prompt() {
         other.join().unwrap().unwrap();
     });
     second.drain();
-    assert!(second.seen.contains("A valid credential has been found."), "{}", second.seen);
+    assert!(second.seen.contains("A valid credential has been found with"), "{}", second.seen);
     assert!(!second.seen.contains(words::VISIT), "{}", second.seen);
     let calls = std::fs::read_to_string(desk.file("calls")).unwrap();
     assert_eq!(calls.matches("add-oauth").count(), 1, "{calls}");

@@ -30,6 +30,7 @@ pub fn case(case: Case) -> Vec<String> {
         Case::Absent => one("No credential has been found!"),
         Case::Valid(Left::For(left)) => vec![valid(left)],
         Case::Valid(_) => one("A valid credential has been found."),
+        Case::Stored => one("A credential has been found. Its remaining life time is not known on this host."),
         Case::Ending(left) => vec![valid(left), "Your credential will expire in less than 24 hours.".to_owned()],
         Case::Revoked => one("Your credential is no longer valid because it was revoked. A new one is needed."),
         Case::Expired(Some(ago)) => vec![format!("Your credential expired {} ago. A new one is needed.", spoken(ago))],

@@ -12,7 +12,11 @@ use zeroize::Zeroizing;
 use super::{Bad, Fresh, Polled, Post, Started, Wish, later, left_until, page::Page, public_client, refused, top};
 use crate::{
     config::settings::{AudienceStyle, OAuth2},
-    core::secret::{AccessToken, RefreshToken},
+    core::{
+        jwt,
+        secret::{AccessToken, RefreshToken},
+        time::Timestamp,
+    },
     courier::http,
     issuer::{TokenAnswer, client},
     submit::{cases::Left, error::SubmitError},
@@ -206,7 +210,7 @@ fn fresh(answer: &TokenAnswer) -> Result<Fresh, String> {
         "the issuer gave no refresh token (the scope offline_access may be missing from our client)".to_owned()
     })?;
     let end = good.refresh_expires_in.filter(|secs| *secs > 0).map(|secs| http::now().secs().saturating_add(secs));
-    let end = end.or_else(|| jwt_end(&token));
+    let end = end.or_else(|| jwt::end_of_refresh_token(&token).map(Timestamp::secs));
     let token = RefreshToken::parse(&token).map_err(|e| e.to_string())?;
     Ok(Fresh { top: top("refresh_token", token.expose(), end), left: left_until(end) })
 }
@@ -221,14 +225,4 @@ fn subject(answer: &TokenAnswer) -> Result<Fresh, String> {
         serde_json::from_slice(&answer.body).map_err(|_| "the issuer's answer is no token answer".to_owned())?;
     let token = AccessToken::parse(&Zeroizing::new(good.access_token)).map_err(|e| e.to_string())?;
     Ok(Fresh { top: top("subject_token", token.expose(), None), left: Left::Unknown })
-}
-
-/// `exp` of a refresh token that is a JWT; only for telling how long it lives.
-fn jwt_end(token: &str) -> Option<i64> {
-    #[derive(Deserialize)]
-    struct Claims {
-        exp: i64,
-    }
-    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    serde_json::from_slice::<Claims>(&claims).ok().map(|claims| claims.exp)
 }
