@@ -12,19 +12,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Client, Method, header};
+use reqwest::{Client, Method, RequestBuilder, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, oneshot};
 use zeroize::Zeroizing;
 
 use super::{
+    account::{self, Accounts, Pace},
     directory,
     envelope::{KeyRing, Verdict},
     name, pack,
     parcel::{self, Parcel},
     receive,
-    web::{self, Answer},
+    web::Answer,
     worker::Notes,
 };
 use crate::{
@@ -36,8 +37,7 @@ use crate::{
 /// Of the service itself (contract §3.1).
 const SCOPE: &str = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all";
 /// 20 requests in 10 s are allowed; this leaves room for others who use the client.
-const PACE: Duration = Duration::from_millis(600);
-const BURST: u32 = 6;
+const PACE: Pace = Pace { gap: Duration::from_millis(600), burst: 6 };
 /// Between two looks at pending tasks.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 const LOOK_MOST: Duration = Duration::from_secs(20);
@@ -47,41 +47,31 @@ const BATCH: usize = 100;
 /// A client of the service, shared by all sites that use it.
 #[derive(Debug)]
 pub struct Account {
-    http: Client,
-    token: Mutex<Option<(Instant, Zeroizing<String>)>>,
-    pace: Mutex<Instant>,
+    client: account::Account,
     /// Registration is single flight.
     registering: Mutex<()>,
     watched: StdMutex<HashMap<String, oneshot::Sender<Value>>>,
     looking: StdMutex<bool>,
 }
 
-/// All clients of the replicator.
-#[derive(Debug, Default)]
-pub struct Accounts(StdMutex<HashMap<String, Arc<Account>>>);
-
-impl Accounts {
-    /// The client of a site.
-    ///
-    /// # Errors
-    /// [`web::client`]
-    pub fn of(&self, site: &Site, globus: &GlobusCompute) -> Result<Arc<Account>, String> {
-        let key = format!("{:?}", (&globus.api, &globus.auth, &globus.client_id, &site.ca_file));
-        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = accounts.get(&key) {
-            return Ok(Arc::clone(account));
-        }
-        let account = Arc::new(Account {
-            http: web::client(site)?,
-            token: Mutex::new(None),
-            pace: Mutex::new(Instant::now()),
+/// The client of a site.
+///
+/// # Errors
+/// [`web::client`](super::web::client)
+pub fn account(
+    accounts: &Accounts<Account>,
+    site: &Site,
+    globus: &GlobusCompute,
+) -> Result<Arc<Account>, Undelivered> {
+    let key = format!("{:?}", (&globus.api, &globus.auth, &globus.client_id, &site.ca_file));
+    accounts.of(key, || {
+        Ok(Account {
+            client: account::Account::new(site, PACE)?,
             registering: Mutex::new(()),
             watched: StdMutex::default(),
             looking: StdMutex::new(false),
-        });
-        accounts.insert(key, Arc::clone(&account));
-        Ok(account)
-    }
+        })
+    })
 }
 
 /// Where a site's delivery stands between two tries.
@@ -196,7 +186,7 @@ fn judge(document: &Value, ring: &KeyRing, parcel: &Parcel, site: &Site) -> Resu
 }
 
 impl Account {
-    /// One request, as often as the service wants them, with a new token once if ours is refused.
+    /// One request.
     async fn call(
         self: &Arc<Self>,
         globus: &GlobusCompute,
@@ -204,72 +194,17 @@ impl Account {
         url: &str,
         body: Option<&Value>,
     ) -> Result<Answer, Undelivered> {
-        let mut renewed = false;
-        loop {
-            let token = self.token(globus, renewed).await?;
-            self.turn().await;
-            let mut bearer = header::HeaderValue::from_str(&format!("Bearer {}", token.as_str()))
-                .map_err(|_| Undelivered::new(Kind::SiteAuth, "the service's token fits no header"))?;
-            bearer.set_sensitive(true);
-            let mut request = self.http.request(method.clone(), url).header(header::AUTHORIZATION, bearer);
-            if let Some(body) = body {
-                let text = Zeroizing::new(body.to_string());
-                request = request.header(header::CONTENT_TYPE, "application/json").body(text.as_bytes().to_vec());
+        let build = |http: &Client| {
+            let request = http.request(method.clone(), url);
+            match body {
+                Some(body) => {
+                    let text = Zeroizing::new(body.to_string());
+                    request.header(header::CONTENT_TYPE, "application/json").body(text.as_bytes().to_vec())
+                }
+                None => request,
             }
-            let answer = web::ask(request).await?;
-            if answer.status != 401 || renewed {
-                return Ok(answer);
-            }
-            renewed = true;
-        }
-    }
-
-    /// Wait for our turn: a burst, then one request in [`PACE`].
-    async fn turn(&self) {
-        let wait = {
-            let mut next = self.pace.lock().await;
-            let now = Instant::now();
-            let earliest = now.checked_sub(PACE * BURST).unwrap_or(now);
-            *next = (*next).max(earliest) + PACE;
-            next.saturating_duration_since(now)
         };
-        tokio::time::sleep(wait).await;
-    }
-
-    /// The client's own token; `anew`: the one that we have was refused.
-    async fn token(&self, globus: &GlobusCompute, anew: bool) -> Result<Zeroizing<String>, Undelivered> {
-        let mut held = self.token.lock().await;
-        if let Some((until, token)) = &*held
-            && !anew
-            && Instant::now() < *until
-        {
-            return Ok(token.clone());
-        }
-        let secret = globus.client_secret.as_ref().map(|secret| secret.expose().to_owned()).map(Zeroizing::new);
-        let form = url::form_urlencoded::Serializer::new(String::new())
-            .append_pair("grant_type", "client_credentials")
-            .append_pair("scope", SCOPE)
-            .finish();
-        let request = self
-            .http
-            .post(format!("{}/v2/oauth2/token", globus.auth.trim_end_matches('/')))
-            .basic_auth(&globus.client_id, secret.as_deref())
-            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(form);
-        let answer = web::ask(request).await?;
-        if matches!(answer.status, 400..=403) {
-            return Err(Undelivered::new(
-                Kind::SiteAuth,
-                format!("Globus Auth refuses the client (HTTP {})", answer.status),
-            ));
-        }
-        let answer = answer.json()?;
-        let token = answer.get("access_token").and_then(Value::as_str);
-        let token = token.ok_or_else(|| Undelivered::new(Kind::SiteAuth, "Globus Auth gives no token"))?;
-        let life = answer.get("expires_in").and_then(Value::as_u64).unwrap_or(3600);
-        let token = Zeroizing::new(token.to_owned());
-        *held = Some((Instant::now() + Duration::from_secs(life / 2), token.clone()));
-        Ok(token)
+        self.client.call(|http| Ok(grant(globus, http)), build).await
     }
 
     /// The UUID of the site's function: configured, noted, or registered now.
@@ -371,6 +306,19 @@ impl Account {
             pause = if ended > 0 { LOOK_FIRST } else { (pause * 3 / 2).min(LOOK_MOST) };
         }
     }
+}
+
+/// The request for the client's own token.
+fn grant(globus: &GlobusCompute, http: &Client) -> RequestBuilder {
+    let secret = globus.client_secret.as_ref().map(|secret| secret.expose().to_owned()).map(Zeroizing::new);
+    let form = url::form_urlencoded::Serializer::new(String::new())
+        .append_pair("grant_type", "client_credentials")
+        .append_pair("scope", SCOPE)
+        .finish();
+    http.post(format!("{}/v2/oauth2/token", globus.auth.trim_end_matches('/')))
+        .basic_auth(&globus.client_id, secret.as_deref())
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(form)
 }
 
 /// Only `success` and `failed` are ends.

@@ -17,6 +17,8 @@
 //! sequence before it writes, and a late or repeated delivery changes nothing. [`place`] is the one way in which a
 //! file appears: temporary, mode first, fsync, rename, fsync, then the sequence.
 
+pub mod account;
+pub mod assertion;
 pub mod credd;
 pub mod directory;
 pub mod envelope;

@@ -47,7 +47,7 @@ struct Place {
 #[derive(Default)]
 struct Shared {
     ssh: Arc<super::ssh::Sessions>,
-    globus: super::globus::Accounts,
+    globus: super::account::Accounts<super::globus::Account>,
 }
 
 /// What a site wants to have remembered.
@@ -211,8 +211,7 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
         SiteKind::Ssh(ssh) => place.shared.ssh.deliver(&place.site, ssh, place.ring.as_ref(), &parcel).await,
         SiteKind::GlobusCompute(globus) => {
             let Some(ring) = &place.ring else { return Err(Undelivered::new(Kind::SiteKey, "no key")) };
-            let account = place.shared.globus.of(&place.site, globus);
-            let account = account.map_err(|why| Undelivered::new(Kind::SiteError, why))?;
+            let account = super::globus::account(&place.shared.globus, &place.site, globus)?;
             super::globus::deliver(&place.site, globus, &account, ring, &place.notes, &parcel).await
         }
         SiteKind::Credd(credd) => super::credd::deliver(&place.site, credd, &parcel).await,
