@@ -72,6 +72,10 @@ Standard input: sealed payloads, one a line. Standard output: one JSON object fo
 SUPERSEDED (something at least as new is there); DECRYPT, KEY_MODE, NO_KEY (keys); STALE, FUTURE (age and clocks); \
 NOT_FOR_US, PATH_NOT_ALLOWED (where to); NO_SPACE, FAILED, NO_ENVELOPE.
 
+With --inbox, payloads are files that a facility's service put there (kind = \"sfapi\"); those that were taken are \
+passed over. In a crontab or scrontab: */5 * * * * evercred receive --inbox /path/inbox --directory /path --key-file \
+/path/key
+
 In authorized_keys: restrict,command=\"evercred receive --directory /path --key-file /path/key\" ssh-ed25519 ...
 
 Exit status: 0 everything was written or was there already; 1 something was refused.";
@@ -368,6 +372,9 @@ pub struct Receive {
     /// A key, and during a rotation a second one; the first one confirms
     #[arg(long, value_name = "FILE", required = true)]
     pub key_file: Vec<PathBuf>,
+    /// Instead of standard input: every NAME.sealed in this directory; what became of it is NAME.receipt
+    #[arg(long, value_name = "DIR")]
+    pub inbox: Option<PathBuf>,
     /// Accept only what is for the site of this name at the sender
     #[arg(long, value_name = "NAME")]
     pub site: Option<String>,

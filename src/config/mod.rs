@@ -13,6 +13,7 @@ pub mod reference;
 pub(crate) mod secret_file;
 pub mod settings;
 mod site;
+mod site_facility;
 pub mod site_settings;
 mod stock;
 

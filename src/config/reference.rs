@@ -32,6 +32,8 @@ const EXEC: &str = "[site.NAME] kind = \"exec\"";
 const SSH: &str = "[site.NAME] kind = \"ssh\"";
 const GLOBUS: &str = "[site.NAME] kind = \"globus-compute\"";
 const CREDD: &str = "[site.NAME] kind = \"credd\"";
+const SFAPI: &str = "[site.NAME] kind = \"sfapi\"";
+const IRI: &str = "[site.NAME] kind = \"iri\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
 const STORER: &str = "[storer]";
 
@@ -285,7 +287,7 @@ pub const KEYS: &[Key] = &[
         "`\"60s\"`",
         "How long a submit waits for the first access token of a new credential. 1 s to 1 h.",
     ),
-    key(SITE, "kind", "", "`globus-compute`, `ssh`, `credd`, `directory` or `exec`."),
+    key(SITE, "kind", "", "`globus-compute`, `ssh`, `credd`, `sfapi`, `iri`, `directory` or `exec`."),
     key(SITE, "services", "", "Whose tokens go there: services or `S_H`; `*` alone: all."),
     key(SITE, "users", "everybody's", "Only these users' tokens, and those of `groups`."),
     key(SITE, "groups", "everybody's", "Only tokens of members of these Unix groups, and of `users`."),
@@ -328,6 +330,34 @@ pub const KEYS: &[Key] = &[
     key(CREDD, "user_domain", "none", "Users are `USER@DOMAIN` there."),
     key(CREDD, "condor_store_cred", "`/usr/bin/condor_store_cred`", "HTCondor's program."),
     key(CREDD, "condor_config", "HTCondor's own", "Another configuration file for that program."),
+    key(SFAPI, "directory", "", "Where the files go at the site, absolute."),
+    key(SFAPI, "inbox", "", "A directory there for sealed payloads, which `evercred receive --inbox` empties."),
+    key(SFAPI, "client_file", "", "The client as Iris gives it (JSON, or its id and PEM), a JWK or PEM. Mode 0600."),
+    key(SFAPI, "client_id", "what `client_file` says", "The client's id, if the file holds its key alone."),
+    key(
+        SFAPI,
+        "client_lifetime",
+        "`30d`, with `command` `2d`",
+        "How long the service lets a client live, from when the file was written.",
+    ),
+    key(SFAPI, "command", "a timer at the site", "What empties the inbox, run by the service; only a red client may."),
+    key(SFAPI, "machine", "`perlmutter`", "The machine, in the service's words."),
+    key(SFAPI, "api", "`https://api.nersc.gov/api/v1.2`", "The service."),
+    key(SFAPI, "auth", "`https://oidc.nersc.gov/c2id/token`", "Where its tokens come from."),
+    key(IRI, "directory", "", "Where the files go at the facility, absolute; `.evercred` in it is ours."),
+    key(IRI, "resource_id", "", "The id of the file system's resource there."),
+    key(IRI, "client_id", "", "The client's id at the issuer."),
+    key(IRI, "client_secret_file", "a public client", "A file with its secret alone, mode 0600."),
+    key(
+        IRI,
+        "refresh_token_file",
+        "the client acts as itself",
+        "A file with the refresh token of one login, mode 0600.",
+    ),
+    key(IRI, "scope", "that of the login", "Asked for; **required** without `refresh_token_file`."),
+    key(IRI, "token_header", "`bearer`", "`bare`: the facility wants the token without `Bearer`."),
+    key(IRI, "api", "`https://api.iri.nersc.gov`", "The facility's service."),
+    key(IRI, "auth", "`https://auth.globus.org/v2/oauth2/token`", "Where its tokens come from."),
 ];
 
 /// docs/configuration.md.
@@ -396,7 +426,7 @@ mod tests {
         let storer = "[daemon]\ncredential_directory = \"/c\"\n[storer]\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \
                       \"mytoken\"\nserver = \"https://m.example.org\"\n";
         assert_eq!(known(storer), documented(&[STORER]));
-        let kinds = [DIRECTORY, EXEC, SSH, GLOBUS, CREDD];
+        let kinds = [DIRECTORY, EXEC, SSH, GLOBUS, CREDD, SFAPI, IRI];
         for table in kinds {
             let kind = table.strip_prefix("[site.NAME] ").unwrap();
             let site = format!(

@@ -8,6 +8,7 @@ use super::{
     input::{self, Section, Wrong, wrong},
     secret_file,
     settings::UseFormat,
+    site_facility,
     site_settings::{Credd, FileName, GlobusCompute, Placeholder, Rules, Sealing, Site, SiteKind, Ssh, SshWay},
 };
 use crate::core::{
@@ -22,6 +23,8 @@ enum Kind {
     Ssh,
     GlobusCompute,
     Credd,
+    Sfapi,
+    Iri,
 }
 
 const KINDS: &[(&str, Kind)] = &[
@@ -30,6 +33,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("credd", Kind::Credd),
     ("directory", Kind::Directory),
     ("exec", Kind::Exec),
+    ("sfapi", Kind::Sfapi),
+    ("iri", Kind::Iri),
 ];
 
 /// What a kind is like where the configuration does not say.
@@ -47,6 +52,9 @@ impl Kind {
             Self::Ssh => (60, 8, 100),
             // A cold endpoint may need minutes; its service allows two requests a second.
             Self::GlobusCompute => (600, 64, 2),
+            // A timer at the site may come every few minutes; the tasks of a facility's file system take seconds each.
+            Self::Sfapi => (600, 64, 2),
+            Self::Iri => (300, 8, 2),
         };
         Usual { timeout, in_flight, per_second }
     }
@@ -54,7 +62,7 @@ impl Kind {
 
 /// Read one site; `None` if it cannot be used. Problems are in the section's list.
 pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Site> {
-    for key in ["client_secret", "secret", "password", "fernet_key", "key", "token"] {
+    for key in ["client_secret", "client_key", "secret", "password", "fernet_key", "key", "token", "refresh_token"] {
         section.refuse(
             key,
             "secrets are files, never values in the configuration",
@@ -97,6 +105,11 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
             globus(&mut section, secrets).map(SiteKind::GlobusCompute)
         }
         Kind::Credd => credd(&mut section).map(SiteKind::Credd),
+        Kind::Sfapi => {
+            needs_keys(&mut section, sealing.is_some());
+            site_facility::sfapi(&mut section, secrets).map(SiteKind::Sfapi)
+        }
+        Kind::Iri => site_facility::iri(&mut section, secrets).map(SiteKind::Iri),
     };
     section.finish();
     Some(Site {
@@ -120,7 +133,7 @@ fn kind(value: &Value) -> Result<Kind, Wrong> {
     if let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == word) {
         return Ok(*kind);
     }
-    if ["kubernetes", "sfapi", "iri"].contains(&word.as_str()) {
+    if word == "kubernetes" {
         return Err(wrong(
             format!("the kind {word:?} is not part of this version"),
             r#"use kind = "exec" with a program of the site's, "ssh" or "globus-compute""#,
@@ -237,12 +250,12 @@ fn needs_keys(section: &mut Section<'_>, given: bool) {
     }
 }
 
-fn directory(section: &mut Section<'_>) -> Option<String> {
+pub(super) fn directory(section: &mut Section<'_>) -> Option<String> {
     section.require("directory", "set it to the directory for the tokens there", remote_directory)
 }
 
 /// An absolute path, in which `{user}` and the like may stand for whole or partial names.
-fn remote_directory(value: &Value) -> Result<String, Wrong> {
+pub(super) fn remote_directory(value: &Value) -> Result<String, Wrong> {
     let text = input::text(value)?;
     let plain = text.starts_with('/') && !text.split('/').any(|part| part == ".." || part == ".");
     if !plain || FileName::parse_path(&text).is_err() {
@@ -260,7 +273,7 @@ fn command(value: &Value) -> Result<Vec<String>, Wrong> {
 }
 
 /// A host, account or name that becomes an argument: it must not look like an option.
-fn plain(value: &Value) -> Result<String, Wrong> {
+pub(super) fn plain(value: &Value) -> Result<String, Wrong> {
     let text = input::text(value)?;
     let good = !text.starts_with('-') && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@%+".contains(&b));
     if good {
@@ -343,7 +356,7 @@ fn boolean(value: &Value) -> Result<bool, Wrong> {
 }
 
 /// The secret in the file, or nothing where secrets are left alone.
-fn unless<T>(
+pub(super) fn unless<T>(
     secrets: Secrets,
     value: &Value,
     read: impl FnOnce(&Value) -> Result<T, Wrong>,

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::settings::UseFormat;
 use crate::core::{
     id::CredentialId,
-    secret::{ClientSecret, KeyText, on_wire},
+    secret::{ClientSecret, KeyText, RefreshToken, on_wire},
+    time::Timestamp,
 };
 
 pub use crate::replicate::name::{FileName, Placeholder};
@@ -95,6 +96,10 @@ pub enum SiteKind {
     GlobusCompute(GlobusCompute),
     /// Another schedd's credd.
     Credd(Credd),
+    /// NERSC's Superfacility API.
+    Sfapi(Sfapi),
+    /// A facility's IRI API.
+    Iri(Iri),
 }
 
 impl SiteKind {
@@ -107,6 +112,22 @@ impl SiteKind {
             Self::Ssh(_) => "ssh",
             Self::GlobusCompute(_) => "globus-compute",
             Self::Credd(_) => "credd",
+            Self::Sfapi(_) => "sfapi",
+            Self::Iri(_) => "iri",
+        }
+    }
+
+    /// When our own client of the site's service ends, and how long it lives; `None`: nobody says.
+    #[must_use]
+    pub fn client_ends(&self) -> Option<(Timestamp, Duration)> {
+        match self {
+            Self::Sfapi(sfapi) => Some((sfapi.client_ends?, sfapi.client_lifetime)),
+            Self::Directory { .. }
+            | Self::Exec { .. }
+            | Self::Ssh(_)
+            | Self::GlobusCompute(_)
+            | Self::Credd(_)
+            | Self::Iri(_) => None,
         }
     }
 }
@@ -176,4 +197,54 @@ pub struct Credd {
     pub program: PathBuf,
     /// `condor_config`: `CONDOR_CONFIG` of that program.
     pub condor_config: Option<PathBuf>,
+}
+
+/// `kind = "sfapi"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sfapi {
+    /// `client_id`, or what the client's file says.
+    pub client_id: String,
+    /// The key in `client_file`; `None` where secrets are left alone.
+    pub client_key: Option<KeyText>,
+    /// When the client ends: when its file was written, and `client_lifetime`.
+    pub client_ends: Option<Timestamp>,
+    /// `client_lifetime`
+    pub client_lifetime: Duration,
+    /// `machine`, in the service's words.
+    pub machine: String,
+    /// `directory` there.
+    pub directory: String,
+    /// `inbox` there: where sealed payloads are put.
+    pub inbox: String,
+    /// `command`: what empties the inbox, if we are to run it; without it a timer there does.
+    pub command: Option<String>,
+    /// `api`
+    pub api: String,
+    /// `auth`: the token endpoint.
+    pub auth: String,
+}
+
+/// `kind = "iri"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Iri {
+    /// `resource_id`: the file system, in the facility's words.
+    pub resource: String,
+    /// `directory` there.
+    pub directory: String,
+    /// `client_id`
+    pub client_id: String,
+    /// Contents of `client_secret_file`; `None`: a public client, or secrets are left alone.
+    #[serde(with = "on_wire::option")]
+    pub client_secret: Option<ClientSecret>,
+    /// Contents of `refresh_token_file`; `None`: the client acts as itself, or secrets are left alone.
+    #[serde(with = "on_wire::option")]
+    pub refresh_token: Option<RefreshToken>,
+    /// `scope`
+    pub scope: Option<String>,
+    /// `token_header = "bare"`: the token is the header without `Bearer`.
+    pub bare: bool,
+    /// `api`
+    pub api: String,
+    /// `auth`
+    pub auth: String,
 }

@@ -13,6 +13,7 @@ use crate::{
     error::{Report, exit},
     replicate::{
         envelope::{KeyRing, Verdict},
+        inbox,
         place::Root,
         receive::Receiver,
     },
@@ -34,12 +35,23 @@ pub fn run(args: &cli::Receive) -> ExitCode {
             return report.print("evercred");
         }
     };
-    match receiver.serve(&mut io::stdin().lock(), &mut io::stdout().lock()) {
+    let mut output = io::stdout().lock();
+    let taken = match &args.inbox {
+        Some(path) => match Root::open(path) {
+            Ok(inbox) => inbox::empty(&receiver, &inbox, &mut output),
+            Err(error) => {
+                let advice = "make the inbox for the account that receives, mode 0700";
+                return Report::new(error.to_string(), exit::FAILED).advise(advice).print("evercred");
+            }
+        },
+        None => receiver.serve(&mut io::stdin().lock(), &mut output),
+    };
+    match taken {
         Ok(0) => ExitCode::SUCCESS,
         Ok(refused) => Report::new(format!("{refused} refused"), exit::FAILED)
             .advise("the sender has the code and the words of each; they are also the lines above")
             .print("evercred"),
-        Err(e) => Report::new(format!("standard input or output: {e}"), exit::FAILED).print("evercred"),
+        Err(e) => Report::new(format!("input or output: {e}"), exit::FAILED).print("evercred"),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{config::site_settings::Site, core::delivery::Undelivered, error::Kin
 pub struct Account {
     http: Client,
     token: Mutex<Option<(Instant, Zeroizing<String>)>>,
+    bare: bool,
     pace: Pace,
     next: Mutex<Instant>,
 }
@@ -39,7 +40,15 @@ impl Account {
     /// # Errors
     /// [`web::client`]
     pub fn new(site: &Site, pace: Pace) -> Result<Self, String> {
-        Ok(Self { http: web::client(site)?, token: Mutex::new(None), pace, next: Mutex::new(Instant::now()) })
+        let (http, next) = (web::client(site)?, Mutex::new(Instant::now()));
+        Ok(Self { http, token: Mutex::new(None), bare: false, pace, next })
+    }
+
+    /// The token alone is the header, without `Bearer`.
+    #[must_use]
+    pub fn bare(mut self, bare: bool) -> Self {
+        self.bare = bare;
+        self
     }
 
     /// One request, as often as the service wants them, with a new token once if ours is refused. `grant` asks for a
@@ -56,10 +65,11 @@ impl Account {
         loop {
             let token = self.token(&grant, renewed).await?;
             self.turn().await;
-            let mut bearer = header::HeaderValue::from_str(&format!("Bearer {}", token.as_str()))
+            let text = Zeroizing::new(format!("{}{}", if self.bare { "" } else { "Bearer " }, token.as_str()));
+            let mut value = header::HeaderValue::from_str(&text)
                 .map_err(|_| Undelivered::new(Kind::SiteAuth, "the service's token fits no header"))?;
-            bearer.set_sensitive(true);
-            let answer = web::ask(build(&self.http).header(header::AUTHORIZATION, bearer)).await?;
+            value.set_sensitive(true);
+            let answer = web::ask(build(&self.http).header(header::AUTHORIZATION, value)).await?;
             if answer.status != 401 || renewed {
                 return Ok(answer);
             }
@@ -101,7 +111,8 @@ impl Account {
         }
         let answer = answer.json()?;
         let token = answer.get("access_token").and_then(Value::as_str);
-        let token = token.ok_or_else(|| Undelivered::new(Kind::SiteAuth, "the answer for our client holds no token"))?;
+        let token =
+            token.ok_or_else(|| Undelivered::new(Kind::SiteAuth, "the answer for our client holds no token"))?;
         let life = answer.get("expires_in").and_then(Value::as_u64).unwrap_or(600);
         let token = Zeroizing::new(token.to_owned());
         *held = Some((Instant::now() + Duration::from_secs(life / 2), token.clone()));

@@ -201,6 +201,9 @@ pub struct Verdict {
     /// With `SUPERSEDED`: the generation that is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub have: Option<u64>,
+    /// In an inbox: SHA-256 of the payload that it is about, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,

@@ -58,11 +58,7 @@ pub struct Account {
 ///
 /// # Errors
 /// [`web::client`](super::web::client)
-pub fn account(
-    accounts: &Accounts<Account>,
-    site: &Site,
-    globus: &GlobusCompute,
-) -> Result<Arc<Account>, Undelivered> {
+pub fn account(accounts: &Accounts<Account>, site: &Site, globus: &GlobusCompute) -> Result<Arc<Account>, Undelivered> {
     let key = format!("{:?}", (&globus.api, &globus.auth, &globus.client_id, &site.ca_file));
     accounts.of(key, || {
         Ok(Account {

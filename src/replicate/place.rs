@@ -8,13 +8,14 @@
 //! Everything happens beneath one directory that was opened once: no symbolic link below it is followed.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use nix::{
+    dir::Dir,
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag, open, openat, renameat},
     sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat},
@@ -146,31 +147,51 @@ impl Root {
             return Ok(Placed::Superseded { have });
         }
         let temporary = format!(".{name}.{}-{seq:x}", std::process::id());
-        let write = || -> Result<(), Errno> {
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let create = || openat(directory, temporary.as_str(), flags, Mode::from_bits_truncate(mode & 0o600));
-            let fd = match create() {
-                // Left by a crash of ours; the lock says that nobody is at it.
-                Err(Errno::EEXIST) => {
-                    unlinkat(directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir)?;
-                    create()?
-                }
-                other => other?,
-            };
-            fchmod(&fd, Mode::from_bits_truncate(mode))?;
-            let mut file = std::fs::File::from(fd);
-            file.write_all(bytes).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
-            fsync(&file)?;
-            renameat(directory, temporary.as_str(), directory, *name)?;
-            fsync(directory)
-        };
-        write().map_err(|errno| {
-            // It may not even have come to be.
-            unlinkat(directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir).ok();
-            failed("write it")(errno)
-        })?;
+        put(directory, name, &temporary, mode, bytes).map_err(failed("write it"))?;
         write_seq(&lock, seq).map_err(failed("write its sequence"))?;
         Ok(Placed::Written)
+    }
+
+    /// Put a file that has no sequence right here, whole, with mode 0600: the last one who writes wins.
+    ///
+    /// # Errors
+    /// [`PlaceError`]; what was there is as it was.
+    pub fn leave(&self, name: &str, bytes: &[u8]) -> Result<(), PlaceError> {
+        let failed = |errno| PlaceError::Failed { path: name.to_owned(), doing: "write it", errno };
+        put(&self.fd, name, &format!(".{name}.{}", std::process::id()), 0o600, bytes).map_err(failed)
+    }
+
+    /// The names of what lies right here.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub fn names(&self) -> Result<Vec<String>, PlaceError> {
+        let failed = |errno| PlaceError::Failed { path: self.path.display().to_string(), doing: "list it", errno };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut directory = Dir::openat(&self.fd, ".", flags, Mode::empty()).map_err(failed)?;
+        let names = directory.iter().map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// The first bytes of a regular file right here, never through a link; `None`: there is none.
+    ///
+    /// # Errors
+    /// It is something else, or cannot be read.
+    pub fn read(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, PlaceError> {
+        let failed = |errno| PlaceError::Failed { path: name.to_owned(), doing: "read it", errno };
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        let stat = fstat(&fd).map_err(failed)?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(PlaceError::NotAllowed { path: name.to_owned(), root: self.path.clone() });
+        }
+        let mut bytes = Vec::new();
+        let read = std::fs::File::from(fd).take(most).read_to_end(&mut bytes);
+        read.map_err(|e| failed(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        Ok(Some(bytes))
     }
 
     fn lock(&self, directory: &OwnedFd, name: &str, relative: &str) -> Result<Flock<OwnedFd>, PlaceError> {
@@ -197,6 +218,32 @@ impl Root {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// A whole file in place of `name`, or nothing. Nobody else writes `temporary` at the same time.
+fn put(directory: &OwnedFd, name: &str, temporary: &str, mode: u32, bytes: &[u8]) -> Result<(), Errno> {
+    let write = || -> Result<(), Errno> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let create = || openat(directory, temporary, flags, Mode::from_bits_truncate(mode & 0o600));
+        let fd = match create() {
+            // Left by a crash of ours.
+            Err(Errno::EEXIST) => {
+                unlinkat(directory, temporary, UnlinkatFlags::NoRemoveDir)?;
+                create()?
+            }
+            other => other?,
+        };
+        fchmod(&fd, Mode::from_bits_truncate(mode))?;
+        let mut file = std::fs::File::from(fd);
+        file.write_all(bytes).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
+        fsync(&file)?;
+        renameat(directory, temporary, directory, name)?;
+        fsync(directory)
+    };
+    write().inspect_err(|_| {
+        // It may not even have come to be.
+        unlinkat(directory, temporary, UnlinkatFlags::NoRemoveDir).ok();
+    })
 }
 
 /// Open a directory in `at`, made with 0700 if it is not there; never through a link.

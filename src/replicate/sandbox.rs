@@ -3,7 +3,7 @@
 //!
 //! | sites | files |
 //! |---|---|
-//! | only `globus-compute` | read what names, certificates and libraries need |
+//! | only services (`globus-compute`, `sfapi`, `iri`) | read what names, certificates and libraries need |
 //! | any that start a program (`ssh`, `exec`, `credd`) | as the uid may |
 //! | any `directory` | as the uid may: a rule would not outlive the next mount of a shared file system |
 
@@ -31,6 +31,6 @@ pub fn enter(ids: Option<&Become>, sites: &[Site]) -> Result<String, String> {
 fn needs_files(kind: &SiteKind) -> bool {
     match kind {
         SiteKind::Directory { .. } | SiteKind::Exec { .. } | SiteKind::Ssh(_) | SiteKind::Credd(_) => true,
-        SiteKind::GlobusCompute(_) => false,
+        SiteKind::GlobusCompute(_) | SiteKind::Sfapi(_) | SiteKind::Iri(_) => false,
     }
 }

@@ -42,6 +42,39 @@ pub fn client(site: &Site) -> Result<Client, String> {
     builder.build().map_err(|e| format!("site {}: {e}", site.name))
 }
 
+/// A form with one file in it (RFC 7578), as both facility services want it: its content type, and its bytes.
+///
+/// # Errors
+/// There is no randomness for its boundary.
+pub fn file_form(bytes: &[u8]) -> Result<(String, Vec<u8>), Undelivered> {
+    let mut number = [0; 16];
+    aws_lc_rs::rand::fill(&mut number).map_err(|_| Undelivered::new(Kind::SiteError, "no random numbers"))?;
+    let boundary = number.iter().fold(String::from("evercred-"), |text, byte| text + &format!("{byte:02x}"));
+    // Room for all of it at once: a vector that grows leaves copies behind.
+    let mut body = Vec::with_capacity(bytes.len() + 512);
+    body.extend_from_slice(
+        format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"upload\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        )
+        .as_bytes(),
+    );
+    body.extend_from_slice(bytes);
+    body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
+    Ok((format!("multipart/form-data; boundary={boundary}"), body))
+}
+
+/// The URL of a service with further segments, each of them escaped; a path's leading slash stays, as an empty segment.
+///
+/// # Errors
+/// The base is no URL for that, which the configuration sees to.
+pub fn address(base: &str, segments: &[&str]) -> Result<url::Url, Undelivered> {
+    let wrong = || Undelivered::new(Kind::SiteError, "the service's address takes no path");
+    let mut url = url::Url::parse(base).map_err(|_| wrong())?;
+    url.path_segments_mut().map_err(|()| wrong())?.pop_if_empty().extend(segments);
+    Ok(url)
+}
+
 /// Ask.
 ///
 /// # Errors
@@ -84,6 +117,20 @@ fn failure(error: &reqwest::Error) -> Undelivered {
     Undelivered::new(kind, detail)
 }
 
+/// What the words of a file system's error mean, where a service hands on no more than these.
+#[must_use]
+pub fn kind_of_words(words: &str) -> Kind {
+    let lower = words.to_ascii_lowercase();
+    let any = |list: &[&str]| list.iter().any(|text| lower.contains(text));
+    if any(&["no space left", "quota exceeded", "disk quota"]) {
+        Kind::SiteFull
+    } else if any(&["permission denied", "not permitted", "not allowed", "forbidden", "read-only file system"]) {
+        Kind::SiteDenied
+    } else {
+        Kind::SiteError
+    }
+}
+
 impl Answer {
     /// A good answer as JSON.
     ///
@@ -111,5 +158,21 @@ impl Answer {
         let words = ["reason", "message", "detail", "title", "error"].iter().find_map(|key| value.get(key)?.as_str());
         let detail = format!("HTTP {}: {}", self.status, words.unwrap_or("no words"));
         Undelivered::new(kind, detail).wait(self.retry_after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_keeps_its_leading_slash_and_is_escaped() {
+        let of = |path: &str| {
+            let segments: Vec<&str> = ["utilities", "ls", "perlmutter"].into_iter().chain(path.split('/')).collect();
+            address("https://api.example.org/api/v1.2/", &segments).unwrap().to_string()
+        };
+        let base = "https://api.example.org/api/v1.2/utilities/ls/perlmutter/";
+        assert_eq!(of("/global/homes/h/.t"), format!("{base}/global/homes/h/.t"));
+        assert_eq!(of("/a b/c?d#e%f"), format!("{base}/a%20b/c%3Fd%23e%25f"));
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::{
+    account::{Account, Accounts},
     envelope::KeyRing,
     frame::{FromReplicator, Note, ToReplicator},
     parcel::Parcel,
@@ -47,7 +48,8 @@ struct Place {
 #[derive(Default)]
 struct Shared {
     ssh: Arc<super::ssh::Sessions>,
-    globus: super::account::Accounts<super::globus::Account>,
+    globus: Accounts<super::globus::Account>,
+    facilities: Accounts<Account>,
 }
 
 /// What a site wants to have remembered.
@@ -215,5 +217,14 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
             super::globus::deliver(&place.site, globus, &account, ring, &place.notes, &parcel).await
         }
         SiteKind::Credd(credd) => super::credd::deliver(&place.site, credd, &parcel).await,
+        SiteKind::Sfapi(sfapi) => {
+            let Some(ring) = &place.ring else { return Err(Undelivered::new(Kind::SiteKey, "no key")) };
+            let accounts = &place.shared.facilities;
+            super::sfapi::deliver(&place.site, sfapi, accounts, ring, &place.notes, &parcel).await
+        }
+        SiteKind::Iri(iri) => {
+            let (ring, accounts) = (place.ring.as_ref(), &place.shared.facilities);
+            super::iri::deliver(&place.site, iri, accounts, ring, &place.notes, &parcel).await
+        }
     }
 }
