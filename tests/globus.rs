@@ -12,22 +12,19 @@ mod site;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use evercred::{demo::issuer::Rotation, replicate::pack};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use self::site::Site;
-
-struct Double {
-    child: Child,
-    port: u16,
-}
+use self::site::{
+    Site,
+    far::{Double, current, holds, renew, token},
+};
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -42,42 +39,10 @@ fn python(version: &str) -> Option<PathBuf> {
     None
 }
 
-impl Double {
-    fn start(version: &str, port: u16) -> Option<Self> {
-        let mut child = Command::new(python(version)?)
-            .arg(here("tests/globus/double.py"))
-            .arg(port.to_string())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Some(Self { child, port: line.trim().parse().unwrap() })
-    }
-
-    fn control(&self, orders: &Value) -> Value {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let url = format!("http://127.0.0.1:{}/control", self.port);
-            let request = reqwest::Client::new().put(url).header("Content-Type", "application/json");
-            let answer = request.body(orders.to_string()).send().await.unwrap();
-            serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
-        })
-    }
-
-    fn asked(&self, path: &str) -> u64 {
-        let told = self.control(&json!({}));
-        let asked = told.get("asked").and_then(Value::as_object).unwrap();
-        asked.iter().filter(|(key, _)| key.contains(path)).filter_map(|(_, count)| count.as_u64()).sum()
-    }
-}
-
-impl Drop for Double {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
+/// The service, with the worker of that release.
+fn double(version: &str, port: u16) -> Option<Double> {
+    let mut command = Command::new(python(version)?);
+    Some(Double::start(command.arg(here("tests/globus/double.py")).arg(port.to_string())))
 }
 
 /// A credmon with one Globus site; the "endpoint" writes below `far`.
@@ -107,31 +72,9 @@ fn started(double: &Double, more: &str) -> (Site, PathBuf) {
     (site, far.join("panda_token"))
 }
 
-fn token(site: &Site) -> String {
-    let value: Value = serde_json::from_slice(&site.file("alice", "grid.use").unwrap_or_default()).unwrap_or_default();
-    value.get("access_token").and_then(Value::as_str).unwrap_or("none yet").to_owned()
-}
-
-fn holds(path: &Path, text: &str) -> bool {
-    fs::read_to_string(path).is_ok_and(|there| there == text)
-}
-
-fn evercred(site: &Site, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_evercred")).args(arguments).arg("--socket").arg(site.socket()).output().unwrap()
-}
-
-fn renew(site: &Site) {
-    let output = evercred(site, &["renew", "alice/grid"]);
-    assert!(output.status.success(), "{output:?}");
-}
-
-fn current(site: &Site) -> bool {
-    evercred(site, &["replicate"]).status.success()
-}
-
 #[test]
 fn the_real_worker_of_the_newest_release_writes_the_token_and_confirms_it() {
-    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let Some(double) = double("4.19.0", 0) else { return };
     let (site, file) = started(&double, "");
     site.wait("written by the worker", 90, |s| holds(&file, &token(s)));
     site.wait("confirmed", 30, current);
@@ -146,7 +89,7 @@ fn the_real_worker_of_the_newest_release_writes_the_token_and_confirms_it() {
 
 #[test]
 fn the_real_worker_from_before_json_results_does_so_too() {
-    let Some(double) = Double::start("3.5.0", 0) else { return };
+    let Some(double) = double("3.5.0", 0) else { return };
     let (site, file) = started(&double, "");
     site.wait("written by the worker", 90, |s| holds(&file, &token(s)));
     site.wait("confirmed", 30, current);
@@ -154,7 +97,7 @@ fn the_real_worker_from_before_json_results_does_so_too() {
 
 #[test]
 fn a_pickled_pair_of_texts_for_the_oldest_runs_in_the_real_worker_as_well() {
-    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let Some(double) = double("4.19.0", 0) else { return };
     let (site, file) = started(&double, "legacy_endpoint = true");
     site.wait("written by the worker", 90, |s| holds(&file, &token(s)));
     site.wait("confirmed", 30, current);
@@ -162,7 +105,7 @@ fn a_pickled_pair_of_texts_for_the_oldest_runs_in_the_real_worker_as_well() {
 
 #[test]
 fn the_real_sdk_runs_its_own_task_on_the_double() {
-    let Some(double) = Double::start("4.19.0", 5000) else { return };
+    let Some(double) = double("4.19.0", 5000) else { return };
     let output = Command::new(python("4.19.0").unwrap()).arg(here("tests/globus/sdk.py")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(double.asked("/submit") >= 1);
@@ -170,7 +113,7 @@ fn the_real_sdk_runs_its_own_task_on_the_double() {
 
 #[test]
 fn rate_limits_outages_and_a_revoked_token_delay_and_lose_nothing() {
-    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let Some(double) = double("4.19.0", 0) else { return };
     double.control(
         &json!({"fail": [["/v3/functions", 429, 1, 1], ["/submit", 503, 1, 1], ["/batch_status", 503, 1, 2]]}),
     );
@@ -191,7 +134,7 @@ fn rate_limits_outages_and_a_revoked_token_delay_and_lose_nothing() {
 
 #[test]
 fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_back() {
-    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let Some(double) = double("4.19.0", 0) else { return };
     double.control(&json!({"offline": true}));
     let (mut site, file) = started(&double, "timeout = \"3s\"");
     site.wait("told", 60, |s| s.log().contains("kind=site-pending"));
@@ -211,7 +154,7 @@ fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_
 
 #[test]
 fn a_task_that_the_service_loses_is_sent_again_and_a_wrong_key_is_told() {
-    let Some(double) = Double::start("4.19.0", 0) else { return };
+    let Some(double) = double("4.19.0", 0) else { return };
     double.control(&json!({"lose": true}));
     let (site, file) = started(&double, "");
     site.wait("lost, and told", 60, |s| s.log().contains("lost the task"));

@@ -807,7 +807,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__receive)
-            opts="-h --directory --key-file --site --max-age --help"
+            opts="-h --directory --key-file --inbox --site --max-age --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -818,6 +818,10 @@ _evercred() {
                     return 0
                     ;;
                 --key-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --inbox)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -99,6 +99,7 @@ complete -c evercred -n "__fish_evercred_using_subcommand replicate" -s h -l hel
 complete -c evercred -n "__fish_evercred_using_subcommand keygen" -s h -l help -d 'Print help'
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -l directory -d 'Files may appear below this directory and nowhere else' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -l key-file -d 'A key, and during a rotation a second one; the first one confirms' -r -F
+complete -c evercred -n "__fish_evercred_using_subcommand receive" -l inbox -d 'Instead of standard input: every NAME.sealed in this directory; what became of it is NAME.receipt' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -l site -d 'Accept only what is for the site of this name at the sender' -r
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -l max-age -d 'Accept nothing older, whatever the sender allows' -r
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -s h -l help -d 'Print help (see more with \'--help\')'

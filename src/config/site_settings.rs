@@ -117,11 +117,11 @@ impl SiteKind {
         }
     }
 
-    /// When our own client of the site's service ends, and how long it lives; `None`: nobody says.
+    /// When our own client of the site's service ends; `None`: nobody says.
     #[must_use]
-    pub fn client_ends(&self) -> Option<(Timestamp, Duration)> {
+    pub fn client_end(&self) -> Option<ClientEnd> {
         match self {
-            Self::Sfapi(sfapi) => Some((sfapi.client_ends?, sfapi.client_lifetime)),
+            Self::Sfapi(sfapi) => Some(ClientEnd { at: sfapi.client_ends?, life: sfapi.client_lifetime }),
             Self::Directory { .. }
             | Self::Exec { .. }
             | Self::Ssh(_)
@@ -129,6 +129,26 @@ impl SiteKind {
             | Self::Credd(_)
             | Self::Iri(_) => None,
         }
+    }
+}
+
+/// The end of a client that people make by hand and no program can renew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientEnd {
+    /// When.
+    pub at: Timestamp,
+    /// How long such a client lives.
+    pub life: Duration,
+}
+
+impl ClientEnd {
+    /// The longest time before the end at which it is told.
+    const EARLY: Duration = Duration::from_secs(3 * 86_400);
+
+    /// Whether it is time to make another one: a quarter of its life is left, at most three days.
+    #[must_use]
+    pub fn is_near(&self, now: Timestamp) -> bool {
+        self.at.since(now) <= (self.life / 4).min(Self::EARLY)
     }
 }
 

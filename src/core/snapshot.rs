@@ -32,6 +32,9 @@ pub struct Status {
     pub courier: bool,
     /// The providers, in the order of their names.
     pub providers: Vec<Issuer>,
+    /// The remote sites, in the order of their names.
+    #[serde(default)]
+    pub sites: Vec<Site>,
     /// The credentials, by user and name.
     pub credentials: Vec<Credential>,
 }
@@ -62,6 +65,20 @@ pub struct Issuer {
     pub in_flight: u32,
     /// Renewals that wait for their turn.
     pub queued: usize,
+}
+
+/// A remote site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// Its name.
+    pub site: String,
+    /// Its kind, as configured.
+    pub kind: String,
+    /// When our own client of its service ends, if that is known: nobody renews it but a person.
+    #[serde(with = "rfc3339::option")]
+    pub client_ends: Option<Timestamp>,
+    /// That is soon, or was: it is time to make another one.
+    pub client_ends_soon: bool,
 }
 
 /// One credential.

@@ -188,6 +188,18 @@ fn foot(status: &Status) -> String {
         // Writing to a string does not fail.
         writeln!(text, "\nThe issuer of {} is down or refuses us; {} wait.", issuer.provider, issuer.queued).ok();
     }
+    for site in status.sites.iter().filter(|site| site.client_ends_soon && status.everybody) {
+        let left = site.client_ends.map(|ends| ends.since(status.now)).filter(|left| !left.is_zero());
+        let when = left.map_or_else(|| "has ended".to_owned(), |left| format!("ends in {}", show::short(left)));
+        // Writing to a string does not fail.
+        writeln!(
+            text,
+            "\nThe client of the site {} {when}.\n  What to do: make another at the service, write its file, and reload \
+             the credmon.",
+            site.site
+        )
+        .ok();
+    }
     if !status.courier {
         text.push_str("\nThe network process is down; the daemon starts another.\n");
     }
@@ -248,6 +260,7 @@ mod tests {
                 in_flight: 0,
                 queued: 7,
             }],
+            sites: Vec::new(),
             credentials: vec![parked, credential("alice", "wlcg", State::Fresh)],
         }
     }

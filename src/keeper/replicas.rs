@@ -22,16 +22,18 @@ use super::{
     driver::Clock,
     journal::{Journal, JournalError},
     link::{Link, Peer},
+    told::Told as Once,
 };
 use crate::{
-    config::site_settings::Site,
+    config::site_settings::{ClientEnd, Site},
     core::{
         budget::Limits,
         delivery::{Delivered, Undelivered},
         id::{CredentialId, UserName},
         replica::{Action, Announcement, Content, Event, Known, Replicas, Standing},
         secret::KeyText,
-        snapshot::Replica,
+        snapshot::{self, Replica},
+        time::{Now, Timestamp},
         use_file,
     },
     error::Kind,
@@ -89,6 +91,7 @@ pub type Board = Arc<Mutex<BTreeMap<CredentialId, Vec<Replica>>>>;
 pub struct Replication {
     to: Arc<Mutex<Option<Sender<Told>>>>,
     board: Board,
+    sites: Arc<Mutex<Vec<(String, &'static str, Option<ClientEnd>)>>>,
 }
 
 /// How the replicator is run.
@@ -117,6 +120,19 @@ impl Replication {
         self.board.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
     }
 
+    /// The sites, for the status.
+    #[must_use]
+    pub fn sites(&self, now: Timestamp) -> Vec<snapshot::Site> {
+        let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = sites.iter().map(|(name, kind, end)| snapshot::Site {
+            site: name.clone(),
+            kind: (*kind).to_owned(),
+            client_ends: end.map(|end| end.at),
+            client_ends_soon: end.is_some_and(|end| end.is_near(now)),
+        });
+        shown.collect()
+    }
+
     /// Wait until everything was tried once, at most that long.
     pub fn settle(&self, patience: Duration) {
         let (done, settled) = std::sync::mpsc::sync_channel(1);
@@ -139,6 +155,8 @@ impl Replication {
         clock: Clock,
     ) -> Result<(), JournalError> {
         self.stop();
+        let sites = recipe.sites.iter().map(|site| (site.name.clone(), site.kind.label(), site.kind.client_end()));
+        *self.sites.lock().unwrap_or_else(PoisonError::into_inner) = sites.collect();
         if recipe.sites.is_empty() {
             return Ok(());
         }
@@ -237,6 +255,8 @@ struct Desk {
     looked: bool,
     /// Whose rows on the board are old.
     changed: BTreeSet<CredentialId>,
+    /// Sites whose client ends, as it was told.
+    ending: Once<(usize, bool)>,
 }
 
 impl Desk {
@@ -277,6 +297,7 @@ impl Desk {
             settling: Vec::new(),
             looked: false,
             changed: BTreeSet::new(),
+            ending: Once::default(),
         }
     }
 
@@ -286,6 +307,7 @@ impl Desk {
         }
         loop {
             let now = self.clock.now();
+            self.tell_of_clients(now);
             let mut records = Vec::new();
             let mut changed = std::mem::take(&mut self.changed);
             while let Some(action) = self.planner.next_action(now) {
@@ -317,6 +339,32 @@ impl Desk {
                 self.take(told_now);
                 taken += 1;
                 one = if taken < 256 { told.try_recv().ok() } else { None };
+            }
+        }
+    }
+
+    /// Clients that end soon, once an hour: nobody renews them but a person.
+    fn tell_of_clients(&mut self, now: Now) {
+        for (index, site) in self.sites.iter().enumerate() {
+            let Some(end) = site.kind.client_end().filter(|end| end.is_near(now.wall)) else { continue };
+            let over = end.at <= now.wall;
+            if !self.ending.tell(now.tick, (index, over)) {
+                continue;
+            }
+            let (site, kind, ends_in) = (site.name.as_str(), site.kind.label(), end.at.since(now.wall).as_secs());
+            if over {
+                tracing::error!(
+                    site,
+                    kind,
+                    "the client of this site has ended; make another at the service, and reload"
+                );
+            } else {
+                tracing::warn!(
+                    site,
+                    kind,
+                    ends_in,
+                    "the client of this site ends soon; make another at the service, and reload"
+                );
             }
         }
     }

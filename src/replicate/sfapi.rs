@@ -41,9 +41,6 @@ const PACE: Pace = Pace { gap: Duration::from_millis(500), burst: 10 };
 /// Between two looks at a task or a receipt.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 const LOOK_MOST: Duration = Duration::from_secs(20);
-/// A payload without a receipt is put again after this: it may have been written over.
-const AGAIN: u64 = 300;
-
 /// A site as one delivery sees it.
 struct Service<'a> {
     sfapi: &'a Sfapi,
@@ -107,7 +104,9 @@ impl Service<'_> {
         let note = format!("put {path}");
         let now = receive::now();
         let before = notes.value(&note).as_deref().and_then(Put::parse);
-        let before = before.filter(|put| put.generation == parcel.generation && now.saturating_sub(put.at) < AGAIN);
+        // Without a receipt for as long as a whole delivery may take, it may have been written over: it is put again.
+        let again = site.timeout.as_secs();
+        let before = before.filter(|put| put.generation == parcel.generation && now.saturating_sub(put.at) < again);
         let digest = if let Some(put) = before {
             put.digest
         } else {

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "no test needs all of this")]
 #![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
+pub mod far;
+
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt, PermissionsExt},

@@ -308,6 +308,7 @@ mod tests {
             everybody: true,
             courier: true,
             providers: Vec::new(),
+            sites: Vec::new(),
             credentials: vec![credential],
         };
         let mut provider = ProviderFigures::default();

@@ -1,6 +1,6 @@
 //! `evercred doctor`: probes the live installation and reports each check as ok, warning or failed, with what to do.
 //!
-//! Order: configuration, credential directory, running credmon, HTCondor, tokens in the directory, issuers. Facts are
+//! Order: configuration, credential directory, running credmon, HTCondor, tokens in the directory, sites, issuers. Facts are
 //! gathered first and judged by pure functions. Issuers are asked by a courier of our own (its sandbox
 //! and uid), so that this process, which may be root, reads nothing from the network. It never prints a secret and
 //! changes nothing: the request that tests the client secret carries a refresh token that does not exist.
@@ -10,6 +10,7 @@ mod finding;
 mod htcondor;
 mod issuers;
 mod process;
+mod sites;
 mod tokens;
 
 use std::{
@@ -58,6 +59,7 @@ fn examine(sources: &Sources) -> Vec<Finding> {
     findings.extend(if shared { process::examine_beside(directory) } else { process::examine(directory) });
     findings.extend(htcondor::examine(&services, process::uid(directory, shared), shared));
     findings.extend(tokens::examine(&settings));
+    findings.extend(sites::examine(&settings));
     findings.extend(issuers::examine(&settings));
     findings
 }

@@ -271,6 +271,7 @@ impl Driver {
             everybody,
             courier: self.courier_up,
             providers: self.owners.iter().enumerate().map(issuer).collect(),
+            sites: self.replication.sites(now.wall),
             credentials: rows.map(credential).collect(),
         }
     }
