@@ -50,10 +50,9 @@ impl Kind {
             Self::Directory => (60, 4, 200),
             Self::Exec | Self::Credd => (60, 2, 20),
             Self::Ssh => (60, 8, 100),
-            // A cold endpoint may need minutes; its service allows two requests a second.
-            Self::GlobusCompute => (600, 64, 2),
-            // A timer at the site may come every few minutes; the tasks of a facility's file system take seconds each.
-            Self::Sfapi => (600, 64, 2),
+            // A cold endpoint, or a timer at the site, may need minutes; two requests a second are what services allow.
+            Self::GlobusCompute | Self::Sfapi => (600, 64, 2),
+            // Each file is several tasks of seconds.
             Self::Iri => (300, 8, 2),
         };
         Usual { timeout, in_flight, per_second }

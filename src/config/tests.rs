@@ -294,8 +294,20 @@ fn every_bad_site_has_its_message_and_no_secret_in_it() {
             "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nfile_name = \"{usr}\"\n",
             r#"c.toml:8: site.s.file_name: holds {usr}, which stands for nothing; use plain characters and {user} {service} {handle} {base} {target} {target_md5}, as "{base}""#,
         ),
+        (
+            "kind = \"sfapi\"\nservices = [\"a\"]\ndirectory = \"/d\"\ninbox = \"/i\"\nclient_file = \"FILE\"\nkey_files = \"KEY\"\n",
+            "c.toml:9: site.s.client_file: FILE holds neither a JWK nor a key in PEM; write what the service's page gave: its JSON, or the id on a line and then the key in PEM",
+        ),
+        (
+            "kind = \"iri\"\nservices = [\"a\"]\ndirectory = \"/d\"\nresource_id = \"cfs\"\nclient_id = \"c\"\nclient_secret_file = \"FILE\"\n",
+            "c.toml:4: site.s.scope: is missing: a client that acts as itself asks for one; ask the facility which",
+        ),
     ];
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(&dir, "canary", &format!("{CANARY}\n")).display().to_string();
+    let key = write(&dir, "key", &spool_key()).display().to_string();
     for (text, expected) in table {
-        assert_eq!(bad(text), [*expected], "{text}");
+        let told = bad(&text.replace("FILE", &file).replace("KEY", &key));
+        assert_eq!(told, [expected.replace("FILE", &file)], "{text}");
     }
 }

@@ -91,8 +91,11 @@ pub type Board = Arc<Mutex<BTreeMap<CredentialId, Vec<Replica>>>>;
 pub struct Replication {
     to: Arc<Mutex<Option<Sender<Told>>>>,
     board: Board,
-    sites: Arc<Mutex<Vec<(String, &'static str, Option<ClientEnd>)>>>,
+    sites: Arc<Mutex<Vec<Shown>>>,
 }
+
+/// What the status tells of a site: its name, its kind, and when our client of it ends.
+type Shown = (String, &'static str, Option<ClientEnd>);
 
 /// How the replicator is run.
 #[derive(Debug, Clone)]

@@ -181,7 +181,10 @@ pub fn known(settings: &Settings) -> Known {
     }
     let (answer, wait) = mpsc::channel();
     // A keeper that hangs must not hang us.
-    std::thread::spawn(move || answer.send(daemon::status(&socket)));
+    std::thread::spawn(move || {
+        // Whoever waited may have given up.
+        drop(answer.send(daemon::status(&socket)));
+    });
     let status = wait.recv_timeout(KEEPER_PATIENCE).ok()?.ok()?;
     let user = account();
     let own = status.credentials.into_iter().filter(|credential| credential.user == user);
