@@ -33,8 +33,9 @@ pub fn run(args: &cli::Login) -> ExitCode {
         }
         Err(report) => return report.print("evercred"),
     };
+    let mut portal = Portal::default();
     let outcome = if args.json {
-        login(args, &settings, request, provider, &mut Portal::default())
+        login(args, &settings, request, provider, &mut portal)
     } else {
         let terminal = Terminal::open(args.plain || submit::plain());
         let mut human = Human::new(&submit::account(), Purpose::Login, terminal);
@@ -46,7 +47,7 @@ pub fn run(args: &cli::Login) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) if args.json => {
-            Portal::failed(&error, &error.line(Purpose::Login));
+            portal.failed(&error, &error.line(Purpose::Login));
             ExitCode::from(error.code())
         }
         Err(error) => submit::told(&error, Purpose::Login),

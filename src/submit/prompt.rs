@@ -180,6 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn the_prompt_at_40_columns_with_a_code_and_qr() {
+        insta::assert_snapshot!(invitation(&device(), &Look { columns: 40, rows: 60, ..WIDE }));
+    }
+
+    #[test]
+    fn with_no_color_the_prompt_is_the_same_without_escapes() {
+        let colours = invitation(&mytoken(), &Look { colour: true, ..WIDE });
+        insta::assert_snapshot!(colours.replace('\x1b', "ESC"));
+        let mut plain = colours;
+        for escape in ["\x1b[1m", "\x1b[0m", "\x1b[38;5;231;48;5;16m"] {
+            plain = plain.replace(escape, "");
+        }
+        assert_eq!(plain, invitation(&mytoken(), &WIDE));
+    }
+
+    #[test]
     fn the_prompt_at_200_columns() {
         let text = invitation(&device(), &Look { columns: 200, rows: 60, blocks: false, ..WIDE });
         insta::assert_snapshot!(text);

@@ -29,6 +29,17 @@ pub struct Look {
     pub blocks: bool,
 }
 
+impl Look {
+    /// Of a terminal of so many columns and rows, by the environment.
+    fn of((columns, rows): (u16, u16), plain: bool, environment: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let dumb = plain || set("TERM").is_none_or(|term| term == "dumb");
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| set(name)).unwrap_or_default();
+        let utf8 = ["UTF-8", "UTF8"].iter().any(|name| locale.to_ascii_uppercase().ends_with(name));
+        Self { columns, rows, colour: !dumb && set("NO_COLOR").is_none(), live: !dumb, blocks: utf8 && !plain }
+    }
+}
+
 /// An open terminal in whose foreground we are.
 #[derive(Debug)]
 pub struct Terminal {
@@ -55,13 +66,9 @@ impl Terminal {
     /// What it can show now; it may have been resized.
     #[must_use]
     pub fn look(&self) -> Look {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let size = terminal_size::terminal_size_of(self.file.as_fd());
-        let (columns, rows) = size.map_or((80, 24), |(width, height)| (width.0, height.0));
-        let dumb = self.plain || set("TERM").is_none_or(|term| term == "dumb");
-        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| set(name)).unwrap_or_default();
-        let utf8 = ["UTF-8", "UTF8"].iter().any(|name| locale.to_ascii_uppercase().ends_with(name));
-        Look { columns, rows, colour: !dumb && set("NO_COLOR").is_none(), live: !dumb, blocks: utf8 && !self.plain }
+        let size = size.map_or((80, 24), |(width, height)| (width.0, height.0));
+        Look::of(size, self.plain, |name| std::env::var(name).ok())
     }
 
     /// Write; a terminal that is gone has nobody to be told.
@@ -100,5 +107,28 @@ impl Terminal {
     #[must_use]
     pub fn shows_messages(&self) -> bool {
         self.shows_messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_drawn_follows_the_environment() {
+        let look = |plain, set: &[(&str, &str)]| {
+            let find = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            let Look { colour, live, blocks, .. } = Look::of((80, 24), plain, find);
+            (colour, live, blocks)
+        };
+        let usual = [("TERM", "xterm-256color"), ("LANG", "de_DE.UTF-8")];
+        assert_eq!(look(false, &usual), (true, true, true));
+        assert_eq!(look(true, &usual), (false, false, false), "--plain");
+        let with = |more: &[(&'static str, &'static str)]| look(false, &[more, &usual].concat());
+        assert_eq!(with(&[("NO_COLOR", "1")]), (false, true, true));
+        assert_eq!(with(&[("NO_COLOR", "")]), (true, true, true), "no-color.org: when not empty");
+        assert_eq!(with(&[("TERM", "dumb")]), (false, false, true));
+        assert_eq!(with(&[("LC_ALL", "C")]), (true, true, false), "LC_ALL before LANG");
+        assert_eq!(look(false, &[]), (false, false, false), "nothing set");
     }
 }

@@ -4,7 +4,8 @@
 on_terminal.py [--size COLSxROWS] [--as USER] [--when TEXT ACTION]... [--seconds N] -- CMD ARG...
 
 ACTION: `approve`, `decline` (the last URL on the screen, over HTTP from inside of the lab named by LAB, as USER),
-`run:COMMAND` (with ACT_URL and ACT_CODE in the environment), `type:WORD`, `sleep:SECONDS`, `ctrl-c`. Before an approval
+`run:COMMAND` (with ACT_URL and ACT_CODE in the environment), `type:WORD`,
+`save:FILE` (what was written so far), `sleep:SECONDS`, `ctrl-c`. Before an approval
 every process is searched for the URL's secret part. The transcript goes to standard output as it is; the exit status
 is the command's (128 + signal).
 """
@@ -49,6 +50,9 @@ def act(action):
     text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", seen).decode(errors="replace")
     if action.startswith("type:"):
         os.write(master, action[5:].encode() + b"\n")
+    elif action.startswith("save:"):
+        with open(action[5:], "wb") as file:
+            file.write(seen)
     elif action == "ctrl-c":
         os.write(master, b"\x03")
     elif action.startswith("sleep:"):
