@@ -76,7 +76,7 @@ impl Visited {
     fn with_issuer(lifetime: u32) -> Self {
         let (site, port) = (Site::new(600, Rotation::None), port());
         let mut issuer = Command::new("node")
-            .arg(installed("tests/oidc/install.sh").join("issuer.mjs"))
+            .arg(installed("oidc").join("issuer.mjs"))
             .arg("--dir")
             .arg(site.home.path().join("issuer"))
             .args(["--lifetime", &lifetime.to_string(), "--for", "600"])
@@ -168,7 +168,7 @@ impl Visited {
         let url = format!("http://127.0.0.1:{}{link}", self.port);
         let output = Command::new("timeout")
             .args(["120", "node"])
-            .arg(installed("tests/web/install.sh").join("approve.mjs"))
+            .arg(installed("web").join("approve.mjs"))
             .args(["--url", &url, "--user", "alice"])
             .args(arguments)
             .stdin(Stdio::null())
@@ -181,9 +181,10 @@ impl Visited {
     }
 }
 
-fn installed(script: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
-    let output = Command::new(script).stdin(Stdio::null()).output().unwrap();
+/// Where `tests/install.sh` put this folder.
+fn installed(folder: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/install.sh");
+    let output = Command::new(script).arg(folder).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
@@ -351,4 +352,85 @@ fn an_old_link_is_refused_in_chromium_too_with_what_to_do() {
     let told = visited.browser(&format!("/credmon/key/{}", "b".repeat(64)), &["--only"]);
     assert_eq!(told["status"], 404);
     assert!(told["text"].as_str().unwrap().contains("Submit your job again"), "{told}");
+}
+
+/// What HTCondor 25.14.1 answers, over the site's own credential directory; the pool's tests have the real one.
+const STORE_CRED: &str = r#"#!/bin/sh
+dir=CREDENTIALS/alice verb=$1
+while [ $# -gt 0 ]; do [ "$1" != -s ] || name=$2; shift; done
+case $verb in
+    query-oauth)
+        [ -e "$dir/$name.top" ] || { echo 'No credential is stored.'; exit 1; }
+        printf 'Credential info:\nTop%sTime = %s\n' "$name" "$(stat -c %Y "$dir/$name.top")"
+        [ ! -e "$dir/$name.use" ] || printf '%s = %s\n' "$name" "$(stat -c %Y "$dir/$name.use")";;
+    add-oauth)
+        umask 077; mkdir -p "$dir" && cat > "$dir/$name.tmp" && mv "$dir/$name.tmp" "$dir/$name.top";;
+esac
+"#;
+
+#[test]
+#[ignore = "needs Node and Chromium: `tests/run web`"]
+fn a_device_flow_is_approved_in_chromium_on_the_issuers_own_pages_and_the_credmon_gets_tokens_from_it() {
+    if Path::new("/usr/sbin/condor_store_cred").exists() {
+        println!(
+            "skipped: HTCondor is installed here, and would be asked; tests/pool/e2e-storer does the same with it"
+        );
+        return;
+    }
+    let mut visited = Visited::with_issuer(600);
+    let home = visited.site.home.path().to_owned();
+    let provider = format!(
+        "[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"evercred-public\"\nca_file = \"{}\"\nscopes \
+         = [\"storage.read:/\"]\nlogin_scopes = [\"openid\", \"offline_access\"]\naudience = \
+         [\"https://storage.example.org\"]\naudience_style = \"resource\"\n",
+        visited.issuer_url,
+        home.join("issuer/ca.pem").display()
+    );
+    visited.site.configure_with("", "", &provider);
+    visited.site.start();
+    visited.site.wait("the daemon", 30, |site| site.socket().exists());
+    let programs = home.join("programs");
+    fs::create_dir(&programs).unwrap();
+    let script = STORE_CRED.replace("CREDENTIALS", visited.site.credentials().to_str().unwrap());
+    fs::write(programs.join("condor_store_cred"), script).unwrap();
+    fs::set_permissions(programs.join("condor_store_cred"), fs::Permissions::from_mode(0o755)).unwrap();
+
+    let mut login = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["login", "wlcg", "--json", "--config"])
+        .arg(home.join("evercred.toml"))
+        .env("PATH", &programs)
+        .env("HOME", &home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = Vec::new();
+    for line in BufReader::new(login.stdout.take().unwrap()).lines() {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if event["event"] == "approval" {
+            let browser = Command::new("timeout")
+                .args(["120", "node"])
+                .arg(installed("web").join("device.mjs"))
+                .env("ACT_URL", event["url"].as_str().unwrap())
+                .env("ACT_CODE", event["code"].as_str().unwrap())
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let pages = String::from_utf8_lossy(&browser.stdout).into_owned();
+            assert!(browser.status.success(), "{pages}{}", String::from_utf8_lossy(&browser.stderr));
+            println!("{pages}");
+        }
+        told.push(event);
+    }
+    let events: Vec<_> = told.iter().filter_map(|event| event["event"].as_str()).filter(|e| *e != "waiting").collect();
+    assert!(login.wait().unwrap().success(), "{told:?}");
+    assert_eq!(events, ["found", "approval", "created", "done"]);
+    let top: Value = serde_json::from_slice(&visited.site.file("alice", "wlcg.top").unwrap()).unwrap();
+    let given: Value = serde_json::from_slice(&visited.site.file("alice", "wlcg.use").unwrap()).unwrap();
+    assert_eq!(given["access_token"].as_str().unwrap().split('.').count(), 3, "a JWT for the resource");
+    for secret in [&top["refresh_token"], &given["access_token"]] {
+        let secret = secret.as_str().unwrap();
+        assert!(!told.iter().any(|event| event.to_string().contains(secret)), "no token is told");
+        assert!(!visited.site.log().contains(secret));
+    }
 }

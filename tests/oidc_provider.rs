@@ -28,10 +28,10 @@ use tempfile::TempDir;
 const STORAGE: &str = "https://storage.example.org";
 const SCOPE: &str = "openid offline_access storage.read:/";
 
-/// Where `tests/oidc/install.sh` put the issuer.
+/// Where `tests/install.sh` put the issuer.
 static INSTALLED: LazyLock<PathBuf> = LazyLock::new(|| {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oidc/install.sh");
-    let output = Command::new(script).stdin(Stdio::null()).output().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/install.sh");
+    let output = Command::new(script).arg("oidc").stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 });

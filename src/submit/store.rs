@@ -108,8 +108,9 @@ pub enum StoreError {
 pub struct Credd {
     program: PathBuf,
     environment: Vec<(OsString, OsString)>,
-    /// `-u`, by HTCondor's convention for storers.
-    user: Option<OsString>,
+    /// What follows by HTCondor's conventions for storers: `-u` with `CONDOR_VAULT_STORER_USER`, and the words of
+    /// `SEC_CREDENTIAL_STORECRED_OPTS`.
+    further: Vec<OsString>,
     /// Run as somebody else, as only root can.
     identity: Option<(u32, u32)>,
 }
@@ -141,8 +142,8 @@ impl Credd {
         };
         let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| kept(name)).collect();
         environment.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
-        let user = std::env::var_os("CONDOR_VAULT_STORER_USER").filter(|user| !user.is_empty());
-        Self { program: program.into(), environment, user, identity: None }
+        let further = further(|name| std::env::var_os(name));
+        Self { program: program.into(), environment, further, identity: None }
     }
 
     /// The way of another user, for root: credd sees that user.
@@ -153,7 +154,7 @@ impl Credd {
         environment.push(("HOME".into(), user.dir.clone().into()));
         environment.extend(["USER", "LOGNAME"].map(|name| (name.into(), user.name.clone().into())));
         let identity = Some((user.uid.as_raw(), user.gid.as_raw()));
-        Self { program: self.program.clone(), environment, user: None, identity }
+        Self { program: self.program.clone(), environment, further: Vec::new(), identity }
     }
 
     /// Which program it is.
@@ -170,9 +171,7 @@ impl Credd {
                 command.arg(option).arg(value);
             }
         }
-        if let Some(user) = &self.user {
-            command.arg("-u").arg(user);
-        }
+        command.args(&self.further);
         if secret.is_some() {
             command.args(["-i", "-"]);
         }
@@ -208,6 +207,15 @@ impl Credd {
         }
         Err(StoreError::Refused { what: format!("store {}", request.name()), said: said(&ended) })
     }
+}
+
+/// Arguments that the user's environment adds to both verbs, as HTCondor's own storer does.
+fn further(environment: impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
+    let user = environment("CONDOR_VAULT_STORER_USER").filter(|user| !user.is_empty());
+    let mut further: Vec<OsString> = user.into_iter().flat_map(|user| ["-u".into(), user]).collect();
+    let options = environment("SEC_CREDENTIAL_STORECRED_OPTS").unwrap_or_default();
+    further.extend(options.to_string_lossy().split_whitespace().map(OsString::from));
+    further
 }
 
 /// What an answer to `query-oauth` says (contract §3.4, 5); `None`: nothing about the credential.
@@ -273,6 +281,17 @@ mod tests {
         assert_eq!(stored(&answer(2, "Account: x\n"), "helm"), Some(Stored::Mismatch));
         let quoted = READY.replace("helm_h-x =", "'helm_h-x' =").replace("Tophelm_h-xTime", "'Tophelm_h-xTime'");
         assert!(matches!(stored(&answer(0, &quoted), "helm_h-x"), Some(Stored::Ready { .. })));
+    }
+
+    #[test]
+    fn htcondors_conventions_for_storers_are_kept() {
+        let with = |set: &[(&str, &str)]| {
+            further(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value)))
+        };
+        assert_eq!(with(&[]), Vec::<OsString>::new());
+        assert_eq!(with(&[("CONDOR_VAULT_STORER_USER", ""), ("SEC_CREDENTIAL_STORECRED_OPTS", " ")]), with(&[]));
+        let both = with(&[("CONDOR_VAULT_STORER_USER", "bob@lab"), ("SEC_CREDENTIAL_STORECRED_OPTS", "-d  -S x")]);
+        assert_eq!(both, ["-u", "bob@lab", "-d", "-S", "x"]);
     }
 
     #[test]

@@ -11,22 +11,6 @@ is the command's (128 + signal).
 """
 import argparse, fcntl, os, pty, re, select, signal, struct, subprocess, sys, termios, time
 
-BROWSER = r"""
-import json, sys, urllib.parse, urllib.request as u
-url, code, what, user = sys.argv[1:5]
-def post(url, body, kind):
-    return u.urlopen(u.Request(url, body.encode(), {"Content-Type": kind}))
-if code:  # device flow: a form
-    form = {"user_code": code, "user": user, "decision": "approve" if what == "approve" else "deny"}
-    print(post(url, urllib.parse.urlencode(form), "application/x-www-form-urlencoded").status)
-else:     # mytoken: the page posts JSON and is sent on
-    wish = json.loads(u.urlopen(url).read().decode().split("const wish=")[1].split(";\n")[0].split(";async")[0])
-    wish["user"] = user
-    answer = json.loads(post(url, json.dumps(wish) if what == "approve" else "", "application/json").read())
-    if what == "approve":
-        print(u.urlopen(answer["authorization_uri"]).status)
-"""
-
 ap = argparse.ArgumentParser()
 ap.add_argument("--size", default="80x40")
 ap.add_argument("--when", nargs=2, action="append", default=[])
@@ -73,8 +57,9 @@ def act(action):
             subprocess.run(["bash", "-c", action[4:]], env={**os.environ, "ACT_URL": url, "ACT_CODE": code}, check=True)
             return
         here = os.path.dirname(os.path.abspath(__file__))
-        inside = [here + "/exec.sh", os.environ["LAB"]] if os.environ.get("LAB") else []
-        subprocess.run(inside + ["python3", "-c", BROWSER, url, code, action, args.user], check=True, stdout=subprocess.DEVNULL)
+        lab = os.environ.get("LAB")
+        browser = [here + "/exec.sh", lab, "/lab/approve.py"] if lab else [here + "/approve.py"]
+        subprocess.run(browser + [args.user, action], input=f"{url}\n{code}\n".encode(), check=True, stdout=subprocess.DEVNULL)
 
 
 while True:

@@ -1,6 +1,6 @@
 // Approve a device flow at oidc-provider as a human does: in a browser, page by page.
 //
-//   ACT_URL=… ACT_CODE=… node approve.mjs [--picture FILE.png]
+//   ACT_URL=… ACT_CODE=… node device.mjs [--picture FILE.png]
 //
 // The pages: the code (typed), "continue" after it, log in, consent. Exit 0 once the last page says that it is done.
 
