@@ -4,6 +4,7 @@
 //! the keeper's terminal. What it knows it was told by `Configure`; it keeps nothing on disk.
 
 pub mod calls;
+pub mod child;
 mod discovered;
 pub mod endpoint;
 pub mod frame;

@@ -1,26 +1,15 @@
 //! The courier's loop: frames in, exchanges at once, frames out as they end.
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::{fd::AsFd, unix::net::UnixStream},
-    process::ExitCode,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, net::SocketAddr, os::unix::net::UnixStream, process::ExitCode, sync::Arc, time::Instant};
 
-use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use tokio::sync::mpsc;
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 #[cfg(feature = "otlp")]
 use super::traces::Traces;
 use super::{
-    calls,
+    calls, child,
     endpoint::{self, Board, Want},
-    frame::{self, FromCourier, MAX_FRAME, ToCourier},
+    frame::{self, FromCourier, ToCourier},
     http::Caller,
     probe, sandbox, web,
 };
@@ -42,13 +31,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
-    // Signals of the terminal's foreground group are the keeper's business.
-    let mut block = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        block.add(signal);
-    }
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&block), None)?;
-    let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut stream = child::stream()?;
     let Some(ToCourier::Configure { providers, become_ids, outward }) = frame::read(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
@@ -67,7 +50,6 @@ fn run() -> io::Result<()> {
         }
     };
     frame::write(&mut stream, &FromCourier::Ready { sandbox })?;
-    stream.set_nonblocking(true)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, parts))
 }
 
@@ -143,22 +125,8 @@ async fn work(parts: &Parts, frame: ToCourier) -> Option<FromCourier> {
 
 async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
     let parts = Arc::new(parts);
-    let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
-    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
-    let mut requests = FramedRead::new(reader, codec.clone());
-    let mut answers = FramedWrite::new(writer, codec);
-    let (done, mut ended) = mpsc::channel::<FromCourier>(256);
-    let sender = tokio::spawn(async move {
-        while let Some(frame) = ended.recv().await {
-            let bytes = frame::encode(&frame)?;
-            // The codec writes the length itself.
-            answers.feed(Bytes::copy_from_slice(bytes.get(4..).unwrap_or_default())).await?;
-            if ended.is_empty() {
-                SinkExt::<Bytes>::flush(&mut answers).await?;
-            }
-        }
-        Ok::<_, io::Error>(())
-    });
+    let (done, ended) = mpsc::channel::<FromCourier>(256);
+    let (mut requests, sender) = child::frames(stream, ended)?;
     #[cfg(feature = "otlp")]
     let traces = match parts.outward.otlp.as_deref().map(Traces::new) {
         None => None,
@@ -185,8 +153,7 @@ async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
     };
     let desk =
         parts.outward.web_approval.clone().map(|page| web::start(page, Arc::clone(&parts.callers), done.clone()));
-    while let Some(body) = requests.next().await {
-        let frame = frame::decode(&body?)?;
+    while let Some(frame) = requests.next().await? {
         if let (ToCourier::Approval { .. }, Some(desk)) = (&frame, &desk) {
             if let ToCourier::Approval { number, told } = frame {
                 desk.answered(number, told);

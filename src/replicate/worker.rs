@@ -4,17 +4,13 @@
 use std::{
     collections::HashMap,
     io,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use tokio::sync::mpsc;
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::{
     account::{Account, Accounts},
@@ -29,7 +25,7 @@ use crate::{
         delivery::{Delivered, Undelivered},
         id::{CredentialId, UserName},
     },
-    courier::frame::{self, MAX_FRAME},
+    courier::{child, frame},
     error::{Kind, exit},
 };
 
@@ -93,13 +89,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
-    // Signals of the terminal's foreground group are the keeper's business.
-    let mut block = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        block.add(signal);
-    }
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&block), None)?;
-    let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut stream = child::stream()?;
     let Some(ToReplicator::Configure { sites, ids, notes }) = frame::read(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
@@ -117,7 +107,6 @@ fn run() -> io::Result<()> {
         }
     };
     frame::write(&mut stream, &FromReplicator::Ready { sandbox })?;
-    stream.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(serve(stream, places, done, ended));
     // A file system that hangs must not keep us from ending.
@@ -146,29 +135,12 @@ async fn serve(
     stream: UnixStream,
     places: Vec<Place>,
     done: mpsc::Sender<FromReplicator>,
-    mut ended: mpsc::Receiver<FromReplicator>,
+    ended: mpsc::Receiver<FromReplicator>,
 ) -> io::Result<()> {
     let places: Vec<Arc<Place>> = places.into_iter().map(Arc::new).collect();
-    let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
-    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
-    let mut requests = FramedRead::new(reader, codec.clone());
-    let mut answers = FramedWrite::new(writer, codec);
-    let sender = tokio::spawn(async move {
-        while let Some(frame) = ended.recv().await {
-            let bytes = frame::encode(&frame)?;
-            // The codec writes the length itself.
-            answers.feed(Bytes::copy_from_slice(bytes.get(4..).unwrap_or_default())).await?;
-            if ended.is_empty() {
-                SinkExt::<Bytes>::flush(&mut answers).await?;
-            }
-        }
-        Ok::<_, io::Error>(())
-    });
-    while let Some(body) = requests.next().await {
-        let ToReplicator::Deliver { number, site, user, base, generation, expiry, content } = frame::decode(&body?)?
-        else {
-            continue;
-        };
+    let (mut requests, sender) = child::frames(stream, ended)?;
+    while let Some(frame) = requests.next().await? {
+        let ToReplicator::Deliver { number, site, user, base, generation, expiry, content } = frame else { continue };
         let place = places.get(site).map(Arc::clone);
         let id = UserName::parse(&user).and_then(|user| CredentialId::from_base(user, &base));
         let done = done.clone();
