@@ -1,7 +1,7 @@
 //! Every parser that reads a file, an argument or the network takes any bytes without a panic, and whatever is done to
 //! what it likes. `fuzz/` feeds the same for as long as one wants.
 
-#![expect(clippy::panic, reason = "a test: it may stop at the first thing that is wrong")]
+#![expect(clippy::panic, clippy::indexing_slicing, reason = "a test: it may stop at the first thing that is wrong")]
 
 #[path = "parsers/feed.rs"]
 mod feed;
@@ -70,7 +70,9 @@ proptest! {
         changes in vec(change(), 0..6),
     ) {
         let mut bytes = SAMPLES[parser].1.as_bytes().to_vec();
-        changes.iter().for_each(|change| apply(&mut bytes, change));
+        for change in &changes {
+            apply(&mut bytes, change);
+        }
         feed(parser, &bytes);
     }
 }
