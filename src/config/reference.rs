@@ -34,6 +34,7 @@ const GLOBUS: &str = "[site.NAME] kind = \"globus-compute\"";
 const CREDD: &str = "[site.NAME] kind = \"credd\"";
 const SFAPI: &str = "[site.NAME] kind = \"sfapi\"";
 const IRI: &str = "[site.NAME] kind = \"iri\"";
+const KUBERNETES: &str = "[site.NAME] kind = \"kubernetes\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
 const STORER: &str = "[storer]";
 
@@ -287,7 +288,7 @@ pub const KEYS: &[Key] = &[
         "`\"60s\"`",
         "How long a submit waits for the first access token of a new credential. 1 s to 1 h.",
     ),
-    key(SITE, "kind", "", "`globus-compute`, `ssh`, `credd`, `sfapi`, `iri`, `directory` or `exec`."),
+    key(SITE, "kind", "", "`globus-compute`, `ssh`, `credd`, `kubernetes`, `sfapi`, `iri`, `directory` or `exec`."),
     key(SITE, "services", "", "Whose tokens go there: services or `S_H`; `*` alone: all."),
     key(SITE, "users", "everybody's", "Only these users' tokens, and those of `groups`."),
     key(SITE, "groups", "everybody's", "Only tokens of members of these Unix groups, and of `users`."),
@@ -358,6 +359,15 @@ pub const KEYS: &[Key] = &[
     key(IRI, "token_header", "`bearer`", "`bare`: the facility wants the token without `Bearer`."),
     key(IRI, "api", "`https://api.iri.nersc.gov`", "The facility's service."),
     key(IRI, "auth", "`https://auth.globus.org/v2/oauth2/token`", "Where its tokens come from."),
+    key(
+        KUBERNETES,
+        "kubeconfig",
+        "`~/.kube/config` of `replicate_user`, else our pod's",
+        "Where the cluster is and who we are there.",
+    ),
+    key(KUBERNETES, "context", "its `current-context`", "Another context in it."),
+    key(KUBERNETES, "namespace", "the context's", "Where the Secrets are; `{user}` and the like may stand in it."),
+    key(KUBERNETES, "secret_name", "`evercred-{user}`", "Name of the Secret; `{user}` and the like may stand in it."),
 ];
 
 /// docs/configuration.md.
@@ -426,7 +436,7 @@ mod tests {
         let storer = "[daemon]\ncredential_directory = \"/c\"\n[storer]\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \
                       \"mytoken\"\nserver = \"https://m.example.org\"\n";
         assert_eq!(known(storer), documented(&[STORER]));
-        let kinds = [DIRECTORY, EXEC, SSH, GLOBUS, CREDD, SFAPI, IRI];
+        let kinds = [DIRECTORY, EXEC, SSH, GLOBUS, CREDD, KUBERNETES, SFAPI, IRI];
         for table in kinds {
             let kind = table.strip_prefix("[site.NAME] ").unwrap();
             let site = format!(

@@ -9,7 +9,9 @@ use super::{
     secret_file,
     settings::UseFormat,
     site_facility,
-    site_settings::{Credd, FileName, GlobusCompute, Placeholder, Rules, Sealing, Site, SiteKind, Ssh, SshWay},
+    site_settings::{
+        Credd, FileName, GlobusCompute, Kubernetes, Placeholder, Rules, Sealing, Site, SiteKind, Ssh, SshWay,
+    },
 };
 use crate::core::{
     id::{Handle, Service, UserName},
@@ -25,12 +27,14 @@ enum Kind {
     Credd,
     Sfapi,
     Iri,
+    Kubernetes,
 }
 
 const KINDS: &[(&str, Kind)] = &[
     ("globus-compute", Kind::GlobusCompute),
     ("ssh", Kind::Ssh),
     ("credd", Kind::Credd),
+    ("kubernetes", Kind::Kubernetes),
     ("directory", Kind::Directory),
     ("exec", Kind::Exec),
     ("sfapi", Kind::Sfapi),
@@ -54,6 +58,8 @@ impl Kind {
             Self::GlobusCompute | Self::Sfapi => (600, 64, 2),
             // Each file is several tasks of seconds.
             Self::Iri => (300, 8, 2),
+            // What an API server gives one client without a word (client-go asks 20 to 50 times a second).
+            Self::Kubernetes => (60, 16, 50),
         };
         Usual { timeout, in_flight, per_second }
     }
@@ -91,6 +97,9 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
     let max_per_second = section.take("max_per_second", input::number(1..=10_000)).unwrap_or(usual.per_second);
     let ca_file = section.take("ca_file", super::provider::readable_file);
     let sealing = sealing(&mut section, secrets);
+    if sealing.is_some() && matches!(kind, Kind::Credd | Kind::Kubernetes) {
+        section.complain("key_files", "does not go with this kind, which stores the token itself", "remove the key");
+    }
     let kind = match kind {
         Kind::Directory => directory(&mut section).map(|directory| SiteKind::Directory { directory }),
         Kind::Exec => {
@@ -109,6 +118,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
             site_facility::sfapi(&mut section, secrets).map(SiteKind::Sfapi)
         }
         Kind::Iri => site_facility::iri(&mut section, secrets).map(SiteKind::Iri),
+        Kind::Kubernetes => Some(SiteKind::Kubernetes(kubernetes(&mut section))),
     };
     section.finish();
     Some(Site {
@@ -131,12 +141,6 @@ fn kind(value: &Value) -> Result<Kind, Wrong> {
     let word = input::text(value)?;
     if let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == word) {
         return Ok(*kind);
-    }
-    if word == "kubernetes" {
-        return Err(wrong(
-            format!("the kind {word:?} is not part of this version"),
-            r#"use kind = "exec" with a program of the site's, "ssh" or "globus-compute""#,
-        ));
     }
     if word == "s3m" {
         return Err(wrong(
@@ -336,6 +340,30 @@ fn credd(section: &mut Section<'_>) -> Option<Credd> {
         section.take("condor_store_cred", input::path).unwrap_or_else(|| PathBuf::from("/usr/bin/condor_store_cred"));
     let condor_config = section.take("condor_config", input::path);
     Some(Credd { host: host?, user_domain, program, condor_config })
+}
+
+fn kubernetes(section: &mut Section<'_>) -> Kubernetes {
+    let kubeconfig = section.take("kubeconfig", input::path);
+    let context = section.take("context", input::text);
+    let namespace = section.take("namespace", kubernetes_name);
+    let secret_name = section.take("secret_name", kubernetes_name).unwrap_or_else(|| "evercred-{user}".to_owned());
+    Kubernetes { kubeconfig, context, namespace, secret_name }
+}
+
+/// The name of an object, in which `{user}` and the like may stand.
+fn kubernetes_name(value: &Value) -> Result<String, Wrong> {
+    const FORM: &str = "use lower-case letters, digits and -, and {user} {service} {handle} {base}";
+    let text = input::text(value)?;
+    let template = FileName::parse(&text).map_err(|what| wrong(what, FORM))?;
+    let mut plain = text.clone();
+    for word in ["{user}", "{service}", "{handle}", "{base}"] {
+        plain = plain.replace(word, "x");
+    }
+    let good = plain.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+    if good && !plain.is_empty() && !template.uses(Placeholder::Target) {
+        return Ok(text);
+    }
+    Err(wrong(format!("{text:?} is no name of an object there"), FORM))
 }
 
 fn uuid(value: &Value) -> Result<String, Wrong> {

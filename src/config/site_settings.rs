@@ -100,6 +100,8 @@ pub enum SiteKind {
     Sfapi(Sfapi),
     /// A facility's IRI API.
     Iri(Iri),
+    /// A Kubernetes cluster.
+    Kubernetes(Kubernetes),
 }
 
 impl SiteKind {
@@ -114,7 +116,14 @@ impl SiteKind {
             Self::Credd(_) => "credd",
             Self::Sfapi(_) => "sfapi",
             Self::Iri(_) => "iri",
+            Self::Kubernetes(_) => "kubernetes",
         }
+    }
+
+    /// Whether a replica is taken away there when its credential left the spool.
+    #[must_use]
+    pub fn withdraws(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
     }
 
     /// When our own client of the site's service ends; `None`: nobody says.
@@ -127,7 +136,8 @@ impl SiteKind {
             | Self::Ssh(_)
             | Self::GlobusCompute(_)
             | Self::Credd(_)
-            | Self::Iri(_) => None,
+            | Self::Iri(_)
+            | Self::Kubernetes(_) => None,
         }
     }
 }
@@ -267,4 +277,17 @@ pub struct Iri {
     pub api: String,
     /// `auth`
     pub auth: String,
+}
+
+/// `kind = "kubernetes"`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kubernetes {
+    /// `kubeconfig`; default `~/.kube/config` of `replicate_user`, then the service account of our pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// `context` in it; default its `current-context`.
+    pub context: Option<String>,
+    /// `namespace`, a template; default the context's.
+    pub namespace: Option<String>,
+    /// `secret_name`, a template.
+    pub secret_name: String,
 }

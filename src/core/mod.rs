@@ -22,3 +22,4 @@ pub mod snapshot;
 pub mod time;
 pub mod top;
 pub mod use_file;
+pub mod withdrawal;

@@ -405,6 +405,12 @@ impl Replicas {
         })
     }
 
+    /// Whether a delivery of this credential to this site is under way, wanted still or not.
+    #[must_use]
+    pub fn is_under_way(&self, id: &CredentialId, site: usize) -> bool {
+        self.flights.values().any(|flight| flight.site == site && flight.id == *id)
+    }
+
     /// Whether nothing is under way or wanted right now.
     #[must_use]
     pub fn is_settled(&self) -> bool {

@@ -144,6 +144,12 @@ impl Journal {
         self.credentials.iter()
     }
 
+    /// What is known of one.
+    #[must_use]
+    pub fn memory(&self, id: &CredentialId) -> Option<&Memory> {
+        self.credentials.get(id)
+    }
+
     /// The notes: site, key, value.
     pub fn notes(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.notes.iter().map(|((site, key), value)| (site.as_str(), key.as_str(), value.as_str()))
@@ -314,7 +320,7 @@ fn rewrite(
     Ok((file, lines))
 }
 
-fn id_of(text: &str) -> Option<CredentialId> {
+pub(super) fn id_of(text: &str) -> Option<CredentialId> {
     let (user, base) = text.split_once('/')?;
     CredentialId::from_base(UserName::parse(user).ok()?, base).ok()
 }

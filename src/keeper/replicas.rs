@@ -1,6 +1,9 @@
 //! Replication in the keeper: one thread around [`crate::core::replica`], with the journal and the link to the
 //! replicator. The driver and the scanner tell it what they see and never wait for it; no site can hold up a renewal.
 //!
+//! A credential that left the spool is withdrawn from sites whose kind takes back; that this is to be done is a note in
+//! the journal until it is. One that left while we were not running is missed at the end of the first scan.
+//!
 //! It holds no token: the `.use` is read again at the moment of sending, and what is sent is what stands there then.
 //! Interrupted, it goes on from the journal: nothing that was acknowledged is sent again.
 
@@ -20,7 +23,7 @@ use sha2::{Digest, Sha256};
 use super::{
     announce::names,
     driver::Clock,
-    journal::{Journal, JournalError},
+    journal::{Journal, JournalError, id_of},
     link::{Link, Peer},
     told::Told as Once,
 };
@@ -35,6 +38,7 @@ use crate::{
         snapshot::{self, Replica},
         time::{Now, Timestamp},
         use_file,
+        withdrawal::Withdrawals,
     },
     error::Kind,
     replicate::frame::{Become, FromReplicator, Note, ToReplicator},
@@ -45,6 +49,9 @@ use crate::{
 const TOLD: u32 = 3;
 /// How long a user's groups are believed.
 const GROUPS_LIFE: Duration = Duration::from_secs(600);
+
+/// A note: to be withdrawn there, up to the generation that is its value.
+const WITHDRAW: &str = "withdraw ";
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -244,6 +251,9 @@ struct Read {
 /// The thread's own.
 struct Desk {
     planner: Replicas,
+    withdrawals: Withdrawals,
+    /// The replicator is there.
+    up: bool,
     sites: Vec<Site>,
     journal: Journal,
     spool: Arc<Spool>,
@@ -255,7 +265,10 @@ struct Desk {
     errors: BTreeMap<(CredentialId, usize), String>,
     board: Board,
     settling: Vec<SyncSender<()>>,
+    /// The first scan is over.
     looked: bool,
+    /// Until then: the users that were looked at, and what they have.
+    found: (BTreeSet<UserName>, BTreeSet<CredentialId>),
     /// Whose rows on the board are old.
     changed: BTreeSet<CredentialId>,
     /// Sites whose client ends, as it was told.
@@ -280,13 +293,24 @@ impl Desk {
             let (generation, hash) = (memory.generation, memory.hash);
             planner.handle(now, Event::Recalled { id: id.clone(), generation, hash, known: known.collect() });
         }
-        let notes = journal.notes().filter_map(|(site, key, value)| {
-            Some(Note { site: index(site)?, key: key.to_owned(), value: Some(value.to_owned()) })
-        });
+        let mut withdrawals = Withdrawals::default();
+        for (site, key, value) in journal.notes() {
+            if let (Some(site), Some(id), Ok(generation)) =
+                (index(site), key.strip_prefix(WITHDRAW).and_then(id_of), value.parse())
+            {
+                withdrawals.want(now, id, site, generation);
+            }
+        }
+        let notes =
+            journal.notes().filter(|(_, key, _)| !key.starts_with(WITHDRAW)).filter_map(|(site, key, value)| {
+                Some(Note { site: index(site)?, key: key.to_owned(), value: Some(value.to_owned()) })
+            });
         let notes = Arc::new(Mutex::new(notes.collect::<Vec<_>>()));
         let link = Link::start(Replicator { recipe, notes: Arc::clone(&notes), to }, 0);
         Self {
             planner,
+            withdrawals,
+            up: false,
             sites,
             journal,
             spool,
@@ -299,6 +323,7 @@ impl Desk {
             board,
             settling: Vec::new(),
             looked: false,
+            found: (BTreeSet::new(), BTreeSet::new()),
             changed: BTreeSet::new(),
             ending: Once::default(),
         }
@@ -322,13 +347,18 @@ impl Desk {
                 continue;
             }
             self.show(&changed);
-            if self.looked && self.planner.is_settled() {
+            self.withdraw_next(now);
+            if self.looked && self.planner.is_settled() && self.withdrawals.is_settled() {
                 for done in self.settling.drain(..) {
                     // Whoever waited may have given up.
                     done.try_send(()).ok();
                 }
             }
-            let wait = self.planner.next_deadline(now);
+            let mut wait = self.planner.next_deadline(now);
+            if self.up {
+                let busy = |id: &CredentialId, site| self.planner.is_under_way(id, site);
+                wait = wait.min(self.withdrawals.deadline(now, busy).unwrap_or(wait));
+            }
             let mut one = match told.recv_timeout(wait) {
                 Ok(one) => Some(one),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -380,6 +410,10 @@ impl Desk {
                 for id in gone {
                     self.forget(&id);
                 }
+                if !self.looked {
+                    self.found.0.insert(user);
+                    self.found.1.extend(ids.iter().cloned());
+                }
                 for id in ids {
                     self.look(&id);
                 }
@@ -390,17 +424,24 @@ impl Desk {
                 for id in gone {
                     self.forget(&id);
                 }
+                if !self.looked {
+                    self.miss(&users);
+                }
                 self.looked = true;
             }
             Told::Published(id) => self.look(&id),
             Told::Up { pid, sandbox } => {
                 tracing::info!(pid, sandbox, sites = self.sites.len(), "replicator is ready");
+                self.up = true;
                 self.planner.handle(now, Event::Ready);
             }
             Told::Down(why) => {
                 tracing::error!(why, "replicator is down; starting another");
+                self.up = false;
+                self.withdrawals.lost();
                 self.planner.handle(now, Event::Lost);
             }
+            Told::Ended(number, result) if Withdrawals::is_one(number) => self.withdrawn(number, result),
             Told::Ended(number, result) => self.planner.handle(now, Event::Ended { number, result }),
             Told::Remember(note) => self.remember(note),
             Told::Again { id, site, reply } => {
@@ -430,6 +471,7 @@ impl Desk {
     }
 
     fn forget(&mut self, id: &CredentialId) {
+        self.withdraw(id, &[]);
         self.seen.remove(id);
         self.errors.retain(|(one, _), _| one != id);
         self.journal.forget(id);
@@ -442,7 +484,7 @@ impl Desk {
         let sites = self.wanting(id);
         let before = self.seen.get(id);
         if sites.is_empty() {
-            if before.is_some() {
+            if before.is_some() || self.journal.memory(id).is_some() {
                 self.forget(id);
             }
             return;
@@ -453,9 +495,102 @@ impl Desk {
         let Some(bytes) = bytes else { return };
         let content = content(&bytes);
         let Some(content) = content else { return };
+        self.withdraw(id, &sites);
+        for &site in &sites {
+            if self.withdrawals.keep(id, site) {
+                self.note_withdrawal(id, site, None);
+            }
+        }
         self.seen.insert(id.clone(), Read { key, content, sites: sites.clone() });
         self.changed.insert(id.clone());
         self.planner.handle(self.clock.now(), Event::Seen { id: id.clone(), content, sites });
+    }
+
+    /// Forget what the journal knows of, and the first scan did not find. A user that could not be looked at keeps all.
+    fn miss(&mut self, users: &BTreeSet<UserName>) {
+        let (looked, found) = std::mem::take(&mut self.found);
+        let gone = |id: &CredentialId| !users.contains(&id.user) || (looked.contains(&id.user) && !found.contains(id));
+        let known = self.journal.credentials().map(|(id, _)| id);
+        for id in known.filter(|id| gone(id)).cloned().collect::<Vec<_>>() {
+            self.forget(&id);
+        }
+    }
+
+    /// Have a credential withdrawn from the sites that it may be at, but for those that want it.
+    fn withdraw(&mut self, id: &CredentialId, wanted: &[usize]) {
+        let Some(memory) = self.journal.memory(id) else { return };
+        let before = self.seen.get(id).map(|read| read.sites.clone()).unwrap_or_default();
+        let generation = memory.generation;
+        let mut there = Vec::new();
+        for (index, site) in self.sites.iter().enumerate().filter(|(_, site)| site.kind.withdraws()) {
+            let confirmed = memory.sites.get(&site.name).is_some_and(|(acknowledged, _)| *acknowledged > 0);
+            if !wanted.contains(&index) && (confirmed || before.contains(&index)) {
+                there.push((index, site.name.clone()));
+            }
+        }
+        let now = self.clock.now();
+        for (site, name) in there {
+            self.note_withdrawal(id, site, Some(generation));
+            // What it confirmed no longer counts, should the credential be wanted there again.
+            if let Err(error) = self.journal.acknowledge(id, &name, 0, now.wall) {
+                tracing::warn!(%error, "the journal does not take that a replica is withdrawn");
+            }
+            self.withdrawals.want(now, id.clone(), site, generation);
+        }
+    }
+
+    fn note_withdrawal(&mut self, id: &CredentialId, site: usize, generation: Option<u64>) {
+        let Some(name) = self.sites.get(site).map(|site| site.name.as_str()) else { return };
+        let value = generation.map(|generation| generation.to_string());
+        if let Err(error) = self.journal.note(name, &format!("{WITHDRAW}{id}"), value.as_deref()) {
+            tracing::warn!(%error, site = name, "the journal does not take a withdrawal; a restart may forget it");
+        }
+    }
+
+    fn withdraw_next(&mut self, now: Now) {
+        while self.up
+            && let Some(one) = self.withdrawals.next(now, |id, site| self.planner.is_under_way(id, site))
+        {
+            let (user, base) = (one.id.user.to_string(), one.id.base());
+            let (number, site, generation) = (one.number, one.site, one.generation);
+            let frame = ToReplicator::Withdraw { number, site, user, base, generation };
+            if self.link.as_ref().is_ok_and(|link| link.send(&frame).is_err()) {
+                // It is told as down in a moment.
+                self.up = false;
+                self.withdrawals.lost();
+            }
+        }
+    }
+
+    fn withdrawn(&mut self, number: u64, result: Result<Delivered, Undelivered>) {
+        let Some(ended) = self.withdrawals.ended(self.clock.now(), number, result) else { return };
+        let (user, service, handle) = names(&ended.id);
+        let site = self.sites.get(ended.site).map_or("?", |site| site.name.as_str());
+        let generation = ended.generation;
+        match &ended.result {
+            Ok(Delivered::Superseded { have }) => {
+                tracing::warn!(
+                    user,
+                    service,
+                    handle,
+                    site,
+                    generation,
+                    have,
+                    "not withdrawn: the site has a newer one"
+                );
+            }
+            Ok(_) => tracing::info!(user, service, handle, site, generation, "withdrawn"),
+            Err((error, times, next_in)) => {
+                let (next_in, kind, detail) = (next_in.as_secs(), error.kind, error.detail.as_str());
+                if *times > TOLD {
+                    tracing::debug!(user, service, handle, site, %kind, generation, times, next_in, detail, "not withdrawn");
+                } else {
+                    tracing::warn!(user, service, handle, site, %kind, generation, times, next_in, detail, "not withdrawn");
+                }
+                return;
+            }
+        }
+        self.note_withdrawal(&ended.id, ended.site, None);
     }
 
     fn wanting(&mut self, id: &CredentialId) -> Vec<usize> {

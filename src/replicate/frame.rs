@@ -63,6 +63,19 @@ pub enum ToReplicator {
         /// The bytes of the `.use`, one line of text.
         content: KeyText,
     },
+    /// Take away what a site has of a credential that left the spool.
+    Withdraw {
+        /// Comes back with the end.
+        number: u64,
+        /// Index of the site.
+        site: usize,
+        /// `USER`
+        user: String,
+        /// `S` or `S_H`
+        base: String,
+        /// Nothing newer than this.
+        generation: u64,
+    },
 }
 
 /// Replicator → keeper.

@@ -19,6 +19,7 @@
 
 pub mod account;
 pub mod assertion;
+pub mod cluster;
 pub mod credd;
 pub mod directory;
 pub mod envelope;
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod globus;
 pub mod inbox;
 pub mod iri;
+pub mod kubernetes;
 pub mod name;
 pub mod pack;
 pub mod parcel;

@@ -3,34 +3,41 @@
 //!
 //! | sites | files |
 //! |---|---|
-//! | only services (`globus-compute`, `sfapi`, `iri`) | read what names, certificates and libraries need |
+//! | only services (`globus-compute`, `kubernetes`, `sfapi`, `iri`) | read what names, certificates, libraries and kubeconfigs need |
 //! | any that start a program (`ssh`, `exec`, `credd`) | as the uid may |
 //! | any `directory` | as the uid may: a rule would not outlive the next mount of a shared file system |
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{
     config::site_settings::{Site, SiteKind},
     courier::sandbox as courier,
-    replicate::frame::Become,
+    replicate::{cluster, frame::Become},
 };
 
 /// Give up privileges, then files; says what is in force.
 ///
 /// # Errors
 /// One line: what could not be given up. The caller must end then.
-pub fn enter(ids: Option<&Become>, sites: &[Site]) -> Result<String, String> {
+pub fn enter(ids: Option<&Become>, sites: &mut [Site]) -> Result<String, String> {
     courier::drop_privileges(ids.map(|ids| (ids.uid, ids.gid)), ids.map_or(&[], |ids| ids.groups.as_slice()))?;
+    let mut clusters: Vec<PathBuf> = Vec::new();
+    for site in &mut *sites {
+        if let SiteKind::Kubernetes(kubernetes) = &mut site.kind {
+            clusters.extend(cluster::settle(kubernetes));
+        }
+    }
     if sites.iter().any(|site| needs_files(&site.kind)) {
         return Ok("its own uid".into());
     }
-    let readable: Vec<&Path> = sites.iter().filter_map(|site| site.ca_file.as_deref()).collect();
+    let readable = sites.iter().filter_map(|site| site.ca_file.as_deref());
+    let readable: Vec<&Path> = readable.chain(clusters.iter().map(PathBuf::as_path)).collect();
     courier::close_files_but(&readable)
 }
 
 fn needs_files(kind: &SiteKind) -> bool {
     match kind {
         SiteKind::Directory { .. } | SiteKind::Exec { .. } | SiteKind::Ssh(_) | SiteKind::Credd(_) => true,
-        SiteKind::GlobusCompute(_) | SiteKind::Sfapi(_) | SiteKind::Iri(_) => false,
+        SiteKind::GlobusCompute(_) | SiteKind::Kubernetes(_) | SiteKind::Sfapi(_) | SiteKind::Iri(_) => false,
     }
 }

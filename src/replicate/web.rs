@@ -95,7 +95,7 @@ pub async fn ask(request: RequestBuilder) -> Result<Answer, Undelivered> {
 }
 
 /// `Retry-After`: seconds or a date, at most an hour.
-fn wish(text: &str) -> Option<Duration> {
+pub(super) fn wish(text: &str) -> Option<Duration> {
     let text = text.trim();
     let wait = if let Ok(seconds) = text.parse::<u32>() {
         Duration::from_secs(seconds.into())

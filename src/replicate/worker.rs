@@ -24,6 +24,8 @@ use crate::{
     core::{
         delivery::{Delivered, Undelivered},
         id::{CredentialId, UserName},
+        secret::KeyText,
+        time::Timestamp,
     },
     courier::{child, frame},
     error::{Kind, exit},
@@ -46,6 +48,7 @@ struct Shared {
     ssh: Arc<super::ssh::Sessions>,
     globus: Accounts<super::globus::Account>,
     facilities: Accounts<Account>,
+    kubernetes: super::kubernetes::Clusters,
 }
 
 /// What a site wants to have remembered.
@@ -90,11 +93,11 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let mut stream = child::stream()?;
-    let Some(ToReplicator::Configure { sites, ids, notes }) = frame::read(&mut stream)? else {
+    let Some(ToReplicator::Configure { mut sites, ids, notes }) = frame::read(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
     let (done, ended) = mpsc::channel::<FromReplicator>(256);
-    let prepared = sandbox::enter(ids.as_ref(), &sites).and_then(|sandbox| {
+    let prepared = sandbox::enter(ids.as_ref(), &mut sites).and_then(|sandbox| {
         let shared = Arc::new(Shared::default());
         let places = sites.into_iter().enumerate().map(|(index, site)| place(index, site, &notes, &shared, &done));
         Ok((places.collect::<Result<Vec<_>, _>>()?, sandbox))
@@ -140,13 +143,21 @@ async fn serve(
     let places: Vec<Arc<Place>> = places.into_iter().map(Arc::new).collect();
     let (mut requests, sender) = child::frames(stream, ended)?;
     while let Some(frame) = requests.next().await? {
-        let ToReplicator::Deliver { number, site, user, base, generation, expiry, content } = frame else { continue };
+        let (number, site, user, base, job) = match frame {
+            ToReplicator::Configure { .. } => continue,
+            ToReplicator::Deliver { number, site, user, base, generation, expiry, content } => {
+                (number, site, user, base, Job::Deliver { generation, expiry, content })
+            }
+            ToReplicator::Withdraw { number, site, user, base, generation } => {
+                (number, site, user, base, Job::Withdraw { generation })
+            }
+        };
         let place = places.get(site).map(Arc::clone);
         let id = UserName::parse(&user).and_then(|user| CredentialId::from_base(user, &base));
         let done = done.clone();
         tokio::spawn(async move {
             let result = match (place, id) {
-                (Some(place), Ok(id)) => deliver(place, Parcel { id, generation, expiry, content }).await,
+                (Some(place), Ok(id)) => in_time(place, id, job).await,
                 _ => Err(Undelivered::new(Kind::SiteError, "no such site or credential")),
             };
             // The keeper is gone if nobody takes it.
@@ -158,10 +169,24 @@ async fn serve(
     Ok(())
 }
 
-async fn deliver(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undelivered> {
+/// What is to be done for a credential at a site.
+enum Job {
+    Deliver { generation: u64, expiry: Option<Timestamp>, content: KeyText },
+    Withdraw { generation: u64 },
+}
+
+async fn in_time(place: Arc<Place>, id: CredentialId, job: Job) -> Result<Delivered, Undelivered> {
     let patience = place.site.timeout + GRACE;
     let name = place.site.name.clone();
-    match tokio::time::timeout(patience, attempt(place, parcel)).await {
+    let done = async {
+        match job {
+            Job::Deliver { generation, expiry, content } => {
+                attempt(place, Parcel { id, generation, expiry, content }).await
+            }
+            Job::Withdraw { generation } => withdraw(&place, &id, generation).await,
+        }
+    };
+    match tokio::time::timeout(patience, done).await {
         Ok(result) => result,
         Err(_) => Err(Undelivered::new(Kind::SiteTimeout, format!("{name} did not answer in time"))),
     }
@@ -198,5 +223,16 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
             let (ring, accounts) = (place.ring.as_ref(), &place.shared.facilities);
             super::iri::deliver(&place.site, iri, accounts, ring, &place.notes, &parcel).await
         }
+        SiteKind::Kubernetes(kubernetes) => place.shared.kubernetes.deliver(&place.site, kubernetes, &parcel).await,
+    }
+}
+
+/// Only kinds that [`SiteKind::withdraws`] are asked.
+async fn withdraw(place: &Place, id: &CredentialId, generation: u64) -> Result<Delivered, Undelivered> {
+    match &place.site.kind {
+        SiteKind::Kubernetes(kubernetes) => {
+            place.shared.kubernetes.withdraw(&place.site, kubernetes, id, generation).await
+        }
+        other => Err(Undelivered::new(Kind::SiteError, format!("{} takes nothing away", other.label()))),
     }
 }
