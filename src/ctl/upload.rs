@@ -178,7 +178,8 @@ fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(),
     let keeper = || submit::known(settings);
     let counter = submit::counter(&credd, &keeper, settings, &cancelled, false);
     let sha256 = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes())));
-    if let Stored::Ready { top, .. } = credd.query(request)?
+    let stored = credd.query(request).or_else(|error| counter.right_place().and(Err(error.into())))?;
+    if let Stored::Ready { top, .. } = stored
         && Note::read(&counter.lock_places, request).is_some_and(|note| note.sha256 == sha256 && note.top == top)
     {
         let known = keeper();
@@ -190,6 +191,7 @@ fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(),
     let left = token
         .end
         .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
+    counter.right_place()?;
     let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left };
     let top = counter.put(request, &fresh)?;
     Note { top, end: token.end, sha256 }.write(&counter.lock_places, request);

@@ -63,7 +63,7 @@ impl Counter<'_> {
     pub fn provide(&self, wanted: &[(Request, &Provider)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
         voice.tell(Event::Greeting);
         // A credd that does not answer may be one that was never meant.
-        let stored = self.look(wanted).or_else(|error| remote::check_knobs().and(Err(error)))?;
+        let stored = self.look(wanted).or_else(|error| self.right_place().and(Err(error)))?;
         let known = (self.keeper)();
         let mut missing = Vec::new();
         for ((request, provider), stored) in wanted.iter().zip(stored) {
@@ -123,7 +123,7 @@ impl Counter<'_> {
                 return self.wait_for_use(request, None).map(drop);
             }
         }
-        remote::check_knobs()?;
+        self.right_place()?;
         let wish = Wish { provider, request, account: self.account.clone(), host: self.host.clone() };
         let fresh = flow::approve(&wish, voice, self.cancelled)?;
         let end = match fresh.left {
@@ -135,6 +135,14 @@ impl Counter<'_> {
         voice.tell(Event::Created(request, fresh.left));
         drop(lock);
         Ok(())
+    }
+
+    /// Refuse to store where this host's jobs do not go.
+    ///
+    /// # Errors
+    /// [`SubmitError::NotSetUp`]
+    pub fn right_place(&self) -> Result<(), SubmitError> {
+        remote::check_knobs()
     }
 
     /// Store, and wait until it is usable; the time of the `.top`.
