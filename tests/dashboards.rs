@@ -130,7 +130,12 @@ impl Prometheus {
 #[test]
 fn a_real_prometheus_scrapes_the_daemon_and_answers_every_query_of_the_dashboard() {
     let mut site = Site::new(600, Rotation::Strict);
-    site.configure_with("metrics_listen = \"127.0.0.1:0\"", "", "");
+    let home = site.home.path().display().to_string();
+    site.configure_with(
+        &format!("metrics_listen = \"127.0.0.1:0\"\nreplicate_user = \"nobody\"\nstate_directory = \"{home}/state\""),
+        "",
+        "[site.near]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"/bin/cat\"]\n",
+    );
     site.grid("alice");
     site.start();
     site.wait("the endpoint", 30, |s| s.log().contains("metrics are at http://"));
@@ -155,7 +160,13 @@ fn a_real_prometheus_scrapes_the_daemon_and_answers_every_query_of_the_dashboard
         let answer = prometheus.query(&query).unwrap();
         assert_eq!(answer["status"], "success", "{title}: {query}: {answer}");
     }
-    for query in ["sum(evercred_credentials)", "evercred_issuer_up", "evercred_budget_use_ratio"] {
+    for query in [
+        "sum(evercred_credentials)",
+        "evercred_issuer_up",
+        "evercred_budget_use_ratio",
+        "evercred_replicas{site=\"near\"}",
+        "evercred_site_up",
+    ] {
         assert!(value(query).is_some(), "{query}");
     }
     let rules = prometheus.ask("/api/v1/rules").unwrap();

@@ -129,6 +129,44 @@ fn a_renewal_is_a_span_with_its_parts_beneath_and_no_user_is_in_it() {
 }
 
 #[test]
+fn each_delivery_to_a_site_is_a_span_beneath_the_renewal_that_brought_the_token() {
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("spans");
+    let Some((_receiver, port)) = receive(&out) else { return };
+    let mut site = Site::new(600, Rotation::Strict);
+    let base = site.home.path().display().to_string();
+    let sites = format!(
+        "[site.near]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"/bin/cat\"]\n\
+         [site.gone]\nkind = \"directory\"\nservices = [\"grid\"]\ndirectory = \"{base}/gone\"\n"
+    );
+    let daemon =
+        format!("otlp = \"http://127.0.0.1:{port}\"\nstate_directory = \"{base}/state\"\nreplicate_user = \"nobody\"");
+    site.configure_with(&daemon, "", &sites);
+    site.grid("canary-user-alice");
+    site.start();
+    let to = |spans: &[Value], name: &str| {
+        spans.iter().find(|s| s["name"] == "replicate" && s["attributes"]["evercred.site"] == name).cloned()
+    };
+    site.wait("both deliveries", 60, |_| {
+        let spans = spans(&out);
+        to(&spans, "near").is_some() && to(&spans, "gone").is_some()
+    });
+    let all = spans(&out);
+    for (name, failed) in [("near", false), ("gone", true)] {
+        let span = to(&all, name).unwrap();
+        let root = all.iter().find(|s| s["id"] == span["parent"]).unwrap();
+        assert_eq!((&root["name"], &root["trace"]), (&"renewal".into(), &span["trace"]), "{all:?}");
+        assert_eq!(span["failed"], failed, "{span}");
+        let publish = all.iter().find(|s| s["name"] == "publish" && s["parent"] == root["id"]).unwrap();
+        assert!(publish["start"].as_u64().unwrap() <= span["start"].as_u64().unwrap(), "{all:?}");
+        assert!(span["start"].as_u64().unwrap() <= span["end"].as_u64().unwrap());
+    }
+    assert_eq!(to(&all, "gone").unwrap()["attributes"]["error.type"], "site-unreachable");
+    let text = fs::read_to_string(&out).unwrap();
+    assert!(!text.contains("canary-user"), "{text}");
+}
+
+#[test]
 fn a_receiver_that_is_down_costs_traces_and_nothing_else() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut site = Site::new(600, Rotation::Strict);

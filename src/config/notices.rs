@@ -25,6 +25,7 @@ pub fn read(mut section: Section<'_>, secrets: Secrets) -> Option<Notices> {
         section.take("steps", steps).unwrap_or_else(|| [7 * 86_400, 2 * 86_400, 6 * 3600].map(seconds).to_vec());
     let after_failures = section.take("after_failures", input::number(1..=1000)).unwrap_or(3);
     let every = section.take("every", input::duration(seconds(1), seconds(86_400))).unwrap_or(seconds(300));
+    let site_behind = section.take("site_behind", input::duration(seconds(1), seconds(7 * 86_400)));
     let jobs = section.take("jobs", input::boolean).unwrap_or(true);
     let mail_to = section.take("mail_to", mail_to);
     let mail_map = section.take("mail_map", input::path);
@@ -71,7 +72,7 @@ pub fn read(mut section: Section<'_>, secrets: Secrets) -> Option<Notices> {
     }
     section.finish();
     Some(Notices {
-        policy: Policy { steps, after_failures },
+        policy: Policy { steps, after_failures, site_behind: site_behind.unwrap_or(seconds(1800)) },
         every,
         jobs,
         mail_to,

@@ -108,7 +108,7 @@ pub const KEYS: &[Key] = &[
         DAEMON,
         "otlp",
         "no traces",
-        "An OTLP receiver, like `\"http://localhost:4318\"`: a span a renewal goes there (OTLP over HTTP).",
+        "An OTLP receiver, like `\"http://localhost:4318\"`: a span a renewal goes there, with its parts and deliveries beneath (OTLP over HTTP).",
     ),
     key(
         DAEMON,
@@ -118,6 +118,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(NOTICES, "steps", "`[\"7d\", \"2d\", \"6h\"]`", "How long before a refresh token ends its user is told."),
     key(NOTICES, "after_failures", "3", "So many failures in a row are told; fewer are a passing thing. 1 to 1000."),
+    key(
+        NOTICES,
+        "site_behind",
+        "`\"30m\"`",
+        "Admins are told once when a site has been behind for so long, for each reason. 1 s to 7 d.",
+    ),
     key(NOTICES, "every", "`\"5m\"`", "How often it is looked whom to tell. 1 s to 24 h."),
     key(
         NOTICES,
@@ -127,7 +133,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(NOTICES, "mail_to", "no mail to users", "Users' addresses, like `\"{user}@example.org\"`."),
     key(NOTICES, "mail_map", "none", "A file of lines `user address`; it comes before `mail_to`."),
-    key(NOTICES, "admins", "no mail to admins", "Addresses of those who are told about providers. A list."),
+    key(NOTICES, "admins", "no mail to admins", "Addresses of those who are told about providers and sites. A list."),
     key(NOTICES, "mail_from", "", "Where mails come from. Required with `smtp` or `sendmail`."),
     key(
         NOTICES,

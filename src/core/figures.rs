@@ -1,11 +1,11 @@
 //! The daemon's figures: what the keeper counts, told to the courier, which serves it as metrics. No user is in it, so
-//! that its size depends on the number of providers alone.
+//! that its size depends on the number of providers and sites alone.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{planner::Announcement, snapshot::State, time::Timestamp};
+use super::{planner::Announcement, site::Site, snapshot::State, time::Timestamp};
 use crate::error::{Class, Kind};
 
 /// Everything at one moment.
@@ -21,6 +21,10 @@ pub struct Figures {
     pub last_scan: Option<Timestamp>,
     /// Providers, in their order.
     pub providers: Vec<ProviderFigures>,
+    /// Sites, in their order.
+    pub sites: Vec<Site>,
+    /// How often the process that replicates had to be started again.
+    pub replicator_restarts: u64,
     /// How long file work took, from the answer to the `.use` in place.
     pub publish: Histogram,
     /// How often the courier had to be started again.

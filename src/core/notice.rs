@@ -1,7 +1,7 @@
 //! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
 //!
 //! A person is told once a step before a refresh token ends, and once when the issuer refuses it while jobs need it;
-//! admins once a provider for each kind of trouble. What was told is [`Memory`], which outlives restarts. It is cleared
+//! admins once a provider, and once a site, for each kind of trouble. What was told is [`Memory`], which outlives restarts. It is cleared
 //! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
 
 use std::{
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     figures::is_users,
     id::{CredentialId, UserName},
+    site::{Late, Site},
     time::Timestamp,
 };
 use crate::error::Kind;
@@ -25,6 +26,8 @@ pub struct Policy {
     pub steps: Vec<Duration>,
     /// So many failures in a row are no passing thing.
     pub after_failures: u32,
+    /// A site that is behind for so long stays behind.
+    pub site_behind: Duration,
 }
 
 /// How one credential stands.
@@ -55,6 +58,9 @@ pub struct Memory {
     pub credentials: BTreeMap<String, Told>,
     /// Kinds of trouble that admins were told, by provider.
     pub providers: BTreeMap<String, BTreeSet<Kind>>,
+    /// Reasons for which copies are behind that admins were told, by site; none: they were not tried.
+    #[serde(default)]
+    pub sites: BTreeMap<String, BTreeSet<Option<Kind>>>,
 }
 
 /// What was told about one credential.
@@ -136,6 +142,17 @@ pub enum Notice {
         /// What is the admins' to mend.
         troubles: Vec<Failing>,
     },
+    /// The admins, about a site.
+    Site {
+        /// Name of the site.
+        site: String,
+        /// Its kind, as configured.
+        kind: String,
+        /// Copies that it should have.
+        replicas: u64,
+        /// Why how many of them are behind, and since when.
+        late: Vec<(Option<Kind>, Late)>,
+    },
 }
 
 /// Users for whom it matters now whether they have jobs.
@@ -151,8 +168,9 @@ pub fn decide(
     now: Timestamp,
     standings: &[Standing],
     jobs: &Jobs,
+    sites: &[Site],
 ) -> Vec<Notice> {
-    forget(memory, standings);
+    forget(memory, standings, sites);
     let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();
     let mut providers: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
     let found: Vec<(&Standing, Matter)> = due(policy, memory, now, standings).collect();
@@ -182,11 +200,12 @@ pub fn decide(
         items: Vec::new(),
         troubles,
     }));
+    notices.extend(sites.iter().filter_map(|site| stays_behind(policy, memory, now, site)));
     notices
 }
 
 /// Drop what is mended.
-fn forget(memory: &mut Memory, standings: &[Standing]) {
+fn forget(memory: &mut Memory, standings: &[Standing], sites: &[Site]) {
     let by_name: BTreeMap<String, &Standing> = standings.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
@@ -203,6 +222,10 @@ fn forget(memory: &mut Memory, standings: &[Standing]) {
         kinds.retain(failing);
         !kinds.is_empty()
     });
+    // After a start it takes a moment until sites and their copies are known again.
+    let caught_up = |site: &&Site| site.replicas > 0 && site.late.is_empty();
+    let well: BTreeSet<&str> = sites.iter().filter(caught_up).map(|site| site.name.as_str()).collect();
+    memory.sites.retain(|name, _| !well.contains(name.as_str()));
 }
 
 /// What users have to hear, and have not heard.
@@ -263,6 +286,21 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, standings: &'a [Standing])
     troubles
 }
 
+/// What admins have not heard of a site yet: the reasons for which copies have been behind for too long.
+fn stays_behind(policy: &Policy, memory: &mut Memory, now: Timestamp, site: &Site) -> Option<Notice> {
+    let long = |late: &Late| now.since(late.since) >= policy.site_behind;
+    let told = memory.sites.get(&site.name);
+    let news = |kind: &Option<Kind>| told.is_none_or(|told| !told.contains(kind));
+    let late: Vec<(Option<Kind>, Late)> =
+        site.late.iter().filter(|(kind, late)| long(late) && news(kind)).map(|(kind, late)| (*kind, *late)).collect();
+    if late.is_empty() {
+        return None;
+    }
+    memory.sites.entry(site.name.clone()).or_default().extend(late.iter().map(|(kind, _)| *kind));
+    let (name, kind) = (site.name.clone(), site.kind.clone());
+    Some(Notice::Site { site: name, kind, replicas: site.replicas, late })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,7 +310,7 @@ mod tests {
 
     fn policy() -> Policy {
         let steps = [7 * DAY, 2 * DAY, 6 * 3600].map(Duration::from_secs).to_vec();
-        Policy { steps, after_failures: 3 }
+        Policy { steps, after_failures: 3, site_behind: Duration::from_secs(1800) }
     }
 
     fn standing(user: &str) -> Standing {
@@ -298,15 +336,40 @@ mod tests {
 
     /// Whom the notices are for.
     fn told(memory: &mut Memory, after: u64, standings: &[Standing], jobs: &Jobs) -> Vec<String> {
-        decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), standings, jobs)
+        decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), standings, jobs, &[])
             .into_iter()
             .map(|notice| match notice {
                 Notice::User { user, items, .. } => format!("{user} {}", items.len()),
                 Notice::Admins { provider, items, troubles } => {
                     format!("admins of {provider} {} {}", items.len(), troubles.len())
                 }
+                Notice::Site { site, .. } => format!("site {site}"),
             })
             .collect()
+    }
+
+    #[test]
+    fn a_site_that_stays_behind_is_told_once_a_reason_and_again_only_after_it_caught_up() {
+        let mut memory = Memory::default();
+        let mut site = Site { name: "farm".into(), replicas: 2, ..Site::default() };
+        let told = |memory: &mut Memory, after: u64, site: &Site| {
+            let now = NOW.plus(Duration::from_secs(after));
+            let notices = decide(&policy(), memory, now, &[], &Jobs::Unknown, std::slice::from_ref(site));
+            *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+            notices.len()
+        };
+        site.is_late(Some(Kind::SiteTimeout), NOW, None);
+        assert_eq!(told(&mut memory, 1799, &site), 0, "a passing thing");
+        assert_eq!([1800, 1900, 90_000].map(|after| told(&mut memory, after, &site)), [1, 0, 0]);
+        site.is_late(Some(Kind::SiteAuth), NOW, None);
+        site.is_late(None, NOW, None);
+        assert_eq!(told(&mut memory, 1900, &site), 1, "other reasons are news");
+        site.late.clear();
+        assert_eq!(told(&mut memory, 2000, &site), 0);
+        site.is_late(Some(Kind::SiteTimeout), NOW, None);
+        assert_eq!(told(&mut memory, 2000, &site), 1, "it had caught up in between");
+        let before: Memory = serde_json::from_str("{\"credentials\":{},\"providers\":{}}").unwrap();
+        assert_eq!(before, Memory::default(), "what an older version remembered is read");
     }
 
     #[test]

@@ -139,6 +139,8 @@ pub enum Action {
 pub enum Announcement {
     /// A site confirmed a generation.
     Replicated {
+        /// Number of the delivery.
+        number: u64,
         /// Which credential.
         id: CredentialId,
         /// Where.
@@ -147,9 +149,15 @@ pub enum Announcement {
         generation: u64,
         /// How many failures it ends.
         after_failures: u32,
+        /// How long the site was behind.
+        after: Duration,
+        /// When the token ends, if it is known.
+        expires: Option<Timestamp>,
     },
     /// A delivery failed.
     Failed {
+        /// Number of the delivery.
+        number: u64,
         /// Which credential.
         id: CredentialId,
         /// Where.
@@ -165,6 +173,8 @@ pub enum Announcement {
     },
     /// The site has something newer than what we sent.
     Superseded {
+        /// Number of the delivery.
+        number: u64,
         /// Which credential.
         id: CredentialId,
         /// Where.
@@ -217,6 +227,10 @@ pub struct Replica {
     pub failures: u32,
     /// The last one's kind.
     pub last: Option<Kind>,
+    /// Since when the site should have something newer than it confirmed; none: it is not behind.
+    pub since: Option<Timestamp>,
+    /// When the token that it should have ends, if that is known.
+    pub expires: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,6 +254,7 @@ struct Row {
     wait: Wait,
     failures: u32,
     last: Option<Kind>,
+    since: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -402,6 +417,8 @@ impl Replicas {
             },
             failures: row.failures,
             last: row.last,
+            since: row.since,
+            expires: entry.content.expiry,
         })
     }
 
@@ -409,6 +426,13 @@ impl Replicas {
     #[must_use]
     pub fn is_under_way(&self, id: &CredentialId, site: usize) -> bool {
         self.flights.values().any(|flight| flight.site == site && flight.id == *id)
+    }
+
+    /// How a site does: whether it is down, deliveries under way, and how many wait for their turn.
+    #[must_use]
+    pub fn site(&self, index: usize) -> (bool, u32, usize) {
+        let told = |site: &Site| (site.budget.is_open(), site.budget.in_flight(), site.queue.len());
+        self.sites.get(index).map_or((false, 0, 0), told)
     }
 
     /// Whether nothing is under way or wanted right now.
@@ -434,6 +458,7 @@ impl Replicas {
             wait: Wait::Settled,
             failures: 0,
             last: None,
+            since: None,
         });
         let content = Content { hash, expiry: None };
         self.insert(Entry { id, generation, content, durable: true, floor, rows: rows.collect() });
@@ -479,15 +504,21 @@ impl Replicas {
         for &site in wanted {
             if !entry.rows.iter().any(|row| row.site == site) {
                 let wait = if durable && !changed { Wait::Settled } else { Wait::Recording };
-                entry.rows.push(Row { site, acknowledged: 0, at: None, wait, failures: 0, last: None });
+                let since = Some(now.wall);
+                entry.rows.push(Row { site, acknowledged: 0, at: None, wait, failures: 0, last: None, since });
                 added.push(site);
             }
         }
         // Recalled rows of this generation are what they should be; others, and new sites, get it at once.
         if durable && !changed {
             let generation = entry.generation;
-            let behind = |row: &&Row| row.wait == Wait::Settled && row.acknowledged < generation;
-            let behind: Vec<usize> = entry.rows.iter().filter(behind).map(|row| row.site).collect();
+            let mut behind = Vec::new();
+            for row in &mut entry.rows {
+                if row.wait == Wait::Settled && row.acknowledged < generation {
+                    row.since.get_or_insert(made(generation, now));
+                    behind.push(row.site);
+                }
+            }
             for site in behind {
                 self.enqueue(now, slot, site);
             }
@@ -505,6 +536,7 @@ impl Replicas {
         let (mut waits, mut kept) = (Vec::new(), Vec::new());
         for row in &mut entry.rows {
             if matches!(row.wait, Wait::Flying(_) | Wait::Held) {
+                row.since.get_or_insert(now.wall);
                 continue;
             }
             if row.wait == Wait::Settled && row.acknowledged == before && !resend(row) {
@@ -513,6 +545,7 @@ impl Replicas {
                 continue;
             }
             row.failures = 0;
+            row.since.get_or_insert(now.wall);
             waits.push((row.site, std::mem::replace(&mut row.wait, Wait::Recording)));
         }
         for (site, wait) in waits {
@@ -651,6 +684,9 @@ impl Replicas {
                 row.acknowledged = row.acknowledged.max(generation);
                 row.at = Some(now.wall);
                 row.wait = Wait::Settled;
+                let newer = (desired != generation).then(|| made(desired, now));
+                let after =
+                    std::mem::replace(&mut row.since, newer).map_or(Duration::ZERO, |since| now.wall.since(since));
                 let known = Known { site, acknowledged: row.acknowledged, at: now.wall };
                 self.pending.push_back(Action::Acknowledge { id: id.clone(), known });
                 self.pending.push_back(Action::Announce(match delivered {
@@ -661,11 +697,17 @@ impl Replicas {
                         if have <= most {
                             entry.floor = entry.floor.max(have);
                         }
-                        Announcement::Superseded { id, site, generation, have }
+                        Announcement::Superseded { number, id, site, generation, have }
                     }
-                    Delivered::Written | Delivered::AlreadyThere => {
-                        Announcement::Replicated { id, site, generation, after_failures }
-                    }
+                    Delivered::Written | Delivered::AlreadyThere => Announcement::Replicated {
+                        number,
+                        id,
+                        site,
+                        generation,
+                        after_failures,
+                        after,
+                        expires: expiry,
+                    },
                 }));
                 if desired != generation {
                     self.enqueue(now, slot, site);
@@ -707,7 +749,15 @@ impl Replicas {
             // What failed is old already; the newer one starts afresh, as the site's budget allows.
             self.enqueue(now, slot, site);
         }
-        self.pending.push_back(Action::Announce(Announcement::Failed { id, site, generation, error, times, next_in }));
+        self.pending.push_back(Action::Announce(Announcement::Failed {
+            number,
+            id,
+            site,
+            generation,
+            error,
+            times,
+            next_in,
+        }));
     }
 
     fn again(&mut self, now: Now, id: Option<&CredentialId>, site: Option<usize>) {
@@ -735,6 +785,11 @@ impl Replicas {
             to.budget.answered();
         }
     }
+}
+
+/// About when a generation was made: its number is the second, unless one was made just before.
+fn made(generation: u64, now: Now) -> Timestamp {
+    Timestamp::from_secs(i64::try_from(generation).unwrap_or(i64::MAX)).min(now.wall)
 }
 
 #[cfg(test)]

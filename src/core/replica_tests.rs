@@ -399,3 +399,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_site_is_behind_from_the_new_token_until_its_confirmation_and_over_a_restart() {
+    let mut r = Replicas::new(&[LIMITS]);
+    let since = |r: &Replicas| r.replicas().next().unwrap().since;
+    seen(&mut r, at(0), "alice", content(1, 3600), &[0]);
+    assert_eq!(since(&r), Some(at(0).wall));
+    let sends = drain(&mut r, at(0), &mut Vec::new());
+    // A newer one while the first is under way: from then on the site is behind on that.
+    seen(&mut r, at(5), "alice", content(2, 3600), &[0]);
+    assert_eq!(since(&r), Some(at(0).wall), "the first one is not there either");
+    let mut told = Vec::new();
+    r.handle(at(8), Event::Ended { number: sends[0].0, result: Ok(Delivered::Written) });
+    let sends = drain(&mut r, at(8), &mut told);
+    assert!(matches!(told[0], Announcement::Replicated { after, .. } if after == Duration::from_secs(8)), "{told:?}");
+    assert_eq!(since(&r), Some(at(5).wall));
+    r.handle(at(9), Event::Ended { number: sends[0].0, result: fail(Kind::SiteTimeout) });
+    assert_eq!((since(&r), r.replicas().next().unwrap().last), (Some(at(5).wall), Some(Kind::SiteTimeout)));
+    let sends = drain(&mut r, at(60), &mut Vec::new());
+    r.handle(at(61), Event::Ended { number: sends[0].0, result: Ok(Delivered::Written) });
+    assert_eq!(since(&r), None);
+
+    let generation = u64::try_from(at(100).wall.secs()).unwrap();
+    let mut r = Replicas::new(&[LIMITS]);
+    let known = vec![Known { site: 0, acknowledged: generation - 50, at: at(50).wall }];
+    r.handle(at(500), Event::Recalled { id: id("alice"), generation, hash: [1; 16], known });
+    seen(&mut r, at(500), "alice", content(1, 3600), &[0]);
+    assert_eq!(since(&r), Some(at(100).wall), "as the journal tells");
+}

@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::time::{Timestamp, rfc3339};
+use super::{
+    site::Site,
+    time::{Timestamp, rfc3339},
+};
 use crate::error::Kind;
 
 /// Grows when a reader of old must know better.
@@ -32,9 +35,9 @@ pub struct Status {
     pub courier: bool,
     /// The providers, in the order of their names.
     pub providers: Vec<Issuer>,
-    /// The remote sites, in the order of their names.
+    /// The sites, in the order of the configuration.
     #[serde(default)]
-    pub sites: Vec<Site>,
+    pub sites: Vec<SiteStanding>,
     /// The credentials, by user and name.
     pub credentials: Vec<Credential>,
 }
@@ -67,18 +70,52 @@ pub struct Issuer {
     pub queued: usize,
 }
 
-/// A remote site.
+/// A site and how it does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Site {
-    /// Its name.
+pub struct SiteStanding {
+    /// Name of the site.
     pub site: String,
     /// Its kind, as configured.
     pub kind: String,
-    /// When our own client of its service ends, if that is known: nobody renews it but a person.
+    /// Only single probes go out: it is down, or refuses us.
+    pub down: bool,
+    /// Copies that it should have.
+    pub replicas: u64,
+    /// Those that are not what they should be.
+    pub behind: u64,
+    /// Since when the first of them is.
     #[serde(with = "rfc3339::option")]
+    pub behind_since: Option<Timestamp>,
+    /// When it confirmed one last.
+    #[serde(with = "rfc3339::option")]
+    pub confirmed: Option<Timestamp>,
+    /// Why most of those behind are; absent: none is, or none was tried yet.
+    pub error: Option<Kind>,
+    /// When our own client of its service ends, if that is known: nobody renews it but a person.
+    #[serde(default, with = "rfc3339::option")]
     pub client_ends: Option<Timestamp>,
     /// That is soon, or was: it is time to make another one.
+    #[serde(default)]
     pub client_ends_soon: bool,
+}
+
+impl From<&Site> for SiteStanding {
+    fn from(site: &Site) -> Self {
+        let (behind, behind_since) = site.behind();
+        let told = site.late.iter().filter_map(|(kind, late)| Some(((*kind)?, late.count)));
+        Self {
+            site: site.name.clone(),
+            kind: site.kind.clone(),
+            down: site.down,
+            replicas: site.replicas,
+            behind,
+            behind_since,
+            confirmed: site.confirmed,
+            client_ends: site.client_ends,
+            client_ends_soon: site.client_ends_soon,
+            error: told.max_by_key(|(_, count)| *count).map(|(kind, _)| kind),
+        }
+    }
 }
 
 /// One credential.
@@ -166,6 +203,12 @@ pub struct Replica {
     pub confirmed: Option<Timestamp>,
     /// Whether a newer generation waits to be sent.
     pub behind: bool,
+    /// Since when.
+    #[serde(default, with = "rfc3339::option")]
+    pub behind_since: Option<Timestamp>,
+    /// Stable kind of what is wrong, for `evercred explain`.
+    #[serde(default)]
+    pub kind: Option<Kind>,
     /// What is wrong; absent: nothing.
     pub error: Option<String>,
 }

@@ -13,8 +13,8 @@ use crate::{
     core::{
         answer::{ExchangeError, Grant, Outcome},
         approval::{Ask, Told},
+        course::Course,
         figures::Figures,
-        renewal::Renewal,
         secret::{RefreshToken, on_wire},
         snapshot::Page,
     },
@@ -63,8 +63,8 @@ pub enum ToCourier {
         /// The answer.
         told: Told,
     },
-    /// The course of a renewal, for traces.
-    Trace(Box<Renewal>),
+    /// The course of a renewal, or of a delivery of what it brought, for traces.
+    Trace(Box<Course>),
     /// What the status page shows, which it asked for.
     Page(Box<Page>),
     /// Do one exchange.

@@ -1,6 +1,7 @@
-//! Traces by OTLP over HTTP: a span a renewal, with the exchange, the rotated refresh token and the publish beneath.
+//! Traces by OTLP over HTTP: a span a renewal, with the exchange, the rotated refresh token, the publish and each delivery
+//! to a site beneath.
 //!
-//! The keeper tells a renewal when it has ended; spans are made from its times and sent in batches. What the receiver
+//! The keeper tells a renewal, and a delivery, when it has ended; spans are made from its times and sent in batches. What the receiver
 //! does not take within its time is dropped: traces are for looking closer, not for accounts. No user is in them.
 
 use std::time::{Duration, SystemTime};
@@ -19,18 +20,21 @@ use opentelemetry_sdk::{
 };
 use tokio::sync::mpsc;
 
-use crate::core::{renewal::Renewal, time::Timestamp};
+use crate::core::{
+    course::{Course, Renewal, Replication, Trace},
+    time::Timestamp,
+};
 
-/// Renewals that wait to be sent; more are dropped.
+/// Renewals and deliveries that wait to be sent; more are dropped.
 const QUEUE: usize = 2048;
-/// Spans of so many renewals go together, or those of [`PAUSE`].
+/// Spans of so many of them go together, or those of [`PAUSE`].
 const BATCH: usize = 256;
 const PAUSE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where renewals are handed in.
+/// Where courses are handed in.
 #[derive(Debug, Clone)]
-pub struct Traces(mpsc::Sender<Renewal>);
+pub struct Traces(mpsc::Sender<Course>);
 
 impl Traces {
     /// Make the exporter to the receiver at `url` (`http://localhost:4318`).
@@ -58,13 +62,13 @@ impl Traces {
                 ])
                 .build(),
         );
-        let (renewals, queue) = mpsc::channel(QUEUE);
-        Ok((Self(renewals), Sending { exporter, queue }))
+        let (courses, queue) = mpsc::channel(QUEUE);
+        Ok((Self(courses), Sending { exporter, queue }))
     }
 
     /// Hand one in; dropped if too many wait.
-    pub fn send(&self, renewal: Renewal) {
-        self.0.try_send(renewal).ok();
+    pub fn send(&self, course: Course) {
+        self.0.try_send(course).ok();
     }
 }
 
@@ -72,7 +76,7 @@ impl Traces {
 #[derive(Debug)]
 pub struct Sending {
     exporter: SpanExporter,
-    queue: mpsc::Receiver<Renewal>,
+    queue: mpsc::Receiver<Course>,
 }
 
 impl Sending {
@@ -81,18 +85,18 @@ impl Sending {
         let scope = InstrumentationScope::builder("evercred").build();
         let mut failing = false;
         while let Some(first) = self.queue.recv().await {
-            let mut renewals = vec![first];
+            let mut courses = vec![first];
             let fill = async {
-                while renewals.len() < BATCH {
+                while courses.len() < BATCH {
                     match self.queue.recv().await {
-                        Some(renewal) => renewals.push(renewal),
+                        Some(course) => courses.push(course),
                         None => return,
                     }
                 }
             };
             // What is there by then goes.
             tokio::time::timeout(PAUSE, fill).await.ok();
-            let batch = renewals.iter().flat_map(|renewal| spans(renewal, &scope)).collect();
+            let batch = courses.iter().flat_map(|course| spans(course, &scope)).collect();
             match self.exporter.export(batch).await {
                 Ok(()) if std::mem::take(&mut failing) => trouble(None),
                 Err(error) if !std::mem::replace(&mut failing, true) => trouble(Some(error.to_string())),
@@ -102,11 +106,39 @@ impl Sending {
     }
 }
 
+fn spans(course: &Course, scope: &InstrumentationScope) -> Vec<SpanData> {
+    match course {
+        Course::Renewal(renewal) => of_renewal(renewal, scope),
+        Course::Replication(replication) => vec![of_replication(replication, scope)],
+    }
+}
+
+fn numbers(trace: Trace) -> (TraceId, SpanId) {
+    (TraceId::from_bytes(trace.id), SpanId::from_bytes(trace.root))
+}
+
+/// A delivery, beneath its renewal.
+fn of_replication(replication: &Replication, scope: &InstrumentationScope) -> SpanData {
+    let (trace, root) = numbers(replication.trace);
+    let mut attributes = vec![
+        KeyValue::new("evercred.site", replication.site.clone()),
+        KeyValue::new("evercred.site.kind", replication.kind.clone()),
+        KeyValue::new("evercred.failures", i64::from(replication.failures)),
+    ];
+    let mut status = Status::Unset;
+    if let Some(kind) = replication.error {
+        attributes.push(KeyValue::new("error.type", kind.label()));
+        status = Status::error(kind.label());
+    }
+    let Replication { began, ended, .. } = *replication;
+    let part = Part { name: "replicate", began, ended, kind: SpanKind::Client };
+    span(scope, trace, RandomIdGenerator::default().new_span_id(), root, &part, attributes, status)
+}
+
 /// The spans of one renewal: the whole, and its parts.
-fn spans(renewal: &Renewal, scope: &InstrumentationScope) -> Vec<SpanData> {
+fn of_renewal(renewal: &Renewal, scope: &InstrumentationScope) -> Vec<SpanData> {
     let ids = RandomIdGenerator::default();
-    let trace = ids.new_trace_id();
-    let root = ids.new_span_id();
+    let (trace, root) = numbers(renewal.trace);
     let mut attributes = vec![
         KeyValue::new("evercred.provider", renewal.provider.clone()),
         KeyValue::new("evercred.service", renewal.service.clone()),

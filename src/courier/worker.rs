@@ -170,9 +170,9 @@ async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
                 continue;
             }
             #[cfg(feature = "otlp")]
-            (ToCourier::Trace(renewal), _) => {
+            (ToCourier::Trace(course), _) => {
                 if let Some(traces) = &traces {
-                    traces.send(*renewal);
+                    traces.send(*course);
                 }
                 continue;
             }

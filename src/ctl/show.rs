@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Row, Table, presets};
 
 use crate::core::{
     snapshot::{Credential, State},
@@ -12,6 +12,19 @@ use crate::core::{
 /// Columns without lines, as wide as their content.
 #[must_use]
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    draw(head, rows)
+}
+
+/// The same, column by column: heading and cells.
+#[must_use]
+pub fn columns<'a>(all: impl IntoIterator<Item = (&'a str, &'a [String])>) -> String {
+    let (head, cells): (Vec<&str>, Vec<&[String]>) = all.into_iter().unzip();
+    let count = cells.first().map_or(0, |column| column.len());
+    let row = |at: usize| cells.iter().map(|column| column.get(at).cloned().unwrap_or_default()).collect::<Vec<_>>();
+    draw(head, (0..count).map(row))
+}
+
+fn draw(head: impl Into<Row>, rows: impl IntoIterator<Item = impl Into<Row>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head).add_rows(rows);
@@ -24,6 +37,14 @@ pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [St
         text.push('\n');
     }
     text
+}
+
+/// How many columns the terminal has; none: standard output is no terminal, or does not tell.
+#[must_use]
+pub fn width_of_stdout() -> Option<usize> {
+    let stdout = std::io::stdout();
+    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
 /// The two largest units: `6d 23h`, `42m 10s`, `9s`.

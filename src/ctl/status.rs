@@ -1,6 +1,7 @@
 //! `evercred status` and `evercred list`: what the daemon says of its credentials, for people or as JSON.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{self, Write as _},
     process::ExitCode,
@@ -16,12 +17,14 @@ use crate::{
     cli,
     config::{self, Sources},
     core::{
-        snapshot::{Credential, State, Status},
+        snapshot::{Credential, Replica, State, Status},
         time::Timestamp,
     },
-    error::{Report, exit},
+    error::{Kind, Report, exit},
 };
 
+/// So many credentials are named for each trouble of a site.
+const NAMED: usize = 3;
 /// Between two looks of `--watch`.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -38,7 +41,11 @@ pub fn run(args: &cli::Status) -> ExitCode {
         if let (Some(which), true, false) = (&args.which, mine.is_empty(), args.watch) {
             return nothing(&status, which).print("evercred");
         }
-        let text = if args.json { json(&status, &mine) } else { page(&status, &mine, Colour::of_stdout()) };
+        let text = if args.json {
+            json(&status, &mine)
+        } else {
+            page(&status, &mine, Colour::of_stdout(), show::width_of_stdout())
+        };
         let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
         // Nobody is left to tell if standard output is closed.
         if write!(io::stdout().lock(), "{clear}{text}").is_err() || !args.watch {
@@ -107,8 +114,8 @@ fn json(status: &Status, chosen: &[&Credential]) -> String {
     serde_json::to_string_pretty(&part).map_or_else(|_| String::new(), |text| text + "\n")
 }
 
-/// The table, then what is wrong and what to do.
-fn page(status: &Status, chosen: &[&Credential], colour: Colour) -> String {
+/// The table, as wide as the terminal if that can be, then what is wrong and what to do.
+fn page(status: &Status, chosen: &[&Credential], colour: Colour, width: Option<usize>) -> String {
     let now = status.now;
     if chosen.is_empty() {
         let whose = if status.everybody { "There are no credentials" } else { "You have no credentials here" };
@@ -117,30 +124,7 @@ fn page(status: &Status, chosen: &[&Credential], colour: Colour) -> String {
             foot(status)
         );
     }
-    let replicas = chosen.iter().any(|c| !c.replicas.is_empty());
-    let rows = chosen.iter().map(|c| {
-        [
-            if status.everybody { c.name() } else { c.base() },
-            c.provider.clone(),
-            show::state(c, now),
-            show::left(c.expires, now),
-            c.renews.map_or_else(
-                || if c.state == State::Renewing { "now".into() } else { "-".into() },
-                |at| {
-                    if at <= now { "now".into() } else { format!("in {}", show::short(at.since(now))) }
-                },
-            ),
-            show::left(c.refresh_token_expires, now),
-            behind(c),
-        ]
-    });
-    let text = if replicas {
-        let head = ["CREDENTIAL", "PROVIDER", "STATE", "TOKEN LEFT", "NEXT RENEWAL", "REFRESH TOKEN LEFT", "REPLICAS"];
-        show::table(head, rows)
-    } else {
-        let head = ["CREDENTIAL", "PROVIDER", "STATE", "TOKEN LEFT", "NEXT RENEWAL", "REFRESH TOKEN LEFT"];
-        show::table(head, rows.map(|[a, b, c, d, e, f, _]| [a, b, c, d, e, f]))
-    };
+    let text = table(status, chosen, width);
     let mut lines = text.lines();
     let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
     for (line, credential) in lines.zip(chosen) {
@@ -150,7 +134,86 @@ fn page(status: &Status, chosen: &[&Credential], colour: Colour) -> String {
     for credential in chosen {
         text.push_str(&trouble(credential, status.everybody, now));
     }
-    text + &foot(status)
+    text + &sites(status, chosen) + &foot(status)
+}
+
+/// Columns that say nothing here are left out; in a narrow terminal headings are short, and the provider is left out
+/// where it is called as the service is. In a pipe the headings are always the long ones.
+fn table(status: &Status, chosen: &[&Credential], width: Option<usize>) -> String {
+    let now = status.now;
+    let renewal = |c: &Credential| match c.renews {
+        Some(at) if at > now => format!("in {}", show::short(at.since(now))),
+        Some(_) => "now".into(),
+        None if c.state == State::Renewing => "now".into(),
+        None => "-".into(),
+    };
+    let columns: [(&str, &str, Vec<String>); 7] = [
+        ("CREDENTIAL", "CREDENTIAL", cells(chosen, |c| if status.everybody { c.name() } else { c.base() })),
+        ("PROVIDER", "PROVIDER", cells(chosen, |c| c.provider.clone())),
+        ("STATE", "STATE", cells(chosen, |c| show::state(c, now))),
+        ("TOKEN LEFT", "TOKEN", cells(chosen, |c| show::left(c.expires, now))),
+        ("NEXT RENEWAL", "RENEWAL", cells(chosen, renewal)),
+        ("REFRESH TOKEN LEFT", "REFRESH", cells(chosen, |c| show::left(c.refresh_token_expires, now))),
+        ("REPLICAS", "REPLICAS", cells(chosen, behind)),
+    ];
+    let replicas = chosen.iter().any(|c| !c.replicas.is_empty());
+    let same = chosen.iter().all(|c| c.provider == c.service);
+    let draw = |short: bool, without_provider: bool| {
+        let shown = columns
+            .iter()
+            .filter(|(head, ..)| !(without_provider && *head == "PROVIDER") && (replicas || *head != "REPLICAS"));
+        show::columns(shown.map(|(long, brief, cells)| (if short { *brief } else { *long }, cells.as_slice())))
+    };
+    let fits = |text: &String| width.is_none_or(|width| text.lines().all(|line| line.chars().count() <= width));
+    let tries = [(false, false), (true, false), (true, same)];
+    let mut text = String::new();
+    for (short, without_provider) in tries {
+        text = draw(short, without_provider);
+        if fits(&text) {
+            break;
+        }
+    }
+    text
+}
+
+fn cells(chosen: &[&Credential], cell: impl Fn(&Credential) -> String) -> Vec<String> {
+    chosen.iter().map(|credential| cell(credential)).collect()
+}
+
+/// Why sites do not have what they should, of these credentials: once a site and reason.
+fn sites(status: &Status, chosen: &[&Credential]) -> String {
+    let mut late: BTreeMap<(&str, Kind), Vec<(&Credential, &Replica)>> = BTreeMap::new();
+    for credential in chosen {
+        for replica in credential.replicas.iter().filter(|replica| replica.behind) {
+            if let Some(kind) = replica.kind {
+                late.entry((&replica.site, kind)).or_default().push((credential, replica));
+            }
+        }
+    }
+    let mut text = String::new();
+    for ((site, kind), rows) in late {
+        let words = advice(kind);
+        let names: Vec<String> = rows
+            .iter()
+            .take(NAMED)
+            .map(|(credential, _)| if status.everybody { credential.name() } else { credential.base() })
+            .collect();
+        let more = rows.len() - names.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let since = rows.iter().filter_map(|(_, replica)| replica.behind_since).min();
+        let since = since.map(|at| format!(", for {}", show::short(status.now.since(at)))).unwrap_or_default();
+        // Writing to a string does not fail.
+        writeln!(text, "\nSite {site}: {kind}{since}: {}{more}", names.join(", ")).ok();
+        writeln!(text, "  {}", words.meaning).ok();
+        if let Some(told) = rows.iter().find_map(|(_, replica)| replica.error.as_deref()) {
+            writeln!(text, "  It was told: {}", told.strip_prefix(&format!("{kind}: ")).unwrap_or(told)).ok();
+        }
+        let todo = if status.everybody && !words.admin.is_empty() { words.admin } else { words.user };
+        if !todo.is_empty() {
+            writeln!(text, "  What to do: {todo}").ok();
+        }
+    }
+    text
 }
 
 fn behind(credential: &Credential) -> String {
@@ -200,6 +263,10 @@ fn foot(status: &Status) -> String {
         )
         .ok();
     }
+    for site in status.sites.iter().filter(|site| site.down) {
+        let (behind, all) = (site.behind, site.replicas);
+        writeln!(text, "\nThe site {} is down or refuses us; {behind} of {all} tokens there are old.", site.site).ok();
+    }
     if !status.courier {
         text.push_str("\nThe network process is down; the daemon starts another.\n");
     }
@@ -209,10 +276,7 @@ fn foot(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        core::snapshot::{Issuer, SCHEMA, Trouble},
-        error::Kind,
-    };
+    use crate::core::snapshot::{Issuer, SCHEMA, SiteStanding, Trouble};
 
     const NOW: Timestamp = Timestamp(1_790_000_000_000);
 
@@ -269,7 +333,44 @@ mod tests {
     fn the_table_tells_the_state_in_words_and_what_to_do() {
         let status = status();
         let all: Vec<_> = chosen(&status, None).collect();
-        insta::assert_snapshot!(page(&status, &all, Colour::none()));
+        insta::assert_snapshot!(page(&status, &all, Colour::none(), None));
+    }
+
+    #[test]
+    fn replicas_behind_are_a_column_and_each_trouble_of_a_site_is_told_once_within_80_columns() {
+        let mut status = status();
+        status.everybody = true;
+        let replica = |site: &str, kind: Option<Kind>| Replica {
+            site: site.into(),
+            generation: Some(1_790_000_000),
+            confirmed: Some(NOW.minus(Duration::from_secs(1800))),
+            behind: kind.is_some(),
+            behind_since: kind.map(|_| NOW.minus(Duration::from_secs(900))),
+            kind,
+            error: kind.map(|kind| format!("{kind}: Connection timed out")),
+        };
+        for credential in &mut status.credentials {
+            credential.replicas = vec![replica("farm", Some(Kind::SiteUnreachable)), replica("shared", None)];
+        }
+        status.sites = vec![SiteStanding {
+            site: "farm".into(),
+            kind: "ssh".into(),
+            down: true,
+            replicas: 2,
+            behind: 2,
+            behind_since: Some(NOW.minus(Duration::from_secs(900))),
+            confirmed: Some(NOW.minus(Duration::from_secs(1800))),
+            client_ends: None,
+            client_ends_soon: false,
+            error: Some(Kind::SiteUnreachable),
+        }];
+        let all: Vec<_> = chosen(&status, None).collect();
+        let narrow = page(&status, &all, Colour::none(), Some(80));
+        insta::assert_snapshot!(narrow);
+        let table: Vec<&str> = narrow.lines().take(3).collect();
+        assert!(table.iter().all(|line| line.chars().count() <= 80), "{table:#?}");
+        let wide = page(&status, &all, Colour::none(), None);
+        assert!(wide.starts_with("CREDENTIAL       PROVIDER   STATE "), "{wide}");
     }
 
     #[test]

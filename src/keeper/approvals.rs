@@ -14,7 +14,8 @@ use std::{
 };
 
 use super::{
-    driver::{Input, Owner},
+    audit::{Audit, Decision, Entry},
+    driver::{Clock, Input, Owner},
     scanner,
 };
 use crate::{
@@ -45,6 +46,8 @@ pub struct Job {
     pub owners: Vec<Arc<Owner>>,
     /// Where the page is.
     pub page: WebApproval,
+    /// Where it is told that a user approved.
+    pub audit: Audit,
 }
 
 /// The thread's handle.
@@ -78,8 +81,9 @@ fn run(mut clerk: Clerk, queue: &Receiver<Job>, inputs: &Sender<Input>) {
         match queue.recv_timeout(SWEEP) {
             Ok(job) => {
                 served = true;
-                let told = clerk.answer(job.ask, &job.owners, &job.page);
-                if inputs.send(Input::ApprovalTold { generation: job.generation, number: job.number, told }).is_err() {
+                let (generation, number) = (job.generation, job.number);
+                let told = clerk.answer(job);
+                if inputs.send(Input::ApprovalTold { generation, number, told }).is_err() {
                     return;
                 }
             }
@@ -99,10 +103,17 @@ struct Clerk {
 }
 
 impl Clerk {
-    fn answer(&mut self, ask: Ask, owners: &[Arc<Owner>], page: &WebApproval) -> Told {
+    fn answer(&mut self, job: Job) -> Told {
+        let Job { ask, owners, page, audit, .. } = job;
         let told = match ask {
-            Ask::Open { key } => self.open(&key, owners, page).map(Told::Request),
-            Ask::Store { key, base, refresh_token } => self.store(&key, &base, &refresh_token, owners, page),
+            Ask::Open { key } => self.open(&key, &owners, &page).map(Told::Request),
+            Ask::Store { key, base, refresh_token } => {
+                let told = self.store(&key, &base, &refresh_token, &owners, &page);
+                if let Some(entry) = self.entry(&key, &base, &owners, &told) {
+                    audit.record(entry);
+                }
+                told.map(|_| Told::Stored)
+            }
             // The planner knows; the driver has answered it.
             Ask::Look { .. } => Ok(Told::Standing(Vec::new())),
         };
@@ -139,7 +150,7 @@ impl Clerk {
         refresh_token: &RefreshToken,
         owners: &[Arc<Owner>],
         page: &WebApproval,
-    ) -> Result<Told, Refusal> {
+    ) -> Result<CredentialId, Refusal> {
         let (file, _) = self.spool.request(key.expose()).map_err(|_| Refusal::Unknown)?;
         let item = file.items.iter().find(|item| item.base == base).ok_or(Refusal::Unknown)?;
         if self.stored.get(key.expose()).is_some_and(|stored| stored.contains(base)) {
@@ -165,7 +176,34 @@ impl Clerk {
                 tracing::warn!(%error, "a request file that is used up could not be removed");
             }
         }
-        Ok(Told::Stored)
+        Ok(id)
+    }
+
+    /// The audit line of what a user approved; none where the link names no credential.
+    fn entry(
+        &self,
+        key: &ApprovalKey,
+        base: &str,
+        owners: &[Arc<Owner>],
+        told: &Result<CredentialId, Refusal>,
+    ) -> Option<Entry> {
+        let asked = || CredentialId::from_base(self.spool.request(key.expose()).ok()?.0.user, base).ok();
+        let id = told.as_ref().ok().cloned().or_else(asked)?;
+        let mut entry = Entry::new(Clock::new().started(), Decision::Approved).of(&id);
+        entry.by = format!("user {}", id.user);
+        if let Some(owner) = scanner::owner_of(owners, base).and_then(|(index, ..)| owners.get(index)) {
+            entry.provider = Some(owner.provider.name.clone());
+            entry.issuer.clone_from(&owner.provider.issuer);
+        }
+        match told {
+            Ok(_) => {}
+            Err(Refusal::NotStored(kind)) => entry = entry.because(*kind),
+            Err(refusal) => {
+                entry.result = "refused";
+                entry = entry.saying(refusal.to_string());
+            }
+        }
+        Some(entry)
     }
 
     fn sweep(&mut self) {

@@ -63,6 +63,8 @@ pub enum Decision {
     Revoked,
     /// A token was signed here.
     Minted,
+    /// A user approved on the web page; the refresh token was stored, or could not be.
+    Approved,
     /// A credential was taken over from elsewhere.
     Imported,
     /// An admin's command.
@@ -83,7 +85,7 @@ pub struct Entry {
     pub event: Decision,
     /// `ok`, or what went wrong.
     pub result: &'static str,
-    /// Who decided: `evercred`, or `uid N` of who gave the command.
+    /// Who decided: `evercred`, `uid N` of who gave the command, or `user NAME` of who approved on the page.
     pub by: String,
     /// Whose credential.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use crate::{
-    core::{id::CredentialId, renewal::Renewal, time::Timestamp},
+    core::{
+        course::{Renewal, Trace},
+        id::CredentialId,
+        time::Timestamp,
+    },
     error::Kind,
 };
 
@@ -11,7 +15,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Courses {
     on: bool,
-    under_way: HashMap<u64, Renewal>,
+    under_way: HashMap<u64, (CredentialId, Renewal)>,
 }
 
 impl Courses {
@@ -24,7 +28,13 @@ impl Courses {
     /// A renewal begins.
     pub fn began(&mut self, now: Timestamp, number: u64, id: &CredentialId, provider: &str) {
         if self.on {
+            let mut trace = Trace { id: [0; 16], root: [0; 8] };
+            if aws_lc_rs::rand::fill(&mut trace.id).and_then(|()| aws_lc_rs::rand::fill(&mut trace.root)).is_err() {
+                // Without numbers there is no trace of this one.
+                return;
+            }
             let renewal = Renewal {
+                trace,
                 provider: provider.to_owned(),
                 service: id.service.to_string(),
                 began: now,
@@ -35,13 +45,13 @@ impl Courses {
                 rotated: false,
                 kind: None,
             };
-            self.under_way.insert(number, renewal);
+            self.under_way.insert(number, (id.clone(), renewal));
         }
     }
 
     /// The issuer answered after so long.
     pub fn answered(&mut self, now: Timestamp, number: u64, took: Duration, rotated: bool, kind: Option<Kind>) {
-        if let Some(renewal) = self.under_way.get_mut(&number) {
+        if let Some((_, renewal)) = self.under_way.get_mut(&number) {
             renewal.exchange = Some((now.minus(took).max(renewal.began), now));
             renewal.rotated = rotated;
             renewal.kind = kind;
@@ -50,7 +60,7 @@ impl Courses {
 
     /// The rotated refresh token goes to the disk; it may again.
     pub fn keeping(&mut self, now: Timestamp, number: u64) {
-        if let Some(renewal) = self.under_way.get_mut(&number) {
+        if let Some((_, renewal)) = self.under_way.get_mut(&number) {
             let since = renewal.keep.map_or(now, |(since, _)| since);
             renewal.keep = Some((since, now));
         }
@@ -58,32 +68,32 @@ impl Courses {
 
     /// It is there.
     pub fn kept(&mut self, now: Timestamp, number: u64) {
-        if let Some((_, end)) = self.under_way.get_mut(&number).and_then(|renewal| renewal.keep.as_mut()) {
+        if let Some((_, end)) = self.under_way.get_mut(&number).and_then(|(_, renewal)| renewal.keep.as_mut()) {
             *end = now;
         }
     }
 
     /// The access token goes to the disk.
     pub fn publishing(&mut self, now: Timestamp, number: u64) {
-        if let Some(renewal) = self.under_way.get_mut(&number) {
+        if let Some((_, renewal)) = self.under_way.get_mut(&number) {
             renewal.publish = Some((now, now));
         }
     }
 
     /// What failed, if it was not the exchange.
     pub fn failed(&mut self, number: u64, kind: Kind) {
-        if let Some(renewal) = self.under_way.get_mut(&number) {
+        if let Some((_, renewal)) = self.under_way.get_mut(&number) {
             renewal.kind = Some(kind);
         }
     }
 
-    /// It ended: its course.
-    pub fn ended(&mut self, now: Timestamp, number: u64) -> Option<Renewal> {
-        let mut renewal = self.under_way.remove(&number)?;
+    /// It ended: whose it was, and its course.
+    pub fn ended(&mut self, now: Timestamp, number: u64) -> Option<(CredentialId, Renewal)> {
+        let (id, mut renewal) = self.under_way.remove(&number)?;
         renewal.ended = now;
         if let Some((_, end)) = &mut renewal.publish {
             *end = now;
         }
-        Some(renewal)
+        Some((id, renewal))
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     core::{
         answer::{Answer, ExchangeError, Grant, Outcome},
         approval::{Ask, Told},
+        course::Course,
         id::{CredentialId, UserName},
         planner::{Action, Brought, Event, Failure, Planner, Unkept},
         secret::RefreshToken,
@@ -192,6 +193,8 @@ pub enum Input {
     },
     /// What became of a letter in the end, for counts and audit.
     Delivery(round::Delivery),
+    /// What became of a delivery, for traces.
+    Course(Box<Course>),
     /// A reader waits for the status page.
     WantPage {
         /// Of which link.
@@ -602,7 +605,8 @@ impl Driver {
         let Some((page, approvals)) = &self.page else { return };
         let Ask::Look { user, bases } = ask else {
             let (owners, page) = (self.owners.clone(), page.clone());
-            approvals.submit(approvals::Job { generation, number, ask, owners, page });
+            let audit = self.announcer.audit().clone();
+            approvals.submit(approvals::Job { generation, number, ask, owners, page, audit });
             return;
         };
         let mut standing = vec![None; bases.len()];
@@ -666,6 +670,12 @@ impl Driver {
         self.planner.handle(now, Event::Answered { number, result });
     }
 
+    pub(super) fn trace(&self, course: Course) {
+        if let Err(error) = self.link.send(&ToCourier::Trace(Box::new(course))) {
+            tracing::debug!(%error, "the courier does not take a trace");
+        }
+    }
+
     fn perform(&mut self, now: Now, action: Action) {
         match action {
             Action::Exchange { number, id, provider, identity } => {
@@ -688,12 +698,13 @@ impl Driver {
             }
             Action::Discard { number } => {
                 self.announcer.tally.discarded(number);
-                if let Some(renewal) = self.courses.ended(now.wall, number)
-                    && let Err(error) = self.link.send(&ToCourier::Trace(Box::new(renewal)))
-                {
-                    tracing::debug!(%error, "the courier does not take a trace");
-                }
                 self.held.remove(&number);
+                if let Some((id, renewal)) = self.courses.ended(now.wall, number) {
+                    if renewal.publish.is_some() {
+                        self.replication.tell(replicas::Told::Traced(id, renewal.trace));
+                    }
+                    self.trace(Course::Renewal(renewal));
+                }
             }
             Action::Look { user } => drop(self.looks.send(Look::User(user))),
             Action::Announce(announcement) => {

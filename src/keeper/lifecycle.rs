@@ -19,6 +19,7 @@ use super::{
     audit::Audit,
     control,
     course::Courses,
+    deliveries::Ears,
     disk::{self, Disk},
     driver::{Clock, Driver, End, Input, Owner},
     environ,
@@ -113,7 +114,11 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let disk = Disk::start(&spool, &inputs).map_err(failed)?;
     let approvals = Approvals::start(&spool, condor, inputs.clone()).map_err(failed)?;
     let replication = Replication::default();
-    replicate(&replication, &settings, courier_args, &spool, clock)?;
+    let ears = |audit: &Audit, settings: &Settings| Ears {
+        audit: audit.clone(),
+        traces: settings.daemon.otlp.is_some().then(|| inputs.clone()),
+    };
+    replicate(&replication, &settings, courier_args, &spool, clock, ears(&audit, &settings))?;
     let mut owners = owners(&settings)?;
     let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
@@ -170,7 +175,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         owners = self::owners(&settings)?;
         tell_people(&settings, &mut notices, &inputs)?;
         link = courier(&settings, settings.outward(), courier_args, generation, &inputs)?;
-        if let Err(report) = replicate(&replication, &settings, courier_args, &spool, clock) {
+        let ears = ears(announcer.audit(), &settings);
+        if let Err(report) = replicate(&replication, &settings, courier_args, &spool, clock, ears) {
             // Renewals go on; that is what jobs live on.
             tracing::error!("{}", report.line());
         }
@@ -315,6 +321,7 @@ fn replicate(
     courier_args: &[&str],
     spool: &Arc<Spool>,
     clock: Clock,
+    ears: Ears,
 ) -> Result<(), Report> {
     let ids = if geteuid().is_root() && !settings.sites.is_empty() {
         let name = &settings.daemon.replicate_user;
@@ -333,7 +340,7 @@ fn replicate(
     };
     let args = courier_args.iter().map(|arg| if *arg == "--courier" { "--replicator" } else { arg });
     let recipe = replicas::Recipe { args: args.map(str::to_owned).collect(), ids, sites: settings.sites.clone() };
-    replication.start(recipe, &settings.daemon.state_directory, spool, clock).map_err(failed)
+    replication.start(recipe, &settings.daemon.state_directory, spool, clock, ears).map_err(failed)
 }
 
 #[expect(clippy::too_many_arguments, reason = "the scanner takes everything that it tells")]

@@ -7,8 +7,10 @@
 pub mod announce;
 pub mod approvals;
 pub mod audit;
+pub mod board;
 pub mod control;
 pub mod course;
+pub mod deliveries;
 pub mod disk;
 pub mod driver;
 mod environ;

@@ -5,7 +5,8 @@
 //! the journal until it is. One that left while we were not running is missed at the end of the first scan.
 //!
 //! It holds no token: the `.use` is read again at the moment of sending, and what is sent is what stands there then.
-//! Interrupted, it goes on from the journal: nothing that was acknowledged is sent again.
+//! Interrupted, it goes on from the journal: nothing that was acknowledged is sent again. The file is long
+//! for what the thread is told, and for what it tells: the log here, the rest through [`Deliveries`] and [`Board`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,20 +23,24 @@ use sha2::{Digest, Sha256};
 
 use super::{
     announce::names,
+    board::Board,
+    deliveries::{Deliveries, Ears},
     driver::Clock,
     journal::{Journal, JournalError, id_of},
     link::{Link, Peer},
     told::Told as Once,
 };
 use crate::{
-    config::site_settings::{ClientEnd, Site},
+    config::site_settings::Site,
     core::{
         budget::Limits,
+        course::Trace,
         delivery::{Delivered, Undelivered},
         id::{CredentialId, UserName},
         replica::{Action, Announcement, Content, Event, Known, Replicas, Standing},
         secret::KeyText,
-        snapshot::{self, Replica},
+        site,
+        snapshot::Replica,
         time::{Now, Timestamp},
         use_file,
         withdrawal::Withdrawals,
@@ -49,6 +54,8 @@ use crate::{
 const TOLD: u32 = 3;
 /// How long a user's groups are believed.
 const GROUPS_LIFE: Duration = Duration::from_secs(600);
+/// How old what the board shows of sites may be.
+const SHOWN: Duration = Duration::from_secs(1);
 
 /// A note: to be withdrawn there, up to the generation that is its value.
 const WITHDRAW: &str = "withdraw ";
@@ -62,6 +69,8 @@ pub enum Told {
     Users(BTreeSet<UserName>),
     /// A `.use` was published.
     Published(CredentialId),
+    /// The renewal that brought it has these numbers in traces.
+    Traced(CredentialId, Trace),
     /// The replicator is ready.
     Up {
         /// Its process.
@@ -90,19 +99,13 @@ pub enum Told {
     Stop,
 }
 
-/// The copies of each credential, for the status.
-pub type Board = Arc<Mutex<BTreeMap<CredentialId, Vec<Replica>>>>;
-
 /// The thread's handle, shared by those who tell it things; without sites there is none behind it.
 #[derive(Debug, Clone, Default)]
 pub struct Replication {
     to: Arc<Mutex<Option<Sender<Told>>>>,
-    board: Board,
-    sites: Arc<Mutex<Vec<Shown>>>,
+    /// What it shows.
+    pub board: Board,
 }
-
-/// What the status tells of a site: its name, its kind, and when our client of it ends.
-type Shown = (String, &'static str, Option<ClientEnd>);
 
 /// How the replicator is run.
 #[derive(Debug, Clone)]
@@ -122,25 +125,6 @@ impl Replication {
             // It ends only when it is told to.
             drop(to.send(told));
         }
-    }
-
-    /// The copies of a credential.
-    #[must_use]
-    pub fn of(&self, id: &CredentialId) -> Vec<Replica> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
-    }
-
-    /// The sites, for the status.
-    #[must_use]
-    pub fn sites(&self, now: Timestamp) -> Vec<snapshot::Site> {
-        let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = sites.iter().map(|(name, kind, end)| snapshot::Site {
-            site: name.clone(),
-            kind: (*kind).to_owned(),
-            client_ends: end.map(|end| end.at),
-            client_ends_soon: end.is_some_and(|end| end.is_near(now)),
-        });
-        shown.collect()
     }
 
     /// Wait until everything was tried once, at most that long.
@@ -163,16 +147,15 @@ impl Replication {
         directory: &std::path::Path,
         spool: &Arc<Spool>,
         clock: Clock,
+        ears: Ears,
     ) -> Result<(), JournalError> {
         self.stop();
-        let sites = recipe.sites.iter().map(|site| (site.name.clone(), site.kind.label(), site.kind.client_end()));
-        *self.sites.lock().unwrap_or_else(PoisonError::into_inner) = sites.collect();
         if recipe.sites.is_empty() {
             return Ok(());
         }
         let journal = open_journal(directory)?;
         let (to, told) = channel();
-        let desk = Desk::new(recipe, journal, Arc::clone(spool), clock, Arc::clone(&self.board), to.clone());
+        let desk = Desk::new(recipe, journal, Arc::clone(spool), clock, self.board.clone(), to.clone(), ears);
         let failed = |source| JournalError::Io { path: directory.to_owned(), doing: "start a thread for it", source };
         std::thread::Builder::new().name("replicas".into()).spawn(move || desk.run(&told)).map_err(failed)?;
         *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
@@ -185,7 +168,7 @@ impl Replication {
             // It may have ended with an error of its own.
             drop(to.send(Told::Stop));
         }
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.board.clear();
     }
 }
 
@@ -263,7 +246,13 @@ struct Desk {
     seen: BTreeMap<CredentialId, Read>,
     groups: HashMap<UserName, (Instant, BTreeSet<String>)>,
     errors: BTreeMap<(CredentialId, usize), String>,
+    deliveries: Deliveries,
     board: Board,
+    /// Until then nothing was tried yet.
+    started: Timestamp,
+    /// When the board was last told how sites do, and whether that is old.
+    shown: Instant,
+    stale: bool,
     settling: Vec<SyncSender<()>>,
     /// The first scan is over.
     looked: bool,
@@ -276,7 +265,15 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(recipe: Recipe, journal: Journal, spool: Arc<Spool>, clock: Clock, board: Board, to: Sender<Told>) -> Self {
+    fn new(
+        recipe: Recipe,
+        journal: Journal,
+        spool: Arc<Spool>,
+        clock: Clock,
+        board: Board,
+        to: Sender<Told>,
+        ears: Ears,
+    ) -> Self {
         let sites = recipe.sites.clone();
         let index = |name: &str| sites.iter().position(|site| site.name == name);
         let limits: Vec<Limits> = sites
@@ -320,7 +317,11 @@ impl Desk {
             seen: BTreeMap::new(),
             groups: HashMap::new(),
             errors: BTreeMap::new(),
+            deliveries: Deliveries::new(ears, board.clone()),
             board,
+            started: now.wall,
+            shown: Instant::now(),
+            stale: true,
             settling: Vec::new(),
             looked: false,
             found: (BTreeSet::new(), BTreeSet::new()),
@@ -333,6 +334,7 @@ impl Desk {
         if let Err(error) = &self.link {
             tracing::error!(%error, "the replicator cannot be started; nothing is replicated");
         }
+        self.show_sites();
         loop {
             let now = self.clock.now();
             self.tell_of_clients(now);
@@ -341,6 +343,7 @@ impl Desk {
             while let Some(action) = self.planner.next_action(now) {
                 self.perform(action, &mut records, &mut changed);
             }
+            self.deliveries.sweep();
             if !records.is_empty() {
                 self.record(&records, &mut changed);
                 self.show(&changed);
@@ -358,6 +361,16 @@ impl Desk {
             if self.up {
                 let busy = |id: &CredentialId, site| self.planner.is_under_way(id, site);
                 wait = wait.min(self.withdrawals.deadline(now, busy).unwrap_or(wait));
+            }
+            // That a client's end is near shows with time alone.
+            self.stale |= self.shown.elapsed() > Duration::from_secs(60);
+            if self.stale {
+                let left = SHOWN.saturating_sub(self.shown.elapsed());
+                if left.is_zero() {
+                    self.show_sites();
+                } else {
+                    wait = wait.min(left);
+                }
             }
             let mut one = match told.recv_timeout(wait) {
                 Ok(one) => Some(one),
@@ -430,6 +443,7 @@ impl Desk {
                 self.looked = true;
             }
             Told::Published(id) => self.look(&id),
+            Told::Traced(id, trace) => self.deliveries.traced(id, trace),
             Told::Up { pid, sandbox } => {
                 tracing::info!(pid, sandbox, sites = self.sites.len(), "replicator is ready");
                 self.up = true;
@@ -439,10 +453,16 @@ impl Desk {
                 tracing::error!(why, "replicator is down; starting another");
                 self.up = false;
                 self.withdrawals.lost();
+                self.board.restarted();
+                self.deliveries.all_ended();
+                self.stale = true;
                 self.planner.handle(now, Event::Lost);
             }
             Told::Ended(number, result) if Withdrawals::is_one(number) => self.withdrawn(number, result),
-            Told::Ended(number, result) => self.planner.handle(now, Event::Ended { number, result }),
+            Told::Ended(number, result) => {
+                self.deliveries.ended(number);
+                self.planner.handle(now, Event::Ended { number, result });
+            }
             Told::Remember(note) => self.remember(note),
             Told::Again { id, site, reply } => {
                 let index = site.as_ref().map(|name| self.sites.iter().position(|site| site.name == *name));
@@ -475,7 +495,9 @@ impl Desk {
         self.seen.remove(id);
         self.errors.retain(|(one, _), _| one != id);
         self.journal.forget(id);
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.deliveries.forget(id);
+        self.board.remove(id);
+        self.stale = true;
         self.planner.handle(self.clock.now(), Event::Gone { id: id.clone() });
     }
 
@@ -625,6 +647,7 @@ impl Desk {
             Action::Send { number, id, site, generation, content } => {
                 changed.insert(id.clone());
                 if let Err(error) = self.send(number, &id, site, generation, content) {
+                    self.deliveries.ended(number);
                     self.planner.handle(self.clock.now(), Event::Ended { number, result: Err(error) });
                 }
             }
@@ -674,6 +697,7 @@ impl Desk {
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| gone())?;
         let content = KeyText::parse(text).map_err(|e| Undelivered::new(Kind::SiteName, e.to_string()))?;
+        self.deliveries.began(self.clock.now().wall, number, id, &bytes);
         let frame = ToReplicator::Deliver {
             number,
             site,
@@ -700,14 +724,21 @@ impl Desk {
 
     fn announce(&mut self, announcement: Announcement, changed: &mut BTreeSet<CredentialId>) {
         let site = |index: usize| self.sites.get(index).map_or(("?", "?"), |s| (s.name.as_str(), s.kind.label()));
+        let now = self.clock.now().wall;
         match announcement {
-            Announcement::Replicated { id, site: index, generation, after_failures } => {
+            Announcement::Replicated { number, id, site: index, generation, after_failures, after, expires } => {
+                if let Some(site) = self.sites.get(index) {
+                    self.deliveries.confirmed(now, number, &id, site, (after_failures, after), expires);
+                }
                 let ((user, service, handle), (site, kind)) = (names(&id), site(index));
                 tracing::info!(user, service, handle, site, kind, generation, after_failures, "replicated");
                 self.errors.remove(&(id.clone(), index));
                 changed.insert(id);
             }
-            Announcement::Failed { id, site: index, generation, error, times, next_in } => {
+            Announcement::Failed { number, id, site: index, generation, error, times, next_in } => {
+                if let Some(site) = self.sites.get(index) {
+                    self.deliveries.failed(now, number, &id, site, &error, times);
+                }
                 let ((user, service, handle), (site, _)) = (names(&id), site(index));
                 let (next_in, kind, detail) = (next_in.as_secs(), error.kind, error.detail.as_str());
                 if kind == Kind::ReplicatorLost || times > TOLD {
@@ -718,7 +749,10 @@ impl Desk {
                 self.errors.insert((id.clone(), index), error.to_string());
                 changed.insert(id);
             }
-            Announcement::Superseded { id, site: index, generation, have } => {
+            Announcement::Superseded { number, id, site: index, generation, have } => {
+                if let Some(site) = self.sites.get(index) {
+                    self.deliveries.superseded(now, number, &id, site);
+                }
                 let ((user, service, handle), (site, _)) = (names(&id), site(index));
                 tracing::warn!(user, service, handle, site, generation, have, "the site has a newer one, and kept it");
                 self.errors.insert((id.clone(), index), Kind::SiteNewer.label().to_owned());
@@ -738,17 +772,50 @@ impl Desk {
         if changed.is_empty() {
             return;
         }
-        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        for id in changed {
+        self.stale = true;
+        self.board.put(changed.iter().map(|id| {
             let rows = self.planner.replicas_of(id).into_iter().map(|row| Replica {
                 site: self.sites.get(row.site).map(|site| site.name.clone()).unwrap_or_default(),
                 generation: (row.acknowledged > 0).then_some(row.acknowledged),
                 confirmed: row.at,
                 behind: row.standing != Standing::Current,
+                behind_since: row.since,
+                kind: row.last,
                 error: self.errors.get(&(id.clone(), row.site)).cloned(),
             });
-            board.insert(id.clone(), rows.collect());
+            (id.clone(), rows.collect())
+        }));
+    }
+
+    /// Put on the board how the sites do: one pass over all replicas, at most once in [`SHOWN`].
+    fn show_sites(&mut self) {
+        let now = self.clock.now().wall;
+        let site = |(index, site): (usize, &Site)| {
+            let (down, in_flight, queued) = self.planner.site(index);
+            let end = site.kind.client_end();
+            site::Site {
+                name: site.name.clone(),
+                kind: site.kind.label().to_owned(),
+                down,
+                in_flight: in_flight.into(),
+                queued: u64::try_from(queued).unwrap_or(u64::MAX),
+                client_ends: end.map(|end| end.at),
+                client_ends_soon: end.is_some_and(|end| end.is_near(now)),
+                ..site::Site::default()
+            }
+        };
+        let mut sites: Vec<site::Site> = self.sites.iter().enumerate().map(site).collect();
+        for row in self.planner.replicas() {
+            let Some(site) = sites.get_mut(row.site) else { continue };
+            site.replicas += 1;
+            site.confirmed = site.confirmed.max(row.at);
+            if let Some(since) = row.since {
+                let since = if row.last.is_none() { since.max(self.started) } else { since };
+                site.is_late(row.last, since, row.expires);
+            }
         }
+        self.board.put_sites(sites);
+        (self.shown, self.stale) = (Instant::now(), false);
     }
 }
 

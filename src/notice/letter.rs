@@ -10,8 +10,10 @@ use crate::{
     core::{
         id::Handle,
         notice::{Item, Matter, Notice},
+        site::Late,
         time::{Timestamp, rfc3339},
     },
+    error::Kind,
 };
 
 /// So many credentials are named; of more, their number.
@@ -67,6 +69,7 @@ pub fn whom(notice: &Notice) -> String {
     match notice {
         Notice::User { user, .. } => format!("user {user}"),
         Notice::Admins { provider, .. } => format!("admins of {provider}"),
+        Notice::Site { site, .. } => format!("admins of the site {site}"),
     }
 }
 
@@ -75,6 +78,7 @@ pub fn whom(notice: &Notice) -> String {
 pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
     match notice {
         Notice::User { user, items, jobs } => to_user(user.as_str(), items, jobs, now, host),
+        Notice::Site { site, kind, replicas, late } => of_site((site, kind), *replicas, late, now, host),
         Notice::Admins { provider, items, troubles } => {
             let mut text = String::new();
             // Writing to a string does not fail.
@@ -150,6 +154,36 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
     (subject, text)
 }
 
+fn of_site(
+    (site, kind): (&str, &str),
+    replicas: u64,
+    late: &[(Option<Kind>, Late)],
+    now: Timestamp,
+    host: &str,
+) -> (String, String) {
+    let behind: u64 = late.iter().map(|(_, late)| late.count).sum();
+    // Writing to a string does not fail.
+    let mut text = format!("The site {site} ({kind}) stays behind: {behind} of {replicas} tokens there are old.\n\n");
+    for (kind, late) in late {
+        let since = when(late.since, now);
+        if let Some(kind) = kind {
+            let words = advice(*kind);
+            writeln!(text, "  {kind}: {} since {since}. {}", late.count, words.meaning).ok();
+            let next = if words.admin.is_empty() { words.user } else { words.admin };
+            writeln!(text, "    What to do: {next}").ok();
+        } else {
+            writeln!(text, "  not tried: {} since {since}; they wait for their turn.", late.count).ok();
+            text.push_str("    What to do: see the daemon's log for the replicator, the journal and this site.\n");
+        }
+        if let Some(expires) = late.expires {
+            let ends = if expires > now { "ends" } else { "ended" };
+            writeln!(text, "    The first token that should be there {ends} {}.", when(expires, now)).ok();
+        }
+    }
+    write!(text, "\nMore: evercred replicate --site {site}; evercred doctor\n\n-- \nevercred on {host}\n").ok();
+    (format!("evercred on {host}: the site {site} stays behind"), text)
+}
+
 fn more(text: &mut String, count: usize) {
     if count > NAMED {
         // Writing to a string does not fail.
@@ -200,10 +234,17 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         })
     };
     let (audience, user, provider, items, jobs, troubles) = match notice {
-        Notice::User { user, items, jobs } => ("user", Some(user.as_str()), None, items, jobs.as_slice(), &[][..]),
-        Notice::Admins { provider, items, troubles } => {
-            ("admins", None, Some(provider.as_str()), items, &[][..], troubles.as_slice())
+        Notice::User { user, items, jobs } => {
+            ("user", Some(user.as_str()), None, items.as_slice(), jobs.as_slice(), &[][..])
         }
+        Notice::Admins { provider, items, troubles } => {
+            ("admins", None, Some(provider.as_str()), items.as_slice(), &[][..], troubles.as_slice())
+        }
+        Notice::Site { .. } => ("admins", None, None, &[][..], &[][..], &[][..]),
+    };
+    let (site, late) = match notice {
+        Notice::Site { site, late, .. } => (Some(site.as_str()), late.as_slice()),
+        Notice::User { .. } | Notice::Admins { .. } => (None, &[][..]),
     };
     json!({
         "schema": 1,
@@ -222,6 +263,14 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
                 json!({ "kind": kind, "credentials": count, "soonest_expiry": soonest.map(rfc3339::show) })
             })
             .collect::<Vec<_>>(),
+        "site": site,
+        "behind": late
+            .iter()
+            .map(|(kind, late)| {
+                json!({ "kind": kind, "replicas": late.count, "since": rfc3339::show(late.since),
+                    "soonest_expiry": late.expires.map(rfc3339::show) })
+            })
+            .collect::<Vec<_>>(),
     })
     .to_string()
 }
@@ -229,10 +278,7 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        core::id::{CredentialId, UserName},
-        error::Kind,
-    };
+    use crate::core::id::{CredentialId, UserName};
 
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -282,6 +328,29 @@ evercred on ap1.example.org
         assert!(subject.contains("cannot be renewed"), "{subject}");
         let line = "  wlcg: The issuer refuses the refresh token: revoked, superseded or unknown (revoked)\n";
         assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn admins_read_which_site_stays_behind_why_since_when_and_what_to_do() {
+        let late = Late { count: 3, since: Timestamp(NOW.0 - 3_600_000), expires: Some(Timestamp(NOW.0 + 600_000)) };
+        let (site, kind) = ("farm".to_owned(), "ssh".to_owned());
+        let notice = Notice::Site { site, kind, replicas: 4, late: vec![(Some(Kind::SiteAuth), late)] };
+        let (subject, text) = text(&notice, NOW, "ap1");
+        assert_eq!(
+            (subject.as_str(), whom(&notice).as_str()),
+            ("evercred on ap1: the site farm stays behind", "admins of the site farm")
+        );
+        for part in [
+            "farm (ssh) stays behind: 3 of 4",
+            "site-auth: 3 since 2023-11-14 21:13 UTC, 60 minutes ago.",
+            "What to do: ",
+            "ends 2023-11-14 22:23 UTC",
+            "evercred replicate --site farm",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
+        assert_eq!((&document["site"], &document["behind"][0]["kind"]), (&"farm".into(), &"site-auth".into()));
     }
 
     #[test]

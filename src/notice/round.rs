@@ -29,6 +29,7 @@ use crate::{
     core::{
         id::{CredentialId, UserName},
         notice::{self, Jobs, Notice, Standing},
+        site::Site,
         time::Timestamp,
     },
     keeper::driver::Input,
@@ -86,7 +87,7 @@ pub struct Question {
     /// Tell of these in any case.
     pub remembered: BTreeSet<CredentialId>,
     /// Where the answer goes.
-    pub reply: SyncSender<Vec<Standing>>,
+    pub reply: SyncSender<(Vec<Standing>, Vec<Site>)>,
 }
 
 /// What became of a letter, for counts and audit.
@@ -215,14 +216,14 @@ impl Rounds {
         if self.inputs.send(Input::Standings(question)).is_err() {
             return;
         }
-        let Ok(standings) = answer.recv_timeout(ANSWER) else { return };
+        let Ok((standings, sites)) = answer.recv_timeout(ANSWER) else { return };
         let users = notice::asks_for_jobs(policy, &outbox.memory, now(), &standings);
         let jobs = match (users.is_empty(), recipe.notices.jobs) {
             (false, true) => jobs::of(jobs::program().as_deref(), recipe.ids, &users),
             _ => Jobs::Unknown,
         };
         let before = outbox.memory.clone();
-        let notices = notice::decide(policy, &mut outbox.memory, now(), &standings, &jobs);
+        let notices = notice::decide(policy, &mut outbox.memory, now(), &standings, &jobs, &sites);
         if notices.is_empty() && outbox.memory == before {
             return;
         }
@@ -306,7 +307,7 @@ fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host
             let template = || notices.mail_to.as_ref().map(|template| template.replace("{user}", name));
             map.get(name).cloned().or_else(template).into_iter().collect()
         }
-        Notice::Admins { .. } => notices.admins.clone(),
+        Notice::Admins { .. } | Notice::Site { .. } => notices.admins.clone(),
     };
     let letter = |way, to: Vec<String>, body: &str| Letter {
         way,
@@ -330,7 +331,7 @@ fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host
     if notices.post.webhook.is_some() {
         letters.push(letter(Way::Webhook, Vec::new(), &letter::document(notice, now(), host)));
     }
-    if notices.post.slack.is_some() && matches!(notice, Notice::Admins { .. }) {
+    if notices.post.slack.is_some() && !matches!(notice, Notice::User { .. }) {
         letters.push(letter(Way::Slack, Vec::new(), &text));
     }
     letters

@@ -1,6 +1,6 @@
 //! The figures as Prometheus metrics (`OpenMetrics` where the reader takes it). Names, kinds and labels are a table,
 //! which `docs/metrics.md` repeats and a test compares. No label holds a user, so that the number of series depends on
-//! the configuration alone.
+//! the configuration alone. The metrics of replication are told where sites are configured.
 
 use std::{
     fmt::{self, Write as _},
@@ -18,6 +18,7 @@ use super::Counts;
 use crate::{
     core::{
         figures::{BOUNDS, Figures, Histogram, ProviderFigures},
+        site::Site,
         snapshot::State,
         time::Timestamp,
     },
@@ -57,6 +58,18 @@ metrics! {
     CAPACITY = "issuer_capacity_per_second", Gauge, ["provider"], "Renewals a second that the issuer's latency and our limits allow";
     DEMAND = "issuer_demand_per_second", Gauge, ["provider"], "Renewals a second that the living credentials need";
     USE = "budget_use_ratio", Gauge, ["provider"], "Demand as a share of capacity; above 1 tokens will end before their turn";
+    REPLICAS = "replicas", Gauge, ["site"], "Copies that the site should have";
+    BEHIND = "replicas_behind", Gauge, ["site"], "Of these, those that are not what they should be";
+    LAG = "replication_lag_seconds", Gauge, ["site"], "Seconds for which the first of those has been behind; 0: none is";
+    LAST = "replication_last_confirmed_timestamp_seconds", Gauge, ["site"], "When the site confirmed a copy last, in seconds since 1970";
+    DELIVERIES = "deliveries", Counter, ["site"], "Deliveries that the site confirmed";
+    SUPERSEDED = "deliveries_superseded", Counter, ["site"], "Of these, those where the site had something newer and kept that";
+    DELIVERY_ERRORS = "delivery_errors", Counter, ["site", "kind"], "Deliveries that failed, by kind (evercred explain KIND)";
+    DELIVERY = "replication_duration_seconds", Histogram, ["site"], "How long it took from the new token to the site's confirmation";
+    SITE_QUEUE = "delivery_queue_length", Gauge, ["site"], "Deliveries that wait for their turn";
+    SITE_FLIGHT = "deliveries_in_flight", Gauge, ["site"], "Deliveries under way";
+    SITE_UP = "site_up", Gauge, ["site"], "1: the site takes deliveries; 0: it is down or refuses us, and only single probes go out";
+    REPLICATOR = "replicator_restarts", Counter, [], "How often the process that replicates had to be started again";
     COURIER = "courier_restarts", Counter, [], "How often the network process had to be started again";
     LOG_LOST = "log_lines_lost", Counter, [], "Lines of the log that could not be written";
     AUDIT = "audit_lines", Counter, [], "Lines of the audit log that were written";
@@ -167,6 +180,25 @@ impl Writer<'_> {
     }
 }
 
+impl Writer<'_> {
+    /// A gauge for each site that has one.
+    fn site_gauges(&mut self, metric: Metric, sites: &[Site], value: impl Fn(&Site) -> Option<f64>) -> fmt::Result {
+        let rows = sites.iter().filter_map(|site| Some((site, value(site)?)));
+        self.metric(metric, rows, |encoder, (site, value)| {
+            let labels: Labels<'_> = &[("site", &site.name)];
+            encoder.encode_family(&labels)?.encode_gauge(&value)
+        })
+    }
+
+    /// A counter for each site.
+    fn site_counters(&mut self, metric: Metric, sites: &[Site], value: impl Fn(&Site) -> u64) -> fmt::Result {
+        self.metric(metric, sites, |encoder, site| {
+            let labels: Labels<'_> = &[("site", &site.name)];
+            count(encoder, &labels, value(site))
+        })
+    }
+}
+
 fn count(encoder: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
     encoder.encode_family(labels)?.encode_counter::<NoLabelSet, u64, f64>(&value, None)
 }
@@ -197,6 +229,9 @@ impl Collector for Told {
             // The clock that matters is that of the moment of reading.
             providers(&mut writer, figures.now.plus(*age), &figures.providers)?;
             writer.metric(PUBLISH, [&figures.publish], histogram)?;
+            if !figures.sites.is_empty() {
+                sites(&mut writer, figures.now.plus(*age), figures)?;
+            }
         }
         writer.metric(REQUESTS, &self.counts.requests, |encoder, ((path, code), value)| {
             let labels: Labels<'_> = &[("path", path), ("code", &code.to_string())];
@@ -264,6 +299,38 @@ fn providers(writer: &mut Writer<'_>, now: Timestamp, all: &[ProviderFigures]) -
     writer.gauges(USE, all, |p| Some(p.demand()? / p.capacity()?))
 }
 
+/// Kinds of failed deliveries that are told as 0 from the start: those of sites and of the replicator.
+fn of_sites(kind: Kind) -> bool {
+    kind == Kind::ReplicatorLost || kind.label().starts_with("site-")
+}
+
+fn sites(writer: &mut Writer<'_>, now: Timestamp, figures: &Figures) -> fmt::Result {
+    let all = &figures.sites;
+    let lag = |site: &Site| site.behind().1.map_or(0.0, |since| now.since(since).as_secs_f64());
+    writer.site_gauges(REPLICAS, all, |site| Some(float(site.replicas)))?;
+    writer.site_gauges(BEHIND, all, |site| Some(float(site.behind().0)))?;
+    writer.site_gauges(LAG, all, |site| Some(lag(site)))?;
+    writer.site_gauges(LAST, all, |site| site.confirmed.map(seconds))?;
+    writer.site_counters(DELIVERIES, all, |site| site.counts.delivered)?;
+    writer.site_counters(SUPERSEDED, all, |site| site.counts.superseded)?;
+    let errors = all.iter().flat_map(|site| {
+        let told = |kind: &&Kind| of_sites(**kind) || site.counts.errors.contains_key(*kind);
+        Kind::ALL.iter().filter(told).map(move |kind| (site, kind, site.counts.errors.get(kind).copied().unwrap_or(0)))
+    });
+    writer.metric(DELIVERY_ERRORS, errors, |encoder, (site, kind, value)| {
+        let labels: Labels<'_> = &[("site", &site.name), ("kind", kind.label())];
+        count(encoder, &labels, value)
+    })?;
+    writer.metric(DELIVERY, all, |encoder, site| {
+        let labels: Labels<'_> = &[("site", &site.name)];
+        histogram(&mut encoder.encode_family(&labels)?, &site.counts.lag)
+    })?;
+    writer.site_gauges(SITE_QUEUE, all, |site| Some(float(site.queued)))?;
+    writer.site_gauges(SITE_FLIGHT, all, |site| Some(float(site.in_flight)))?;
+    writer.site_gauges(SITE_UP, all, |site| Some(if site.down { 0.0 } else { 1.0 }))?;
+    writer.counter(REPLICATOR, figures.replicator_restarts)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -286,10 +353,16 @@ mod tests {
             ..ProviderFigures::default()
         };
         let notices = BTreeMap::from([("mail".to_owned(), (1, 0))]);
+        let mut site = Site { name: "farm".into(), replicas: 3, queued: 1, down: true, ..Site::default() };
+        site.confirmed = Some(Timestamp::from_secs(970));
+        site.is_late(Some(Kind::SiteTimeout), Timestamp::from_secs(980), None);
+        site.counts.errors.insert(Kind::SiteTimeout, 4);
+        site.counts.lag.observe(Duration::from_millis(30));
         Figures {
             now: Timestamp::from_secs(1000),
             last_scan: Some(Timestamp::from_secs(990)),
             providers: vec![provider],
+            sites: vec![site],
             notices,
             ..Figures::default()
         }
@@ -314,6 +387,13 @@ mod tests {
             "evercred_exchange_duration_seconds_bucket{provider=\"wl\\\"cg\",le=\"0.05\"} 1",
             "evercred_issuer_capacity_per_second{provider=\"wl\\\"cg\"} 50",
             "evercred_figures_age_seconds 10",
+            "evercred_replicas{site=\"farm\"} 3",
+            "evercred_replicas_behind{site=\"farm\"} 1",
+            "evercred_replication_lag_seconds{site=\"farm\"} 30",
+            "evercred_delivery_errors_total{site=\"farm\",kind=\"site-timeout\"} 4",
+            "evercred_delivery_errors_total{site=\"farm\",kind=\"site-full\"} 0",
+            "evercred_replication_duration_seconds_bucket{site=\"farm\",le=\"0.05\"} 1",
+            "evercred_site_up{site=\"farm\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line || l == format!("{line}.0")), "{line}\n{text}");
         }

@@ -7,7 +7,7 @@ use crate::{
     advice::advice,
     core::{
         figures::{Figures, ProviderFigures},
-        snapshot::{Credential, Issuer, Page, State, Status},
+        snapshot::{Credential, Issuer, Page, SiteStanding, State, Status},
         time::Timestamp,
     },
     ctl::show,
@@ -86,6 +86,10 @@ pub(super) fn render(page: &Page, figures: &Figures) -> String {
                     (verdict(status, figures))
                     h2 { "Providers" }
                     (providers(status, figures, now))
+                    @if !status.sites.is_empty() {
+                        h2 { "Sites" }
+                        (sites(&status.sites, now))
+                    }
                     h2 { "Credentials" }
                     (credentials(page, now))
                 }
@@ -117,6 +121,7 @@ fn counts(figures: &Figures) -> (u64, u64) {
 fn title(status: &Status, figures: &Figures) -> String {
     match counts(figures) {
         _ if !status.courier => "network process down".into(),
+        (0, 0) if status.sites.iter().any(|site| site.down) => "a site is down".into(),
         (0, 0) => "all well".into(),
         (0, retrying) => format!("{retrying} retrying"),
         (bad, _) => format!("{bad} need a person"),
@@ -139,6 +144,9 @@ fn verdict(status: &Status, figures: &Figures) -> Markup {
     } else if retrying > 0 {
         let words = format!("{retrying} being tried again.");
         (Look::Warn, words, "Jobs have their tokens until these end.".into())
+    } else if let Some(site) = status.sites.iter().find(|site| site.down) {
+        let words = format!("The site {} is down, or refuses us.", site.site);
+        (Look::Warn, words, "Every credential is renewed; the tokens there are old.".into())
     } else {
         (Look::Good, "All is well.".into(), "Every credential is renewed before its token ends.".into())
     };
@@ -196,6 +204,55 @@ fn provider(issuer: &Issuer, figures: Option<&ProviderFigures>, now: Timestamp) 
     }
 }
 
+fn sites(all: &[SiteStanding], now: Timestamp) -> Markup {
+    html! {
+        div class="scroll" {
+            table {
+                caption { "Sites and the copies that they have" }
+                thead {
+                    tr {
+                        th scope="col" { "Site" }
+                        th scope="col" { "State" }
+                        th scope="col" class="number" { "Copies" }
+                        th scope="col" class="number" { "Behind" }
+                        th scope="col" { "For" }
+                        th scope="col" { "Last confirmed" }
+                        th scope="col" { "What is wrong, what to do" }
+                    }
+                }
+                tbody { @for site in all { (of_site(site, now)) } }
+            }
+        }
+    }
+}
+
+fn of_site(site: &SiteStanding, now: Timestamp) -> Markup {
+    let (look, word) = match (site.down, site.behind, site.error) {
+        (true, ..) => (Look::Bad, "down"),
+        (false, 0, _) => (Look::Good, "current"),
+        (false, _, Some(_)) => (Look::Warn, "behind"),
+        (false, _, None) => (Look::Busy, "behind"),
+    };
+    let length = |at: Option<Timestamp>| at.map(|at| show::short(now.since(at)));
+    html! {
+        tr {
+            th scope="row" { (site.site) small { (site.kind) } }
+            td { (badge(look, word)) }
+            td class="number" { (site.replicas) }
+            td class="number" { (site.behind) }
+            td { (length(site.behind_since).unwrap_or_else(|| "–".into())) }
+            td { (length(site.confirmed).map_or_else(|| "–".into(), |text| format!("{text} ago"))) }
+            td class="error" {
+                @if let Some(kind) = site.error {
+                    @let words = advice(kind);
+                    code { (kind) } " " (words.meaning)
+                    small { (if words.admin.is_empty() { words.user } else { words.admin }) }
+                }
+            }
+        }
+    }
+}
+
 fn credentials(page: &Page, now: Timestamp) -> Markup {
     let all = &page.status.credentials;
     if all.is_empty() {
@@ -247,6 +304,8 @@ fn credential(one: &Credential, now: Timestamp) -> Markup {
                     small { (todo.replace("SERVICE", &one.service)) }
                 } @else if behind > 0 {
                     (behind) " of " (one.replicas.len()) " replicas behind"
+                    @let late = one.replicas.iter().filter(|replica| replica.behind);
+                    small { (late.map(|replica| replica.site.as_str()).collect::<Vec<_>>().join(", ")) }
                 }
             }
         }
@@ -327,7 +386,25 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("<b>") && !text.contains("<script"), "{text}");
-        let (told, figures) = page(State::Fresh);
+        let (mut told, figures) = page(State::Fresh);
         assert!(render(&told, &figures).contains("All is well."));
+        let site = SiteStanding {
+            site: "<i>farm</i>".into(),
+            kind: "ssh".into(),
+            down: true,
+            replicas: 4,
+            behind: 3,
+            behind_since: Some(Timestamp(NOW.0 - 90_000)),
+            confirmed: None,
+            client_ends: None,
+            client_ends_soon: false,
+            error: Some(Kind::SiteAuth),
+        };
+        told.status.sites.push(site);
+        let text = render(&told, &figures);
+        for part in ["is down, or refuses us.", "<code>site-auth</code>", "data-sign=\"✗\"", "1m 30s"] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains("<i>"), "{text}");
     }
 }

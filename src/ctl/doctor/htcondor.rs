@@ -1,127 +1,164 @@
-//! HTCondor's side: our daemon is configured, submit and credd both take our services for the storer's, sweeping
-//! leaves users time, tokens travel encrypted. (Contract `HTCondor`, 3.3, 3.7, 4 and 6.1.)
+//! HTCondor's side on this host: our daemon and credd are configured, all daemons mean the same directory, sweeping
+//! leaves users time, jobs ask for fresh tokens. (Contract `HTCondor`, 3.7, 4 and 6.1; [`super::classification`] and
+//! [`super::encryption`] look at the rest.)
 
-use super::Finding;
+use std::path::Path;
+
+use super::{
+    Finding,
+    classification::{self, Service},
+    encryption,
+    program::Program,
+};
 use crate::config::condor;
 
 const AREA: &str = "HTCondor";
-/// The names under which 3.3 classifies, in the order of [`Names`].
-const KNOBS: [&str; 7] = [
-    "LOCAL_CREDMON_PROVIDER_NAMES",
-    "LOCAL_CREDMON_PROVIDER_NAME",
-    "CLIENT_CREDMON_PROVIDER_NAMES",
-    "OAUTH2_CREDMON_PROVIDER_NAMES",
-    "VAULT_CREDMON_PROVIDER_NAMES",
-    "PELICAN_CREDMON_PROVIDER_NAMES",
-    "SEC_CREDENTIAL_STORER",
-];
 /// Below this a user who pauses for an evening must approve again.
 const SHORT_SWEEP: u64 = 86_400;
+/// credd waits so long for a token at submit time, if nothing else is said.
+const USUAL_POLLING: u64 = 20;
+/// Who reads the credential directory.
+const READERS: [&str; 4] = ["CREDD", "SCHEDD", "SHADOW", "MASTER"];
 
-/// What a service is to `condor_submit` or credd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sort {
-    /// credd makes a `.top` itself.
-    Local,
-    /// Likewise, with client credentials.
-    Client,
-    /// The stock web page is asked.
-    OAuth2,
-    /// The storer is called: what we want.
-    Storer,
-    /// The user must have stored a token.
-    Unknown,
+/// What is known of ours when HTCondor is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ours<'a> {
+    /// The services of all providers; empty: the configuration cannot be read.
+    pub services: &'a [Service<'a>],
+    /// The credential directory that evercred keeps, if its configuration can be read.
+    pub directory: Option<&'a Path>,
+    /// The uid of the running credential monitor.
+    pub keeper: Option<u32>,
+    /// `share_directory`
+    pub shared: bool,
+    /// What runs is evercred.
+    pub runs: bool,
 }
 
-impl Sort {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Local => "the local credmon's",
-            Self::Client => "the client credmon's",
-            Self::OAuth2 => "the stock OAuth web page's",
-            Self::Storer => "the storer's",
-            Self::Unknown => "nobody's",
-        }
-    }
-}
-
-/// What one program sees.
-#[derive(Debug, Clone, Default)]
-struct Names {
-    knobs: [Option<String>; 7],
-    /// `<SERVICE>_CLIENT_ID` is defined.
-    client_id: bool,
-}
-
-/// `keeper`: the uid of the running credential monitor; `shared`: `share_directory`.
-pub(super) fn examine(services: &[&str], keeper: Option<u32>, shared: bool) -> Vec<Finding> {
+pub(super) fn examine(ours: &Ours<'_>) -> Vec<Finding> {
     let Some(program) = condor::program() else {
         return vec![Finding::skipped(AREA, "htcondor", "there is no condor_config_val on this host")];
     };
     let mut findings = Vec::new();
-    let [directory, trust, delay, refresh] = condor::seen_by(
-        &program,
-        "CREDD",
-        [
-            "SEC_CREDENTIAL_DIRECTORY_OAUTH",
-            "TRUST_CREDENTIAL_DIRECTORY",
-            "SEC_CREDENTIAL_SWEEP_DELAY",
-            "SEC_CREDENTIAL_REFRESH",
-        ],
-    );
-    let asked = ["DAEMON_LIST", "MASTER_HA_LIST", "CREDMON_OAUTH", "CREDMON_EVERCRED"];
-    let [daemons, elected, usual, beside] = condor::seen_by(&program, "MASTER", asked);
+    let seen = |subsystem: &str, knob: &str| -> Option<String> {
+        let [value] = condor::seen_by(&program, subsystem, [knob]);
+        value
+    };
+    let asked =
+        ["DAEMON_LIST", "MASTER_HA_LIST", "CREDMON_OAUTH", "CREDMON_EVERCRED", "AUTO_INCLUDE_CREDD_IN_DAEMON_LIST"];
+    let [daemons, elected, usual, beside, include] = condor::seen_by(&program, "MASTER", asked);
     // Beside a stock one it has a name of its own; the pair of a highly available access point has not.
     let (name, credmon) = match beside {
-        Some(path) if shared => ("CREDMON_EVERCRED", Some(path)),
+        Some(path) if ours.shared => ("CREDMON_EVERCRED", Some(path)),
         _ => ("CREDMON_OAUTH", usual),
     };
     let daemons = [daemons, elected].map(Option::unwrap_or_default).join(" ");
-    findings.push(knob_directory(directory.as_deref()));
-    findings.push(daemon(&daemons, name, credmon.as_deref()));
-    findings.push(trust_directory(is_true(trust.as_deref()), keeper));
+    let directories = READERS.map(|reader| (reader, seen(reader, "SEC_CREDENTIAL_DIRECTORY_OAUTH")));
+    findings.extend(directory(&directories, ours.directory));
+    let file = credmon.as_ref().map(|path| Program::at(Path::new(path), "condor_credmon_evercred"));
+    findings.push(daemon(&daemons, name, credmon.as_deref(), file, ours.runs));
+    findings.push(credd(&daemons, is_true(include.as_deref())));
+    findings.push(trust(is_true(seen("SHADOW", "TRUST_CREDENTIAL_DIRECTORY").as_deref()), ours.keeper));
+    let asked = ["SEC_CREDENTIAL_SWEEP_DELAY", "CREDD_POLLING_TIMEOUT", "CRED_SUPER_USERS", "CREDD_OAUTH_MODE"];
+    let [delay, polling_timeout, super_users, oauth_mode] = condor::seen_by(&program, "CREDD", asked);
     findings.push(sweep(delay.as_deref()));
-    findings.push(polling(refresh.as_deref()));
-    let [encryption, negotiation] =
-        condor::seen_by(&program, "SHADOW", ["SEC_DEFAULT_ENCRYPTION", "SEC_DEFAULT_NEGOTIATION"]);
-    findings.push(encrypted(encryption.as_deref(), negotiation.as_deref()));
-    for service in services {
-        let seen = ["SUBMIT", "CREDD"].map(|subsystem| {
-            let knobs = condor::seen_by(&program, subsystem, KNOBS);
-            let [client_id] = condor::seen_by(&program, subsystem, [&format!("{service}_CLIENT_ID")]);
-            sort(service, &Names { knobs, client_id: client_id.is_some() })
-        });
-        findings.push(classified(service, seen));
+    findings.extend(waiting(polling_timeout.as_deref()));
+    findings.extend(super_user(super_users.as_deref()));
+    findings.extend(old_mode(oauth_mode.as_deref()));
+    findings.push(polling(seen("STARTER", "SEC_CREDENTIAL_REFRESH").as_deref()));
+    findings.extend(encryption::examine(&program, listed(&daemons, "STARTD")));
+    if ours.shared {
+        findings.push(neighbour(ours.services, seen("CREDMON_OAUTH", "VAULT_CREDMON_PROVIDER_NAMES").as_deref()));
     }
+    findings.extend(classification::examine(&program, ours.services));
     findings
 }
 
 fn is_true(value: Option<&str>) -> bool {
-    value.is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    value.is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
 }
 
-fn knob_directory(directory: Option<&str>) -> Finding {
-    match directory {
-        Some(directory) => Finding::ok(AREA, "directory-knob", format!("credd stores in {directory}")),
-        None => Finding::failed(AREA, "directory-knob", "SEC_CREDENTIAL_DIRECTORY_OAUTH is not defined for credd")
-            .advise("install condor-config/50-evercred.conf into /etc/condor/config.d, and restart HTCondor"),
+fn listed(daemons: &str, name: &str) -> bool {
+    daemons.split([',', ' ', '\t']).any(|listed| listed.eq_ignore_ascii_case(name))
+}
+
+/// Whether all who read the directory mean the same, and that is what evercred keeps.
+fn directory(seen: &[(&str, Option<String>)], kept: Option<&Path>) -> Vec<Finding> {
+    let check = "directory-knob";
+    let Some((first, Some(directory))) = seen.first() else {
+        return vec![
+            Finding::failed(AREA, check, "SEC_CREDENTIAL_DIRECTORY_OAUTH is not defined for credd")
+                .advise("install condor-config/50-evercred.conf into /etc/condor/config.d, and restart HTCondor"),
+        ];
+    };
+    let mut findings: Vec<Finding> = seen
+        .iter()
+        .filter(|(_, other)| other.as_ref() != Some(directory))
+        .map(|(reader, other)| {
+            let other = other.as_deref().unwrap_or("nothing");
+            Finding::failed(AREA, check, format!("{first} has the credential directory {directory}, {reader} has {other}"))
+                .advise("jobs do not get what is stored: set SEC_CREDENTIAL_DIRECTORY_OAUTH once, without a daemon's name before it")
+        })
+        .collect();
+    if let Some(kept) = kept
+        && kept != Path::new(directory)
+        && !same(kept, Path::new(directory))
+    {
+        findings.push(
+            Finding::failed(AREA, check, format!("credd stores in {directory}, evercred keeps {}", kept.display()))
+                .advise("remove `credential_directory` from [daemon]: evercred asks HTCondor then"),
+        );
     }
+    if findings.is_empty() {
+        findings.push(Finding::ok(AREA, check, format!("credd stores in {directory}, and all read it there")));
+    }
+    findings
 }
 
-fn daemon(daemons: &str, name: &str, credmon: Option<&str>) -> Finding {
-    let listed = daemons.split([',', ' ', '\t']).any(|listed| listed.eq_ignore_ascii_case(name));
-    let ours = credmon.is_some_and(|path| path.ends_with("condor_credmon_evercred"));
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// `file`: what lies where the knob points to; `runs`: the process that keeps the directory is evercred.
+fn daemon(daemons: &str, name: &str, credmon: Option<&str>, file: Option<Program>, runs: bool) -> Finding {
+    let check = "daemon";
     let shown = credmon.unwrap_or("nothing");
-    match (listed, ours) {
-        (true, true) => Finding::ok(AREA, "daemon", format!("condor_master runs {shown}")),
-        (true, false) => Finding::failed(AREA, "daemon", format!("{name} is {shown}: condor_master runs another one"))
-            .advise(format!("set {name} = /usr/sbin/condor_credmon_evercred, and restart HTCondor")),
-        (false, _) => Finding::warning(AREA, "daemon", format!("{name} is not in DAEMON_LIST"))
-            .advise("add it, unless systemd runs evercred on this host"),
+    if !listed(daemons, name) {
+        return Finding::warning(AREA, check, format!("{name} is not in DAEMON_LIST"))
+            .advise("add it, unless systemd runs evercred on this host");
+    }
+    let advice = format!("set {name} = /usr/sbin/condor_credmon_evercred, and restart HTCondor");
+    match file {
+        Some(Program::Ours) => Finding::ok(AREA, check, format!("condor_master runs {shown}")),
+        Some(Program::Wrapper) => {
+            Finding::ok(AREA, check, format!("condor_master runs {shown}, a script around condor_credmon_evercred"))
+        }
+        Some(Program::Other) if runs => {
+            Finding::ok(AREA, check, format!("condor_master runs {shown}, and what keeps the directory is evercred"))
+        }
+        Some(Program::Missing) => {
+            Finding::failed(AREA, check, format!("{name} is {shown}, which is not there")).advise(advice)
+        }
+        Some(Program::NotExecutable) => {
+            Finding::failed(AREA, check, format!("{name} is {shown}, which cannot be executed")).advise(advice)
+        }
+        Some(Program::Other) | None => {
+            Finding::failed(AREA, check, format!("{name} is {shown}: condor_master runs another one")).advise(advice)
+        }
     }
 }
 
-fn trust_directory(trusted: bool, keeper: Option<u32>) -> Finding {
+fn credd(daemons: &str, included: bool) -> Finding {
+    if included || listed(daemons, "CREDD") {
+        return Finding::ok(AREA, "credd", "condor_master runs a credd");
+    }
+    Finding::failed(AREA, "credd", "no credd runs on this host: CREDD is not in DAEMON_LIST").advise(
+        "nothing can be stored here: `use feature: OAUTH`, or AUTO_INCLUDE_CREDD_IN_DAEMON_LIST = True; on a login node \
+         without a schedd, run evercred doctor on the access point",
+    )
+}
+
+fn trust(trusted: bool, keeper: Option<u32>) -> Finding {
     match (trusted, keeper) {
         (true, _) => Finding::ok(AREA, "trust", "the shadow takes .use files of any owner"),
         (false, Some(0)) => {
@@ -140,95 +177,96 @@ fn trust_directory(trusted: bool, keeper: Option<u32>) -> Finding {
 }
 
 fn sweep(delay: Option<&str>) -> Finding {
-    let seconds = delay.and_then(|text| text.parse().ok()).unwrap_or(3600);
+    let check = "sweep-delay";
+    let advice = "users must approve again after each pause: SEC_CREDENTIAL_SWEEP_DELAY = 604800 (7 days)";
+    let seconds = match delay.map(|text| text.trim().parse::<u64>()) {
+        None => 3600,
+        Some(Ok(seconds)) => seconds,
+        Some(Err(_)) => {
+            let what = format!("SEC_CREDENTIAL_SWEEP_DELAY = {} is no number of seconds", delay.unwrap_or_default());
+            return Finding::failed(AREA, check, what).advise("write 604800 (7 days)");
+        }
+    };
     let what = format!("credd keeps credentials for {} h after the last job", seconds / 3600);
     if seconds < SHORT_SWEEP {
-        Finding::warning(AREA, "sweep-delay", what)
-            .advise("users must approve again after each pause: SEC_CREDENTIAL_SWEEP_DELAY = 604800 (7 days)")
+        Finding::warning(AREA, check, what).advise(advice)
     } else {
-        Finding::ok(AREA, "sweep-delay", what)
+        Finding::ok(AREA, check, what)
     }
+}
+
+/// How long credd waits for a first token.
+fn waiting(timeout: Option<&str>) -> Option<Finding> {
+    let seconds = timeout?.trim().parse::<u64>().ok();
+    if seconds.is_some_and(|seconds| seconds >= 5) {
+        return None;
+    }
+    let what = format!("CREDD_POLLING_TIMEOUT = {}", timeout.unwrap_or_default());
+    Some(
+        Finding::warning(AREA, "polling-timeout", what).advise(format!(
+            "submits fail where an issuer takes longer for the first token: set it to {USUAL_POLLING}"
+        )),
+    )
+}
+
+fn super_user(users: Option<&str>) -> Option<Finding> {
+    let all = users?.split([',', ' ', '\t']).any(|user| user == "*" || user == "*@*");
+    all.then(|| {
+        Finding::failed(AREA, "super-users", "CRED_SUPER_USERS names everybody: anybody may store for anybody")
+            .advise("name accounts of this site's services alone, like condor@$(UID_DOMAIN)")
+    })
+}
+
+fn old_mode(mode: Option<&str>) -> Option<Finding> {
+    let off = mode?.trim().eq_ignore_ascii_case("false");
+    off.then(|| {
+        Finding::failed(AREA, "oauth-mode", "CREDD_OAUTH_MODE = False: credd stores OAuth credentials in an old way")
+            .advise("remove the line, and restart HTCondor")
+    })
 }
 
 fn polling(refresh: Option<&str>) -> Finding {
-    match refresh.and_then(|text| text.parse::<i64>().ok()).unwrap_or(300) {
-        seconds if seconds > 0 => {
-            Finding::ok(AREA, "refresh", format!("running jobs ask for fresh tokens every {seconds} s"))
-        }
-        _ => Finding::failed(AREA, "refresh", "running jobs never ask for fresh tokens (SEC_CREDENTIAL_REFRESH ≤ 0)")
-            .advise("set SEC_CREDENTIAL_REFRESH = 300, here and on the execution points"),
-    }
-}
-
-fn encrypted(encryption: Option<&str>, negotiation: Option<&str>) -> Finding {
-    let never = |value: Option<&str>| value.is_some_and(|value| value.eq_ignore_ascii_case("never"));
-    let what = format!("SEC_DEFAULT_ENCRYPTION = {}", encryption.unwrap_or("(not set)"));
-    if never(encryption) || never(negotiation) {
-        return Finding::failed(AREA, "encryption", what).advise(
-            "jobs with credentials do not start over plain connections: set SEC_DEFAULT_ENCRYPTION = REQUIRED",
-        );
-    }
-    if encryption.is_some_and(|value| value.eq_ignore_ascii_case("required")) {
-        return Finding::ok(AREA, "encryption", what);
-    }
-    Finding::warning(AREA, "encryption", what)
-        .advise("jobs fail where an execution point does not encrypt: set SEC_DEFAULT_ENCRYPTION = REQUIRED on all")
-}
-
-/// The first rule of the contract's 3.3 that matches. Names are compared as they are written.
-fn sort(service: &str, names: &Names) -> Sort {
-    let list = |text: &Option<String>| -> Vec<String> {
-        text.iter().flat_map(|text| text.split([',', ' ', '\t'])).filter(|s| !s.is_empty()).map(str::to_owned).collect()
-    };
-    let [locals, local, clients, oauth2, vault, pelican, storer] = &names.knobs;
-    let local = if locals.is_some() {
-        list(locals)
-    } else if local.is_some() {
-        list(local)
-    } else {
-        vec!["scitokens".to_owned()]
-    };
-    let has = |list: &[String]| list.iter().any(|name| name == service);
-    let wild = |list: &[String]| list.is_empty() || list.iter().any(|name| name == "*");
-    let (oauth2, vaults) = (list(oauth2), list(vault));
-    if has(&local) {
-        Sort::Local
-    } else if has(&list(clients)) {
-        Sort::Client
-    } else if has(&oauth2) {
-        Sort::OAuth2
-    } else if has(&vaults) || has(&list(pelican)) {
-        Sort::Storer
-    } else if names.client_id && wild(&oauth2) {
-        Sort::OAuth2
-    } else if (vault.is_some() || storer.is_some()) && wild(&vaults) && !names.client_id {
-        Sort::Storer
-    } else {
-        Sort::Unknown
-    }
-}
-
-fn classified(service: &str, [submit, credd]: [Sort; 2]) -> Finding {
-    let fix = format!("put {service} into VAULT_CREDMON_PROVIDER_NAMES, for submit and for credd (see condor-config/)");
-    if submit == Sort::Storer && credd == Sort::Storer {
-        return Finding::ok(
+    match refresh.map_or(Ok(300), |text| text.trim().parse::<i64>()) {
+        Ok(seconds) if seconds > 0 => Finding::ok(
             AREA,
-            "classification",
-            format!("{service}: condor_submit and credd leave it to the storer"),
-        );
-    }
-    if submit != credd {
-        let what = format!("{service}: condor_submit takes it for {}, credd for {}", submit.word(), credd.word());
-        return Finding::failed(AREA, "classification", what).advise(fix);
-    }
-    let what = format!("{service}: HTCondor takes it for {}", submit.word());
-    match submit {
-        Sort::Local => Finding::failed(AREA, "classification", what).advise(
-            "HTCondor itself uses that name: call the service otherwise, or change LOCAL_CREDMON_PROVIDER_NAMES",
+            "refresh",
+            format!(
+                "jobs on this host ask for fresh tokens every {seconds} s; execution points have a knob of their own"
+            ),
         ),
-        Sort::Unknown => Finding::warning(AREA, "classification", what)
-            .advise(format!("jobs are refused until a token lies there; for an approval at submit time, {fix}")),
-        _ => Finding::failed(AREA, "classification", what).advise(fix),
+        Ok(_) => {
+            Finding::failed(AREA, "refresh", "running jobs never ask for fresh tokens (SEC_CREDENTIAL_REFRESH ≤ 0)")
+                .advise("set SEC_CREDENTIAL_REFRESH = 300, here and on the execution points")
+        }
+        Err(_) => {
+            let what = format!("SEC_CREDENTIAL_REFRESH = {} is no number of seconds", refresh.unwrap_or_default());
+            Finding::failed(AREA, "refresh", what).advise("write 300, here and on the execution points")
+        }
+    }
+}
+
+/// Beside a stock credential monitor: the names that it takes for its own.
+fn neighbour(services: &[Service<'_>], vaults: Option<&str>) -> Finding {
+    let check = "neighbour";
+    let ours = services.iter().map(|service| service.name);
+    let Some(vaults) = vaults else {
+        return Finding::warning(
+            AREA,
+            check,
+            "the stock credential monitor beside us may take every service for its own",
+        )
+        .advise("set CREDMON_OAUTH.VAULT_CREDMON_PROVIDER_NAMES to a list without ours (condor-config/beside-*.conf)");
+    };
+    let names: Vec<&str> = vaults.split([',', ' ', '\t']).filter(|name| !name.is_empty()).collect();
+    let both: Vec<&str> = ours.filter(|name| names.contains(name) || names.contains(&"*")).collect();
+    if both.is_empty() {
+        Finding::ok(AREA, check, "the stock credential monitor beside us leaves our services alone")
+    } else {
+        let what = format!("the stock credential monitor beside us takes {} for its own, too", both.join(" "));
+        Finding::failed(AREA, check, what).advise(
+            "it deletes what it cannot renew: set CREDMON_OAUTH.VAULT_CREDMON_PROVIDER_NAMES to a list without ours \
+             (condor-config/beside-*.conf)",
+        )
     }
 }
 
@@ -237,62 +275,59 @@ mod tests {
     use super::*;
     use crate::ctl::doctor::Verdict;
 
-    fn names(pairs: &[(&str, &str)]) -> Names {
-        let knobs = KNOBS.map(|knob| pairs.iter().find(|(name, _)| *name == knob).map(|(_, v)| (*v).to_owned()));
-        Names { knobs, client_id: pairs.iter().any(|(name, _)| name.ends_with("_CLIENT_ID")) }
-    }
-
-    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Sort);
-
-    #[test]
-    fn services_are_sorted_as_submit_and_credd_do() {
-        let storer = ("SEC_CREDENTIAL_STORER", "/s");
-        let table: &[Row<'_>] = &[
-            ("helmholtz", &[], Sort::Unknown),
-            ("scitokens", &[storer], Sort::Local),
-            ("scitokens", &[storer, ("LOCAL_CREDMON_PROVIDER_NAMES", "a, b")], Sort::Storer),
-            ("helmholtz", &[storer], Sort::Storer),
-            ("helmholtz", &[storer, ("helmholtz_CLIENT_ID", "x")], Sort::OAuth2),
-            ("helmholtz", &[("helmholtz_CLIENT_ID", "x"), ("VAULT_CREDMON_PROVIDER_NAMES", "helmholtz")], Sort::Storer),
-            ("helmholtz", &[("VAULT_CREDMON_PROVIDER_NAMES", "other")], Sort::Unknown),
-            ("helmholtz", &[("VAULT_CREDMON_PROVIDER_NAMES", "Helmholtz")], Sort::Unknown),
-            ("helmholtz", &[storer, ("OAUTH2_CREDMON_PROVIDER_NAMES", "helmholtz")], Sort::OAuth2),
-            ("helmholtz", &[storer, ("OAUTH2_CREDMON_PROVIDER_NAMES", "*")], Sort::Storer),
-            ("helmholtz", &[storer, ("CLIENT_CREDMON_PROVIDER_NAMES", "helmholtz")], Sort::Client),
-        ];
-        for (service, pairs, expected) in table {
-            assert_eq!(sort(service, &names(pairs)), *expected, "{service} {pairs:?}");
-        }
-    }
-
-    #[test]
-    fn sides_that_disagree_fail() {
-        assert_eq!(classified("h", [Sort::Storer, Sort::Storer]).verdict, Verdict::Ok);
-        assert_eq!(classified("h", [Sort::Storer, Sort::Unknown]).verdict, Verdict::Failed);
-        assert_eq!(classified("h", [Sort::Unknown, Sort::Unknown]).verdict, Verdict::Warning);
-        assert_eq!(classified("h", [Sort::Local, Sort::Local]).verdict, Verdict::Failed);
-    }
-
     #[test]
     fn knobs_that_harm_jobs_are_found() {
         assert_eq!(sweep(None).verdict, Verdict::Warning);
         assert_eq!(sweep(Some("604800")).verdict, Verdict::Ok);
+        assert_eq!(sweep(Some("7d")).verdict, Verdict::Failed);
         assert_eq!(polling(Some("-1")).verdict, Verdict::Failed);
+        assert_eq!(polling(Some("often")).verdict, Verdict::Failed);
         assert_eq!(polling(None).verdict, Verdict::Ok);
-        assert_eq!(encrypted(Some("NEVER"), None).verdict, Verdict::Failed);
-        assert_eq!(encrypted(Some("required"), None).verdict, Verdict::Ok);
-        assert_eq!(encrypted(None, None).verdict, Verdict::Warning);
-        assert_eq!(
-            daemon("MASTER, CREDD CREDMON_OAUTH", "CREDMON_OAUTH", Some("/usr/sbin/condor_credmon_evercred")).verdict,
-            Verdict::Ok
-        );
-        assert_eq!(
-            daemon("MASTER CREDMON_OAUTH", "CREDMON_OAUTH", Some("/usr/sbin/condor_credmon_oauth")).verdict,
-            Verdict::Failed
-        );
-        assert_eq!(daemon("MASTER", "CREDMON_OAUTH", None).verdict, Verdict::Warning);
-        assert_eq!(trust_directory(false, Some(64)).verdict, Verdict::Failed);
-        assert_eq!(trust_directory(false, Some(0)).verdict, Verdict::Ok);
-        assert_eq!(knob_directory(None).verdict, Verdict::Failed);
+        assert_eq!(trust(false, Some(64)).verdict, Verdict::Failed);
+        assert_eq!(trust(false, Some(0)).verdict, Verdict::Ok);
+        assert_eq!(credd("MASTER SCHEDD", false).verdict, Verdict::Failed);
+        assert_eq!(credd("MASTER, CREDD", false).verdict, Verdict::Ok);
+        assert_eq!(credd("MASTER", true).verdict, Verdict::Ok);
+        assert_eq!((waiting(None), waiting(Some("20"))), (None, None));
+        assert!(waiting(Some("1")).is_some() && waiting(Some("x")).is_some());
+        assert_eq!((super_user(None), super_user(Some("condor@site"))), (None, None));
+        assert!(super_user(Some("condor@site, *")).is_some());
+        assert_eq!((old_mode(None), old_mode(Some("true"))), (None, None));
+        assert!(old_mode(Some("False")).is_some());
+    }
+
+    #[test]
+    fn the_credential_monitor_of_the_knob_is_ours_also_behind_a_script() {
+        let list = "MASTER, CREDD CREDMON_OAUTH";
+        let verdict = |file, runs| daemon(list, "CREDMON_OAUTH", Some("/x"), Some(file), runs).verdict;
+        assert_eq!(verdict(Program::Ours, false), Verdict::Ok);
+        assert_eq!(verdict(Program::Wrapper, false), Verdict::Ok);
+        assert_eq!(verdict(Program::Other, true), Verdict::Ok, "a binary that starts ours");
+        for program in [Program::Other, Program::Missing, Program::NotExecutable] {
+            assert_eq!(verdict(program, false), Verdict::Failed, "{program:?}");
+        }
+        assert_eq!(daemon("MASTER", "CREDMON_OAUTH", None, None, false).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn one_directory_is_everybody_s() {
+        let seen = |shadow: &str| [("CREDD", Some("/a".to_owned())), ("SHADOW", Some(shadow.to_owned()))];
+        let verdicts = |seen: &[(&str, Option<String>)], kept: Option<&str>| {
+            directory(seen, kept.map(Path::new)).iter().map(|finding| finding.verdict).collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(&seen("/a"), Some("/a")), [Verdict::Ok]);
+        assert_eq!(verdicts(&seen("/b"), Some("/a")), [Verdict::Failed]);
+        assert_eq!(verdicts(&seen("/a"), Some("/c")), [Verdict::Failed]);
+        assert_eq!(verdicts(&[("CREDD", None)], None), [Verdict::Failed]);
+    }
+
+    #[test]
+    fn a_neighbour_that_takes_our_services_is_found() {
+        let ours = [Service { name: "grid", by_page: false }];
+        assert_eq!(neighbour(&ours, None).verdict, Verdict::Warning);
+        assert_eq!(neighbour(&ours, Some("none")).verdict, Verdict::Ok);
+        for taken in ["*", "x, grid"] {
+            assert_eq!(neighbour(&ours, Some(taken)).verdict, Verdict::Failed);
+        }
     }
 }

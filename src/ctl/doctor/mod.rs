@@ -5,11 +5,14 @@
 //! and uid), so that this process, which may be root, reads nothing from the network. It never prints a secret and
 //! changes nothing: the request that tests the client secret carries a refresh token that does not exist.
 
+mod classification;
 mod directory;
+mod encryption;
 mod finding;
 mod htcondor;
 mod issuers;
 mod process;
+mod program;
 mod sites;
 mod tokens;
 
@@ -18,11 +21,16 @@ use std::{
     process::ExitCode,
 };
 
+use classification::Service;
 pub use finding::{Finding, Verdict};
+use htcondor::Ours;
 
 use crate::{
     cli,
-    config::{self, Sources},
+    config::{
+        self, Sources,
+        settings::{Provider, ProviderKind},
+    },
     error::exit,
 };
 
@@ -46,7 +54,8 @@ fn examine(sources: &Sources) -> Vec<Finding> {
             findings.extend(
                 problems.iter().map(|p| Finding::failed("Configuration", "file", p.to_string()).advise(advice)),
             );
-            findings.extend(htcondor::examine(&[], None, false));
+            let none = Ours { services: &[], directory: None, keeper: None, shared: false, runs: false };
+            findings.extend(htcondor::examine(&none));
             return findings;
         }
     };
@@ -57,9 +66,23 @@ fn examine(sources: &Sources) -> Vec<Finding> {
     findings.extend(directory::examine(directory));
     let shared = settings.daemon.share_directory;
     findings.extend(if shared { process::examine_beside(directory) } else { process::examine(directory) });
-    findings.extend(htcondor::examine(&services, process::uid(directory, shared), shared));
+    let by_page = |provider: &Provider| {
+        settings.daemon.web_approval.is_some() && matches!(provider.kind, ProviderKind::OAuth2(_))
+    };
+    let services: Vec<Service<'_>> = settings
+        .providers
+        .iter()
+        .flat_map(|p| p.services.iter().map(move |name| Service { name, by_page: by_page(p) }))
+        .collect();
+    findings.extend(htcondor::examine(&Ours {
+        services: &services,
+        directory: Some(directory),
+        keeper: process::uid(directory, shared),
+        shared,
+        runs: process::is_ours(directory),
+    }));
     findings.extend(tokens::examine(&settings));
-    findings.extend(sites::examine(&settings));
+    findings.extend(sites::examine(&settings, &config::status_socket(sources)));
     findings.extend(issuers::examine(&settings));
     findings
 }

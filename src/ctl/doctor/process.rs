@@ -71,6 +71,16 @@ pub(super) fn examine_beside(directory: &Path) -> Vec<Finding> {
     vec![finding]
 }
 
+/// Whether the process that keeps the directory is evercred.
+pub(super) fn is_ours(directory: &Path) -> bool {
+    number(&directory.join(LOCK)).and_then(process).is_some_and(|process| is_evercred(&process))
+}
+
+/// The kernel cuts names at 15 characters.
+fn is_evercred(process: &Process) -> bool {
+    process.name.starts_with("condor_credmon_") || process.name.starts_with("evercred")
+}
+
 /// The uid of the running credential monitor.
 pub(super) fn uid(directory: &Path, shared: bool) -> Option<u32> {
     number(&directory.join(if shared { LOCK } else { "pid" })).and_then(process).map(|process| process.real)
@@ -102,8 +112,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         ];
     };
     let mut findings = Vec::new();
-    // The kernel cuts names at 15 characters.
-    if process.name.starts_with("condor_credmon_") || process.name.starts_with("evercred") {
+    if is_evercred(process) {
         findings.push(Finding::ok(AREA, "running", format!("process {pid} ({}) runs", process.name)));
     } else {
         findings.push(

@@ -31,6 +31,9 @@ struct Tally {
     expired: usize,
     without_use: usize,
     shortest: Option<Duration>,
+    /// Tokens that tell their scopes, and those that tell their audience.
+    scoped: usize,
+    addressed: usize,
     /// Scopes that the provider asks for and some token lacks.
     lacking: BTreeSet<String>,
     /// Audiences that the provider asks for and some token lacks.
@@ -79,9 +82,11 @@ fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mu
         };
         tally.tokens += 1;
         if let Some(granted) = scopes {
+            tally.scoped += 1;
             tally.lacking.extend(judge::missing_scopes(&provider.scopes, &granted).map(str::to_owned));
         }
         if let Some(have) = audience {
+            tally.addressed += 1;
             tally.elsewhere.extend(judge::missing_audiences(&provider.audience, &have).map(str::to_owned));
         }
         if let Some(expiry) = found.expiry {
@@ -121,12 +126,45 @@ fn read(path: &Path) -> Option<Told> {
     Some(Told { times, scopes, audience: judge::words(claims.as_ref().and_then(|claims| claims.aud.as_ref())) })
 }
 
+/// What issuers grant is read in the tokens that they gave; nothing is asked, which would spend a refresh token.
+fn grants(name: &str, provider: &Provider, tally: &Tally) -> Option<Finding> {
+    if !tally.lacking.is_empty() || !tally.elsewhere.is_empty() || tally.tokens == 0 {
+        return None;
+    }
+    let mut told = Vec::new();
+    let mut silent = Vec::new();
+    for (wanted, what, tell) in
+        [(&provider.scopes, "scopes", tally.scoped), (&provider.audience, "audience", tally.addressed)]
+    {
+        match (wanted.is_empty(), tell) {
+            (true, _) => {}
+            (false, 0) => silent.push(what),
+            (false, _) => told.push(format!("the {what} asked for in {tell}")),
+        }
+    }
+    let tokens = tally.tokens;
+    if !silent.is_empty() {
+        let what = format!("{name}: none of {tokens} tokens tells its {}", silent.join(" and "));
+        return Some(
+            Finding::skipped(AREA, "grants", what)
+                .advise("only who takes the tokens can judge these; try one where it is used"),
+        );
+    }
+    (!told.is_empty()).then(|| Finding::ok(AREA, "grants", format!("{name}: of {tokens} tokens {}", told.join(", "))))
+}
+
 fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding> {
     let name = &provider.name;
     let mut findings = Vec::new();
     let total = tally.tokens + tally.without_use;
     if total == 0 {
-        return vec![Finding::skipped(AREA, "tokens", format!("{name}: nobody has a credential yet"))];
+        let granted = format!(
+            "{name}: what the issuer really grants shows in the first token; to ask now would spend a refresh token"
+        );
+        return vec![
+            Finding::skipped(AREA, "tokens", format!("{name}: nobody has a credential yet")),
+            Finding::skipped(AREA, "grants", granted),
+        ];
     }
     let bad = tally.expired + tally.without_use;
     if bad == 0 {
@@ -138,6 +176,7 @@ fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding>
         );
         findings.push(Finding::warning(AREA, "tokens", what).advise("see which and why: evercred status"));
     }
+    findings.extend(grants(name, provider, &tally));
     if !tally.lacking.is_empty() {
         let lacking = tally.lacking.into_iter().collect::<Vec<_>>().join(" ");
         findings.push(

@@ -17,7 +17,7 @@ use crate::{
         id::{CredentialId, UserName},
         notice::Standing,
         planner::{Event, Found, Row},
-        snapshot::{Credential, Issuer, Page, SCHEMA, State, Status, Trouble},
+        snapshot::{Credential, Issuer, Page, SCHEMA, SiteStanding, State, Status, Trouble},
         time::Now,
         top::Identity,
     },
@@ -56,6 +56,7 @@ impl Driver {
             Input::Delivered { generation, number, result } if generation == self.link.generation() => {
                 self.tell_notices(round::Event::Delivered { number, result });
             }
+            Input::Course(course) => self.trace(*course),
             Input::Delivery(delivery) => self.announcer.told(now, &delivery),
             Input::WantPage { generation } if generation == self.link.generation() => self.tell_page(now),
             Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
@@ -117,7 +118,8 @@ impl Driver {
                 || question.remembered.contains(row.id)
         };
         // A round that gave up meanwhile needs no answer.
-        drop(question.reply.try_send(self.planner.rows(now, None).filter(asked).map(standing).collect()));
+        let standings = self.planner.rows(now, None).filter(asked).map(standing).collect();
+        drop(question.reply.try_send((standings, self.replication.board.sites())));
     }
 
     pub(super) fn tell_notices(&self, event: round::Event) {
@@ -200,6 +202,8 @@ impl Driver {
             log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
             audit_written,
             audit_lost,
+            sites: self.replication.board.sites(),
+            replicator_restarts: self.replication.board.restarts(),
             ..self.announcer.tally.figures(now, &self.planner, &self.owners)
         };
         if let Err(error) = self.link.send(&ToCourier::Figures(Box::new(figures))) {
@@ -260,7 +264,7 @@ impl Driver {
                 times,
             }),
             flagged: row.flagged,
-            replicas: self.replication.of(row.id),
+            replicas: self.replication.board.of(row.id),
         };
         Status {
             schema: SCHEMA,
@@ -271,7 +275,7 @@ impl Driver {
             everybody,
             courier: self.courier_up,
             providers: self.owners.iter().enumerate().map(issuer).collect(),
-            sites: self.replication.sites(now.wall),
+            sites: self.replication.board.sites().iter().map(SiteStanding::from).collect(),
             credentials: rows.map(credential).collect(),
         }
     }
