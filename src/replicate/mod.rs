@@ -38,6 +38,7 @@ pub mod receive;
 pub mod sandbox;
 pub mod sfapi;
 pub mod sftp;
+pub mod sftp_place;
 pub mod ssh;
 pub mod web;
 pub mod worker;

@@ -24,21 +24,20 @@ const WRITE: u8 = 6;
 const FSETSTAT: u8 = 10;
 const REMOVE: u8 = 13;
 const MKDIR: u8 = 14;
+const RENAME: u8 = 18;
 const STATUS: u8 = 101;
 const HANDLE: u8 = 102;
 const DATA: u8 = 103;
 const EXTENDED: u8 = 200;
 const EXTENDED_REPLY: u8 = 201;
 
-/// Read, or write and create (and truncate, or refuse what is there).
+/// Read, or create what is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
     /// For reading.
     Read,
-    /// A new file.
+    /// A new file; what is there is refused.
     New,
-    /// This file from its beginning.
-    Anew,
 }
 
 /// Why a request failed.
@@ -183,7 +182,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Sftp<R, W> {
         let flags = match how {
             Open::Read => 0x01,
             Open::New => 0x02 | 0x08 | 0x20,
-            Open::Anew => 0x02 | 0x08 | 0x10,
         };
         let packet = self.packet(OPEN, path.len()).text(path.as_bytes()).number(flags);
         let packet = if how == Open::Read { packet.number(0) } else { packet.mode(mode) };
@@ -269,6 +267,15 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Sftp<R, W> {
         }
         let packet = self.packet(EXTENDED, from.len() + to.len()).text(NAME.as_bytes());
         self.done(packet.text(from.as_bytes()).text(to.as_bytes())).await
+    }
+
+    /// Rename a file to where there is none; OpenSSH refuses what is there.
+    ///
+    /// # Errors
+    /// [`SftpError`]
+    pub async fn rename_new(&mut self, from: &str, to: &str) -> Result<(), SftpError> {
+        let packet = self.packet(RENAME, from.len() + to.len()).text(from.as_bytes()).text(to.as_bytes());
+        self.done(packet).await
     }
 
     /// Remove a file.

@@ -5,9 +5,7 @@
 //! sshd drops new connections from ten that have not authenticated yet (`MaxStartups 10:30:100`), so at most
 //! `STARTUPS` are set up at a host at once, and those that are up stay in use.
 //!
-//! SFTP writes a temporary of mode 0600 from its creation, sets the mode, syncs, and renames over (`posix-rename`).
-//! `.NAME.seq` beside it refuses what is older, as in [`super::place`], but without its lock: SFTP has none. A session
-//! on which anything went wrong is ended, so that nothing of it can arrive later.
+//! How a file appears by SFTP is in [`super::sftp_place`]. A session on which anything went wrong is ended.
 
 use std::{
     collections::HashMap,
@@ -27,7 +25,8 @@ use super::{
     name,
     parcel::{self, Parcel},
     program, receive,
-    sftp::{Open, Sftp, SftpError},
+    sftp::{Sftp, SftpError},
+    sftp_place::{Locks, put},
 };
 use crate::{
     config::site_settings::{Site, Ssh, SshWay},
@@ -45,6 +44,7 @@ const IDLE: Duration = Duration::from_secs(60);
 pub struct Sessions {
     by_account: StdMutex<HashMap<String, Arc<Mutex<Option<Session>>>>>,
     startups: StdMutex<HashMap<String, Arc<Semaphore>>>,
+    locks: Locks,
 }
 
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Sessions {
             Some(session) => session,
             None => self.connect(ssh).await?,
         };
-        let result = session.put_all(site, ssh, ring, parcel).await;
+        let result = session.put_all(&self.locks, site, ssh, ring, parcel).await;
         let usable = result.as_ref().is_ok_and(Result::is_ok)
             || matches!(&result, Ok(Err(e)) if !matches!(e.kind, Kind::SiteUnreachable | Kind::SiteTimeout));
         match result {
@@ -239,6 +239,7 @@ impl Session {
     /// The outer error broke the session; the inner one is the far end's word.
     async fn put_all(
         &mut self,
+        locks: &Locks,
         site: &Site,
         ssh: &Ssh,
         ring: Option<&KeyRing>,
@@ -259,7 +260,7 @@ impl Session {
             };
             let one = match (&mut self.channel, ring) {
                 (Channel::Sftp(sftp), _) => {
-                    match put(sftp, &directory, &name, site.mode, parcel.generation, &bytes).await {
+                    match put(sftp, locks, (&directory, &name), site.mode, parcel.generation, &bytes).await {
                         Err(error @ (SftpError::Broken(_) | SftpError::Protocol(_))) => return Err(error),
                         Err(error) => Err(failure("", &error)),
                         Ok(end) => end,
@@ -292,91 +293,4 @@ async fn hand_over(
         return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
     }
     serde_json::from_slice(&line).map_err(|_| SftpError::Protocol("the far end does not answer like evercred receive"))
-}
-
-type Channels = Sftp<BufReader<ChildStdout>, ChildStdin>;
-
-async fn put(
-    sftp: &mut Channels,
-    directory: &str,
-    name: &str,
-    mode: u32,
-    generation: u64,
-    bytes: &[u8],
-) -> Result<Result<Delivered, Undelivered>, SftpError> {
-    let sequence = format!("{directory}/.{name}.seq");
-    let have = read_sequence(sftp, &sequence).await?;
-    if have >= generation {
-        let newer = have > generation;
-        return Ok(Ok(if newer { Delivered::Superseded { have } } else { Delivered::AlreadyThere }));
-    }
-    let temporary = format!("{directory}/.{name}.{generation:x}");
-    let handle = match sftp.open(&temporary, Open::New, 0o600).await {
-        Err(SftpError::Missing) => {
-            make_directories(sftp, directory).await?;
-            sftp.open(&temporary, Open::New, 0o600).await?
-        }
-        // Left by an earlier session of ours; this generation is ours alone.
-        Err(SftpError::Status { .. }) => {
-            if sftp.is_full(directory).await? == Some(true) {
-                return Ok(Err(Undelivered::new(Kind::SiteFull, format!("{directory} has no room"))));
-            }
-            sftp.remove(&temporary).await.ok();
-            sftp.open(&temporary, Open::New, 0o600).await?
-        }
-        other => other?,
-    };
-    let written = fill(sftp, &handle, mode, bytes).await;
-    let closed = sftp.close(&handle).await;
-    if let Err(error) = written.and(closed) {
-        if matches!(error, SftpError::Broken(_) | SftpError::Protocol(_)) {
-            return Err(error);
-        }
-        let full = sftp.is_full(directory).await? == Some(true);
-        sftp.remove(&temporary).await.ok();
-        if full {
-            return Ok(Err(Undelivered::new(Kind::SiteFull, format!("{directory} has no room"))));
-        }
-        return Err(error);
-    }
-    if let Err(error) = sftp.rename(&temporary, &format!("{directory}/{name}")).await {
-        sftp.remove(&temporary).await.ok();
-        return Err(error);
-    }
-    let handle = sftp.open(&sequence, Open::Anew, 0o600).await?;
-    let written = sftp.write(&handle, generation.to_string().as_bytes()).await;
-    sftp.close(&handle).await.and(written)?;
-    Ok(Ok(Delivered::Written))
-}
-
-async fn fill(sftp: &mut Channels, handle: &[u8], mode: u32, bytes: &[u8]) -> Result<(), SftpError> {
-    sftp.set_mode(handle, mode).await?;
-    sftp.write(handle, bytes).await?;
-    sftp.sync(handle).await
-}
-
-async fn read_sequence(sftp: &mut Channels, path: &str) -> Result<u64, SftpError> {
-    let handle = match sftp.open(path, Open::Read, 0).await {
-        Err(SftpError::Missing) => return Ok(0),
-        other => other?,
-    };
-    let bytes = sftp.read(&handle, 32).await;
-    sftp.close(&handle).await?;
-    // Something else in it is no sequence of ours, and guards nothing.
-    Ok(std::str::from_utf8(&bytes?).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0))
-}
-
-/// Those of the path that are missing, for their owner alone.
-async fn make_directories(sftp: &mut Channels, directory: &str) -> Result<(), SftpError> {
-    let mut path = String::new();
-    for part in directory.split('/').filter(|part| !part.is_empty()) {
-        path.push('/');
-        path.push_str(part);
-        match sftp.make_directory(&path).await {
-            // Most are there already, which the server calls a failure; what is really wrong shows at the file.
-            Ok(()) | Err(SftpError::Status { .. } | SftpError::Denied) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
