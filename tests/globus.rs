@@ -171,6 +171,44 @@ fn a_task_that_the_service_loses_is_sent_again_and_a_wrong_key_is_told() {
 }
 
 #[test]
+fn a_task_that_runs_long_after_a_newer_one_changes_nothing_and_alarms_nobody() {
+    let Some(double) = double("4.19.0", 0) else { return };
+    double.control(&json!({"lose": true}));
+    let (site, file) = started(&double, "");
+    site.wait("lost, and told", 60, |s| s.log().contains("lost the task"));
+    let old = token(&site);
+    double.control(&json!({"lose": false}));
+    renew(&site);
+    site.wait("the newer one", 120, |s| holds(&file, &token(s)) && token(s) != old);
+    site.wait("confirmed", 60, current);
+    let (newer, log) = (token(&site), site.log());
+    let told = double.control(&json!({"release": true}));
+    let released = told.get("released").and_then(|all| all.as_array()).unwrap();
+    assert!(!released.is_empty(), "the late task has run");
+    for result in released {
+        assert!(result.as_str().unwrap().contains("SUPERSEDED"), "{result}");
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(holds(&file, &newer) && current(&site));
+    let since = site.log().replace(&log, "");
+    assert!(!since.contains("WARN") && !since.contains("ERROR"), "{since}");
+}
+
+#[test]
+fn a_submit_whose_reply_was_lost_is_sent_again_and_written_once() {
+    let Some(double) = double("4.19.0", 0) else { return };
+    double.control(&json!({"deaf": true}));
+    let (site, file) = started(&double, "");
+    site.wait("written by a task that nobody knows", 90, |s| holds(&file, &token(s)));
+    assert!(!current(&site), "what nobody confirmed is not there");
+    let written = fs::metadata(&file).unwrap().modified().unwrap();
+    double.control(&json!({"deaf": false}));
+    site.wait("confirmed", 120, current);
+    assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written, "the second copy found the first one there");
+    assert!(double.asked("/submit") >= 2);
+}
+
+#[test]
 fn our_bytes_are_those_of_the_sdk() {
     let Some(python) = python("4.19.0") else { return };
     let program = "import json,sys\nfrom globus_compute_sdk.serialize import ComputeSerializer, JSONData\n\

@@ -11,34 +11,58 @@ mod site;
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    pin::Pin,
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::Rotation;
-use serde_json::Value;
+use evercred::{
+    core::delivery::Delivered,
+    demo::issuer::Rotation,
+    replicate::{
+        sftp::{Sftp, SftpError},
+        sftp_place::{self, Locks},
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    process::{Child, ChildStdin, ChildStdout},
+};
 
-use self::site::Site;
+use self::site::{
+    Site,
+    far::{current, holds, renew, token},
+};
 
 const ACCOUNTS: usize = 50;
 
-struct Lab(PathBuf);
+/// The lab's ports are fixed: one test at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+struct Lab(PathBuf, #[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
+
+fn fetched() -> Option<PathBuf> {
+    let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-env/ssh");
+    if nix::unistd::geteuid().is_root() && lab.join("fetched").exists() {
+        return Some(lab);
+    }
+    eprintln!("skipped: needs root and target/test-env/ssh (tests/run ssh)");
+    None
+}
 
 impl Lab {
     fn up() -> Option<Self> {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let lab = here.join("target/test-env/ssh");
-        if !nix::unistd::geteuid().is_root() || !lab.join("fetched").exists() {
-            eprintln!("skipped: needs root and target/test-env/ssh (tests/run ssh)");
-            return None;
-        }
+        let (lab, one) = (fetched()?, ONE.lock().unwrap_or_else(PoisonError::into_inner));
         let run = |words: &[&str]| Command::new(here.join("tests/ssh/lab.sh")).arg(&lab).args(words).status().unwrap();
         run(&["down"]);
         assert!(run(&["up", &ACCOUNTS.to_string()]).success());
-        Some(Self(lab))
+        Some(Self(lab, one))
     }
 }
 
@@ -47,15 +71,6 @@ impl Drop for Lab {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ssh/lab.sh");
         Command::new(script).arg(&self.0).arg("down").status().ok();
     }
-}
-
-fn token(site: &Site) -> String {
-    let value: Value = serde_json::from_slice(&site.file("alice", "grid.use").unwrap_or_default()).unwrap_or_default();
-    value.get("access_token").and_then(Value::as_str).unwrap_or("none yet").to_owned()
-}
-
-fn holds(path: &Path, text: &str) -> bool {
-    fs::read_to_string(path).is_ok_and(|there| there == text)
 }
 
 #[test]
@@ -135,4 +150,235 @@ fn a_hundred_destinations_behind_a_default_max_startups_get_the_token_and_none_i
         .unwrap();
     site.wait("told", 20, |s| s.log().contains("have=9999999999"));
     assert_eq!(fs::read_to_string(far.join("alice_grid")).unwrap(), "newer");
+}
+
+#[test]
+fn sealed_payloads_go_to_evercred_receive_behind_a_forced_command() {
+    let Some(lab) = Lab::up() else { return };
+    let mut site = Site::new(3600, Rotation::Strict);
+    let home = site.home.path().display().to_string();
+    let (ssh, far) = (lab.0.display(), lab.0.join("homes/recv/tokens"));
+    let evercred = env!("CARGO_BIN_EXE_evercred");
+    for key in ["key", "other"] {
+        assert!(Command::new(evercred).args(["keygen", &format!("{home}/{key}")]).output().unwrap().status.success());
+    }
+    fs::create_dir_all(&far).unwrap();
+    fs::set_permissions(&far, fs::Permissions::from_mode(0o700)).unwrap();
+    let forced = |key: &str| {
+        let program = format!(
+            "#!/bin/sh\nunset LD_LIBRARY_PATH\nprintf '%s\\n' \"$SSH_ORIGINAL_COMMAND\" >> {ssh}/asked\n\
+             exec {evercred} receive --site far --directory {ssh}/homes/recv/tokens --key-file {home}/{key}\n"
+        );
+        fs::write(lab.0.join("receive"), program).unwrap();
+        fs::set_permissions(lab.0.join("receive"), fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    forced("key");
+    fs::write(lab.0.join("asked"), "").unwrap();
+    let receive = |name: &str, directory: &str| {
+        format!(
+            "[site.{name}]\nkind = \"ssh\"\nway = \"receive\"\nservices = [\"grid\"]\nhost = \"localhost\"\nport = 12222\n\
+             user = \"recv\"\nssh_program = \"{ssh}/ssh\"\nkrb5_ccache = \"FILE:{ssh}/cc\"\ndirectory = \"{directory}\"\n\
+             key_files = [\"{home}/key\"]\n"
+        )
+    };
+    let there = far.display().to_string();
+    let sites = receive("far", &there) + &receive("outside", "/tmp/evercred-outside") + &receive("misnamed", &there);
+    site.configure_with(&format!("state_directory = \"{home}/state\"\nreplicate_user = \"nobody\""), "", &sites);
+    site.grid("alice");
+    site.start();
+    let file = far.join("alice_grid");
+    site.wait("received", 90, |s| holds(&file, &token(s)));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    site.wait("the others are refused", 60, |s| s.log().matches("kind=site-denied").count() >= 2);
+    assert!(site.log().contains("NOT_FOR_US"), "the far end takes what is for its own name alone: {}", site.log());
+    assert!(!Path::new("/tmp/evercred-outside").exists());
+    let log = site.log();
+    site.wait("confirmed with the key", 30, |s| {
+        let mut command = Command::new(evercred);
+        command.args(["replicate", "--site", "far", "--socket"]).arg(s.socket()).output().unwrap().status.success()
+    });
+    let before = token(&site);
+    renew(&site);
+    site.wait("the next one", 60, |s| token(s) != before && holds(&file, &token(s)));
+    let asked = fs::read_to_string(lab.0.join("asked")).unwrap();
+    assert!(asked.lines().all(|line| line == "evercred receive"), "no secret on a command line: {asked}");
+    assert!(!current(&site), "the two others have nothing");
+    // A far end with another key confirms nothing, and changes nothing.
+    forced("other");
+    // The session that is up has the key in it: a new one.
+    site.signal("-TERM");
+    site.credmon.take().unwrap().wait().unwrap();
+    site.start();
+    site.wait("up again", 30, |s| s.log().matches("replicator is ready").count() == 2);
+    let before = token(&site);
+    renew(&site);
+    site.wait("the wrong key is told", 60, |s| s.log().replace(&log, "").contains("kind=site-key"));
+    assert!(holds(&file, &before));
+    let names: Vec<_> = fs::read_dir(&far).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(!site.log().contains(&token(&site)));
+}
+
+/// A real sftp-server as the far end of one session.
+struct Server {
+    child: Child,
+    from: ChildStdout,
+    to: ChildStdin,
+}
+
+fn server(lab: &Path) -> Server {
+    let mut child = tokio::process::Command::new(lab.join("root/usr/lib/openssh/sftp-server"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (from, to) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+    Server { child, from, to }
+}
+
+/// The way there breaks after so many requests, the way back after so many reads.
+struct Cut<T>(T, usize);
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Cut<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.1 == 0 {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.1 -= 1;
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Cut<T> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let polled = Pin::new(&mut self.0).poll_read(context, into);
+        if matches!(polled, Poll::Ready(Ok(()))) && into.filled().len() > before {
+            if self.1 == 0 {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            self.1 -= 1;
+        }
+        polled
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
+}
+
+async fn put(lab: &Path, locks: &Locks, directory: &str, generation: u64) -> Result<Delivered, String> {
+    let server = server(lab);
+    let mut sftp = Sftp::start(server.from, server.to).await.unwrap();
+    let text = generation.to_string();
+    let end = sftp_place::put(&mut sftp, locks, (directory, "tok"), 0o600, generation, text.as_bytes()).await;
+    drop(server.child);
+    end.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn deliveries_at_once_from_several_senders_over_real_sftp_servers_leave_the_newest() {
+    let Some(lab) = fetched() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().display().to_string();
+    runtime().block_on(async {
+        let watch = {
+            let file = dir.path().join("tok");
+            tokio::spawn(async move {
+                let mut newest = 0;
+                loop {
+                    if let Ok(text) = fs::read_to_string(&file) {
+                        let there: u64 = text.parse().unwrap();
+                        assert!(there >= newest, "{there} after {newest}");
+                        newest = there;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+        };
+        let senders = (0..6_u64).map(|sender| {
+            let (lab, path) = (lab.clone(), path.clone());
+            tokio::spawn(async move {
+                // Each knows nothing of the others, as on hosts of their own.
+                let locks = Locks::default();
+                for k in 0..15_u64 {
+                    let generation = (k * 37 + sender * 11) % 90 + 1;
+                    while let Err(error) = put(&lab, &locks, &path, generation).await {
+                        assert!(error.contains("another delivery"), "{error}");
+                    }
+                }
+                while put(&lab, &locks, &path, 100 + sender).await.is_err() {}
+            })
+        });
+        for sender in senders.collect::<Vec<_>>() {
+            sender.await.unwrap();
+        }
+        watch.abort();
+        assert!(watch.await.unwrap_err().is_cancelled(), "it never went back");
+    });
+    assert!(holds(&dir.path().join("tok"), "105") && holds(&dir.path().join(".tok.seq"), "105"));
+    assert_eq!(names(dir.path()), [".tok.seq", "tok"]);
+}
+
+#[test]
+fn a_delivery_that_was_cut_off_anywhere_is_taken_back_or_finished_by_the_next_one() {
+    let Some(lab) = fetched() else { return };
+    let (mut taken_back, mut finished) = (0, 0);
+    for cut in 1..90 {
+        for way_back in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().display().to_string();
+            runtime().block_on(async {
+                let locks = Locks::default();
+                assert_eq!(put(&lab, &locks, &path, 5).await, Ok(Delivered::Written));
+                let (there, back) = if way_back { (usize::MAX, cut) } else { (cut, usize::MAX) };
+                let server = server(&lab);
+                let broken = async {
+                    let mut sftp = Sftp::start(Cut(server.from, back), Cut(server.to, there)).await?;
+                    sftp_place::put(&mut sftp, &locks, (&path, "tok"), 0o600, 10, b"10").await
+                };
+                let end = broken.await;
+                if matches!(end, Ok(Ok(Delivered::Written))) {
+                    return;
+                }
+                assert!(matches!(end, Err(SftpError::Broken(_))), "{end:?}");
+                drop(server.child);
+                // An older one afterwards: it is written only if the newer one never was.
+                let file = dir.path().join("tok");
+                let mut end = put(&lab, &locks, &path, 7).await;
+                // A lock without an ID is left alone for a while.
+                while end.as_ref().is_err_and(|error| error.contains("another delivery")) {
+                    end = put(&lab, &locks, &path, 7).await;
+                }
+                if end == Ok(Delivered::Written) {
+                    assert!(holds(&file, "7"), "cut after {cut}, {way_back}");
+                    taken_back += 1;
+                } else {
+                    assert_eq!(end, Ok(Delivered::Superseded { have: 10 }), "cut after {cut}, {way_back}");
+                    assert!(holds(&file, "10"), "cut after {cut}, {way_back}");
+                    finished += 1;
+                }
+                assert_eq!(put(&lab, &locks, &path, 11).await, Ok(Delivered::Written));
+                assert!(holds(&file, "11"));
+            });
+            assert_eq!(names(dir.path()), [".tok.seq", "tok"], "cut after {cut}, {way_back}");
+        }
+    }
+    assert!(taken_back > 10 && finished > 5, "{taken_back} taken back, {finished} finished");
 }

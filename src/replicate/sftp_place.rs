@@ -8,7 +8,7 @@
 //! | `.NAME.ID`, `.NAME.ID.seq` | the new file and the new sequence, before each is renamed over |
 //!
 //! In this order: lock; look at the sequence; write the file (0600 from its creation, then its mode, sync) and the new
-//! sequence; rename the file; rename the sequence; unlock. A delivery that was cut off leaves its lock. Whoever finds
+//! sequence; see that the lock is still ours; rename the file; rename the sequence; unlock. A delivery that was cut off leaves its lock. Whoever finds
 //! one that is abandoned (it is of a delivery of this process that is over, or has stood unchanged for [`ABANDONED`])
 //! first takes that delivery's file away, so that even a rename that is still on its way moves nothing; if the file was
 //! renamed already, the sequence is renamed after it. Then the lock goes, and the delivery begins anew.
@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
 /// A lock of somebody else that has not changed for this long belongs to nobody.
 pub const ABANDONED: Duration = Duration::from_secs(120);
+/// So does one without an ID, which is written right after it was made.
+const UNWRITTEN: Duration = Duration::from_secs(10);
 
 /// The deliveries of this process, and the locks of others that it has met.
 #[derive(Debug, Default)]
@@ -90,7 +92,7 @@ impl Locks {
         if known != id {
             (*known, *since) = (id.to_owned(), Instant::now());
         }
-        since.elapsed() >= ABANDONED
+        since.elapsed() >= if id.is_empty() { UNWRITTEN } else { ABANDONED }
     }
 }
 
@@ -235,6 +237,10 @@ async fn write<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let fill = async |sftp: &mut Sftp<R, W>| {
         fill(sftp, &new, mode, bytes).await?;
         fill(sftp, &new_sequence, 0o600, generation.to_string().as_bytes()).await?;
+        // Whoever is held up for long enough may have been taken for dead.
+        if text(sftp, &file.beside("lock")).await?.as_deref() != Some(id) {
+            return Err(SftpError::Status { code: 4, words: "another delivery has taken the lock".into() });
+        }
         sftp.rename(&new, &file.place()).await
     };
     if let Err(error) = fill(sftp).await {

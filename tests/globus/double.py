@@ -2,7 +2,8 @@
 globus_compute_endpoint.engines.helper.execute_task, in a process of its own.
 
     double.py PORT        PUT /control takes JSON: fail=[[path part, status, retry-after, times], ...], hold, lose,
-                          offline, deny, revoke (one time). GET /control tells what was asked.
+                          offline, deny, revoke (one time), deaf (submits are taken, and answered with 503), release
+                          (what was lost is run after all). GET /control tells what was asked, and what became of these.
 """
 import http.server, inspect, json, multiprocessing, os, sys, tempfile, threading, time, uuid
 
@@ -24,7 +25,9 @@ class Service:
     def __init__(self):
         self.lock = threading.Lock()
         self.control = {"fail": [], "hold": False, "lose": False, "offline": False, "deny": False, "revoke": False}
+        self.control["deaf"] = False
         self.functions, self.tasks, self.asked, self.tokens = {}, {}, {}, set()
+        self.lost, self.released = [], []
 
     def execute(self, task):
         context = multiprocessing.get_context("spawn")
@@ -49,7 +52,9 @@ class Service:
                 task = {"id": str(uuid.uuid4()), "document": None, "started": False}
                 task["run"] = (uuid.UUID(task["id"]), self.functions[function], payload, body.get("result_serializers"))
                 tasks.setdefault(function, []).append(task["id"])
-                if not self.control["lose"]:
+                if self.control["lose"]:
+                    self.lost.append(task)
+                else:
                     self.tasks[task["id"]] = task
         return 200, {"request_id": str(uuid.uuid4()), "task_group_id": str(uuid.uuid4()), "endpoint_id": endpoint,
                      "tasks": tasks}
@@ -69,7 +74,12 @@ class Service:
         if path == "/control":
             if method == "PUT":
                 self.control.update(body)
-            return 200, {"asked": self.asked, "tasks": len(self.tasks)}
+            if self.control.pop("release", False):
+                for task in self.lost:
+                    self.execute(task)
+                    self.released.append(task["document"].get("result") or task["document"].get("exception"))
+                self.lost = []
+            return 200, {"asked": self.asked, "tasks": len(self.tasks), "released": self.released}
         for rule in self.control["fail"]:
             if rule[0] in path and rule[3] > 0:
                 rule[3] -= 1
@@ -93,7 +103,12 @@ class Service:
         if path.endswith("/submit") or path == "/v2/submit":
             if self.control["deny"]:
                 return 403, {"code": "FUNCTION_NOT_PERMITTED", "reason": "Function x not permitted on endpoint y"}
-            return self.submit(path.split("/")[3], body)
+            taken = self.submit(path.split("/")[3], body)
+            if self.control["deaf"]:
+                for task in list(self.tasks):
+                    self.status(task)
+                return 503, {"reason": "the reply was lost"}
+            return taken
         if path == "/v2/batch_status":
             found = {task: self.status(task) for task in body["task_ids"]}
             return 200, {"response": "batch", "results": {k: v for k, v in found.items() if v}}

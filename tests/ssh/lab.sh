@@ -2,7 +2,8 @@
 # A real MIT KDC and a real sshd with GSSAPI on 127.0.0.1, unpacked from Debian's packages; nothing is installed.
 #   lab.sh DIR fetch | up ACCOUNTS | down
 # up: principal evercred@TEST.LOCAL with its ticket in DIR/cc, accounts a0, a1, … (all uid 0, in a private /etc/passwd),
-# MaxStartups at its default, DIR/ssh as the client. Ports 18888 (KDC) and 12222 (sshd).
+# MaxStartups at its default, DIR/ssh as the client; account recv runs DIR/receive whatever is asked of it. Ports 18888
+# (KDC) and 12222 (sshd).
 set -e
 [ $# -ge 2 ] || { echo "usage: lab.sh DIR fetch|up ACCOUNTS|down" >&2; exit 2; }
 mkdir -p "$1"; LAB=$(cd "$1" && pwd -P); shift; cd "$LAB"
@@ -71,6 +72,8 @@ E
     mkdir -m 700 "homes/a$n"; echo evercred@TEST.LOCAL > "homes/a$n/.k5login"
     echo "a$n:x:0:0::$LAB/homes/a$n:/bin/bash" >> sshd/passwd
   done
+  mkdir -m 700 homes/recv; echo evercred@TEST.LOCAL > homes/recv/.k5login
+  echo "recv:x:0:0::$LAB/homes/recv:/bin/bash" >> sshd/passwd
   cat > sshd/conf <<E
 Port 12222
 ListenAddress 127.0.0.1
@@ -86,6 +89,8 @@ PermitRootLogin yes
 StrictModes no
 LogLevel VERBOSE
 Subsystem sftp internal-sftp
+Match User recv
+  ForceCommand $LAB/receive
 E
   cat > sshd/start.sh <<E
 mount --bind $LAB/sshd/passwd /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -p /run/sshd && chmod 755 /run/sshd
