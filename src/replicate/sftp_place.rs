@@ -234,7 +234,7 @@ async fn write<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         return Ok(Ok(if newer { Delivered::Superseded { have } } else { Delivered::AlreadyThere }));
     }
     let (new, new_sequence) = (file.beside(id), file.beside(&format!("{id}.seq")));
-    let fill = async |sftp: &mut Sftp<R, W>| {
+    let in_place = async |sftp: &mut Sftp<R, W>| {
         fill(sftp, &new, mode, bytes).await?;
         fill(sftp, &new_sequence, 0o600, generation.to_string().as_bytes()).await?;
         // Whoever is held up for long enough may have been taken for dead.
@@ -243,7 +243,7 @@ async fn write<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         }
         sftp.rename(&new, &file.place()).await
     };
-    if let Err(error) = fill(sftp).await {
+    if let Err(error) = in_place(sftp).await {
         return failed(sftp, file, &[&new, &new_sequence], error).await.map(|end| end.map(|()| Delivered::Written));
     }
     sftp.rename(&new_sequence, &sequence).await?;
@@ -257,12 +257,12 @@ async fn fill<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     bytes: &[u8],
 ) -> Result<(), SftpError> {
     let handle = sftp.open(path, Open::New, 0o600).await?;
-    let fill = async |sftp: &mut Sftp<R, W>| {
+    let content = async |sftp: &mut Sftp<R, W>| {
         sftp.set_mode(&handle, mode).await?;
         sftp.write(&handle, bytes).await?;
         sftp.sync(&handle).await
     };
-    let written = fill(sftp).await;
+    let written = content(sftp).await;
     sftp.close(&handle).await.and(written)
 }
 
