@@ -336,10 +336,16 @@ fn globus(section: &mut Section<'_>, secrets: Secrets) -> Option<GlobusCompute> 
 fn credd(section: &mut Section<'_>) -> Option<Credd> {
     let host = section.require("host", "set it to the name of the schedd's host or its credd", plain);
     let user_domain = section.take("user_domain", plain);
-    let program =
-        section.take("condor_store_cred", input::path).unwrap_or_else(|| PathBuf::from("/usr/bin/condor_store_cred"));
+    let program = section.take("condor_store_cred", input::path).unwrap_or_else(store_cred);
     let condor_config = section.take("condor_config", input::path);
     Some(Credd { host: host?, user_domain, program, condor_config })
+}
+
+/// Where packages put it: in one of these.
+fn store_cred() -> PathBuf {
+    let places = ["/usr/sbin", "/usr/bin"].map(|place| PathBuf::from(place).join("condor_store_cred"));
+    let [usual, _] = &places;
+    places.iter().find(|path| path.exists()).unwrap_or(usual).clone()
 }
 
 fn kubernetes(section: &mut Section<'_>) -> Kubernetes {

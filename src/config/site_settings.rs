@@ -219,7 +219,7 @@ pub struct GlobusCompute {
 /// `kind = "credd"`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Credd {
-    /// `host`: `condor_store_cred -n`.
+    /// `host`: `CREDD_HOST` of `condor_store_cred`.
     pub host: String,
     /// `user_domain`: the user is `USER@DOMAIN` there.
     pub user_domain: Option<String>,
