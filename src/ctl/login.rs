@@ -23,6 +23,7 @@ use crate::{
 /// Approve, store, wait: 0 with a usable credential, else as the storer.
 #[must_use]
 pub fn run(args: &cli::Login) -> ExitCode {
+    submit::guard();
     let settings = match submit::settings(args.config.clone()) {
         Ok(settings) => settings,
         Err(report) => return report.print("evercred"),

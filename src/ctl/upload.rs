@@ -42,6 +42,7 @@ const MAX: u64 = 64 << 10;
 /// Read, check, store, wait.
 #[must_use]
 pub fn run(args: &cli::Upload) -> ExitCode {
+    submit::guard();
     let settings = match submit::settings(args.config.clone()) {
         Ok(settings) => settings,
         Err(report) => return report.print("evercred"),

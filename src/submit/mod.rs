@@ -36,7 +36,13 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{User, geteuid, gethostname};
+use nix::{
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+    },
+    unistd::{User, geteuid, gethostname},
+};
 
 use self::{
     error::SubmitError,
@@ -65,6 +71,7 @@ const KEEPER_PATIENCE: Duration = Duration::from_millis(700);
 /// `evercred_storer REQUEST…`
 #[must_use]
 pub fn main(args: &cli::Storer) -> ExitCode {
+    guard();
     let settings = match settings(None) {
         Ok(settings) => settings,
         Err(report) => return report.print("evercred_storer"),
@@ -73,6 +80,14 @@ pub fn main(args: &cli::Storer) -> ExitCode {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => told(&error, Purpose::Submit),
     }
+}
+
+/// No core dump, of this process or of one that it starts, may hold a token, and no other process of the user may look
+/// into this one.
+pub fn guard() {
+    // Where the kernel refuses, the token is as safe here as in the user's browser.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).ok();
+    prctl::set_dumpable(false).ok();
 }
 
 /// Tell an error, in its one line.
