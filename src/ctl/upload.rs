@@ -194,7 +194,7 @@ fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(),
         .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
     counter.right_place()?;
     let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left };
-    let top = counter.put(request, &fresh)?;
+    let top = counter.put(request, &fresh).map_err(|error| counter.given_up(error))?;
     Note { top, end: token.end, sha256 }.write(&counter.lock_places, request);
     Ok(())
 }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::store::Stored;
 use crate::{
-    core::{snapshot::Credential, time::Timestamp},
+    core::{
+        snapshot::{Credential, State, Trouble},
+        time::Timestamp,
+    },
     error::{Class, Kind},
 };
 
@@ -29,10 +32,12 @@ pub enum Case {
     Absent,
     /// 2: valid.
     Valid(Left),
-    /// Stored, and nobody here knows more: no keeper can be asked, as on a login node.
-    Stored,
+    /// Stored, and nobody here knows whether it works: no keeper can be asked, as on a login node. Approved for so long.
+    Stored(Left),
     /// 3: valid, with less than a day left.
     Ending(Duration),
+    /// Refused once, which counts only once it is confirmed.
+    Doubted(Kind),
     /// 4: revoked or superseded.
     Revoked,
     /// 5: expired, so long ago where that is known.
@@ -41,7 +46,7 @@ pub enum Case {
     RefusedBehind,
     /// Stored for other scopes or another audience than this submit asks for.
     Mismatch,
-    /// Stored, and of no use: not a token at all.
+    /// Stored, and of no use: not a token at all, or one that does not allow what is asked.
     Unusable(Kind),
 }
 
@@ -49,7 +54,16 @@ impl Case {
     /// Whether jobs can run with it.
     #[must_use]
     pub fn is_good(self) -> bool {
-        matches!(self, Self::Valid(_) | Self::Stored | Self::Ending(_))
+        matches!(self, Self::Valid(_) | Self::Stored(_) | Self::Ending(_) | Self::Doubted(_))
+    }
+
+    /// How long it still lives, if that is less than a day.
+    #[must_use]
+    pub fn ending(self) -> Option<Duration> {
+        match self {
+            Self::Ending(left) | Self::Stored(Left::For(left)) if left <= SOON => Some(left),
+            _ => None,
+        }
     }
 
     /// The stable label, for scripts.
@@ -58,8 +72,9 @@ impl Case {
         match self {
             Self::Absent => "absent",
             Self::Valid(_) => "valid",
-            Self::Stored => "stored",
+            Self::Stored(_) => "stored",
             Self::Ending(_) => "ending",
+            Self::Doubted(_) => "doubted",
             Self::Revoked => "revoked",
             Self::Expired(_) => "expired",
             Self::RefusedBehind => "reauth-needed",
@@ -69,16 +84,16 @@ impl Case {
     }
 }
 
-/// Which case it is where no keeper can be asked: what credd has is taken for good, unless it is noted when it `end`s
-/// (seconds since 1970), and it has.
+/// Which case it is where no keeper can be asked: what credd has is let pass, unless it is noted when it `end`s
+/// (seconds since 1970), and it has. That it was not revoked since, nobody here can know.
 #[must_use]
 pub fn without_keeper(stored: Stored, end: Option<i64>, now: Timestamp) -> Case {
     match (stored, end.map(Timestamp::from_secs)) {
         (Stored::Missing, _) => Case::Absent,
         (Stored::Mismatch, _) => Case::Mismatch,
-        (_, None) => Case::Stored,
+        (_, None) => Case::Stored(Left::Unknown),
         (_, Some(end)) if end <= now => Case::Expired(Some(now.since(end))),
-        (_, Some(end)) => living(end, now),
+        (_, Some(end)) => Case::Stored(Left::For(end.since(now))),
     }
 }
 
@@ -94,30 +109,33 @@ pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case
     // Trouble from before the `.top` is that of an older one, which the keeper has not looked past yet.
     let trouble = known.error.as_ref().filter(|trouble| trouble.since.is_none_or(|since| since.secs() >= top));
     let ended = known.refresh_token_expires.filter(|end| *end <= now);
+    // A single refusal may be the issuer's mistake.
+    let confirmed = |trouble: &Trouble| known.state == State::Parked || trouble.times >= 2;
     match (trouble.map(|trouble| trouble.kind), ended) {
+        (Some(kind), None) if kind.class() == Class::Refused && !trouble.is_some_and(confirmed) => {
+            return Case::Doubted(kind);
+        }
         (Some(Kind::Revoked), _) => return Case::Revoked,
         (_, Some(end)) => return Case::Expired(Some(now.since(end))),
         (Some(Kind::Expired), None) => return Case::Expired(None),
         (Some(Kind::ReauthNeeded), None) => return Case::RefusedBehind,
-        (Some(kind), None) if kind == Kind::Invalid || kind.class() == Class::Input => return Case::Unusable(kind),
+        // Only another approval can give what the present one does not.
+        (Some(kind @ (Kind::Invalid | Kind::Restricted | Kind::ScopeShortfall | Kind::AudienceShortfall)), None) => {
+            return Case::Unusable(kind);
+        }
+        (Some(kind), None) if kind.class() == Class::Input => return Case::Unusable(kind),
         _ => {}
     }
-    known.refresh_token_expires.map_or(Case::Valid(Left::Unknown), |end| living(end, now))
-}
-
-/// Valid, and for how long.
-fn living(end: Timestamp, now: Timestamp) -> Case {
-    match end.since(now) {
-        left if left <= SOON => Case::Ending(left),
-        left => Case::Valid(Left::For(left)),
+    match known.refresh_token_expires.map(|end| end.since(now)) {
+        None => Case::Valid(Left::Unknown),
+        Some(left) if left <= SOON => Case::Ending(left),
+        Some(left) => Case::Valid(Left::For(left)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::snapshot::{State, Trouble};
-
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
     const READY: Stored = Stored::Ready { top: 1_799_990_000, published: 1_799_990_000 };
 
@@ -161,9 +179,12 @@ mod tests {
     #[test]
     fn without_a_keeper_no_more_is_said_than_is_known() {
         let case = |end: Option<i64>| without_keeper(READY, end.map(|left| NOW.secs() + left), NOW);
-        assert_eq!(case(None), Case::Stored);
-        assert_eq!(case(Some(90_000)), Case::Valid(Left::For(Duration::from_secs(90_000))));
-        assert_eq!(case(Some(3600)), Case::Ending(Duration::from_secs(3600)));
+        let stored = |left| Case::Stored(Left::For(Duration::from_secs(left)));
+        assert_eq!(case(None), Case::Stored(Left::Unknown));
+        assert_eq!(case(Some(90_000)), stored(90_000));
+        assert_eq!((case(Some(90_000)).ending(), case(Some(90_000)).is_good()), (None, true));
+        assert_eq!(case(Some(3600)), stored(3600));
+        assert_eq!(case(Some(3600)).ending(), Some(Duration::from_secs(3600)));
         assert_eq!(case(Some(-60)), Case::Expired(Some(Duration::from_secs(60))));
         assert_eq!(without_keeper(Stored::Missing, Some(NOW.secs() + 90_000), NOW), Case::Absent);
         assert_eq!(without_keeper(Stored::Mismatch, None, NOW), Case::Mismatch);
@@ -173,6 +194,30 @@ mod tests {
     fn trouble_of_an_older_top_is_not_held_against_a_new_one() {
         let newer = Stored::Waiting { top: NOW.secs() + 1 };
         assert!(judge(newer, Some(&known(86_401, Some(Kind::Revoked))), NOW).is_good());
+    }
+
+    #[test]
+    fn one_refusal_is_no_revocation_until_it_is_confirmed() {
+        for kind in Kind::ALL.iter().filter(|kind| kind.class() == Class::Refused) {
+            let mut once = known(86_401, Some(*kind));
+            once.error.as_mut().unwrap().times = 1;
+            assert_eq!(judge(READY, Some(&once), NOW), Case::Doubted(*kind));
+            assert!(Case::Doubted(*kind).is_good());
+            once.state = State::Parked;
+            assert!(!judge(READY, Some(&once), NOW).is_good(), "{kind}: parked");
+            assert!(!judge(READY, Some(&known(86_401, Some(*kind))), NOW).is_good(), "{kind}: twice");
+            // Its end is no opinion.
+            let mut over = known(-60, Some(*kind));
+            over.error.as_mut().unwrap().times = 1;
+            assert!(!judge(READY, Some(&over), NOW).is_good(), "{kind}: over");
+        }
+    }
+
+    #[test]
+    fn what_does_not_allow_what_is_asked_needs_another_approval() {
+        for kind in [Kind::Restricted, Kind::ScopeShortfall, Kind::AudienceShortfall] {
+            assert_eq!(judge(READY, Some(&known(86_401, Some(kind))), NOW), Case::Unusable(kind));
+        }
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub enum SubmitError {
     /// Ctrl-C, or end of input at a question.
     #[error("Cancelled: nothing was stored.")]
     Cancelled,
+    /// Ctrl-C after something was stored: its names.
+    #[error("Cancelled: the new credential for {0} is stored, and stays.")]
+    CancelledAfter(String),
+    /// Ctrl-C while something ended that has its own words.
+    #[error("{0}")]
+    Interrupted(Box<Self>),
     /// A question without an answer.
     #[error("No answer: nothing was submitted.")]
     NoAnswer,
@@ -93,7 +99,7 @@ impl SubmitError {
     #[must_use]
     pub fn code(&self) -> u8 {
         match self {
-            Self::Cancelled => exit::CANCELLED,
+            Self::Cancelled | Self::CancelledAfter(_) | Self::Interrupted(_) => exit::CANCELLED,
             Self::NeedsHuman(_) => exit::NEEDS_HUMAN,
             _ => exit::FAILED,
         }
@@ -110,7 +116,7 @@ impl SubmitError {
             Self::UnsafePage(_) => "unsafe-page",
             Self::Unsuitable(_) => "unsuitable",
             Self::NotSetUp(_) => "not-set-up",
-            Self::Cancelled | Self::NoAnswer => "cancelled",
+            Self::Cancelled | Self::CancelledAfter(_) | Self::Interrupted(_) | Self::NoAnswer => "cancelled",
             Self::NeedsHuman(_) => "needs-human",
             Self::Request(_) => "bad-request",
             Self::Store(_) => "not-stored",

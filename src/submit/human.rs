@@ -71,6 +71,22 @@ impl Human {
         }
     }
 
+    /// What is good now and may not be for long, for a log.
+    fn warn(&mut self, request: &Request, case: Case) {
+        let name = request.name();
+        if let Some(left) = case.ending() {
+            self.say(&format!(
+                "evercred: {name}: your credential ends in {}; renew it on a terminal: {} --renew",
+                words::spoken(left),
+                request.login_command(),
+            ));
+        } else if let Case::Doubted(_) = case {
+            for sentence in words::case(case) {
+                self.say(&format!("evercred: {name}: {sentence}"));
+            }
+        }
+    }
+
     /// Take the countdown off the screen.
     pub fn clear(&mut self) {
         if let Some(terminal) = &mut self.terminal {
@@ -116,18 +132,13 @@ impl Voice for Human {
                 self.say(&words::greeting(&self.user, self.purpose));
             }
             Event::Found(request, case) if chats => self.say_about(request, &words::case(case)),
-            Event::Found(request, Case::Ending(left)) => self.say(&format!(
-                "evercred: {}: your credential ends in {}; renew it on a terminal: {} --renew",
-                request.name(),
-                words::spoken(left),
-                request.login_command(),
-            )),
+            Event::Found(request, case) => self.warn(request, case),
             Event::Waiting if chats => {
                 self.say("Another program of yours asks for approval at this moment; waiting for it ...");
             }
             Event::Created(request, left) => self.say_about(request, &words::created(left)),
             Event::Done if chats && self.purpose == Purpose::Submit => self.say(words::SUBMITTED),
-            Event::Greeting | Event::Found(..) | Event::Waiting | Event::Done => {}
+            Event::Greeting | Event::Waiting | Event::Done => {}
         }
     }
 

@@ -29,6 +29,7 @@ pub mod words;
 mod tests;
 
 use std::{
+    cell::RefCell,
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -140,8 +141,11 @@ fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
         let provided = counter.provide(&ours, &mut human);
         human.clear();
         provided?;
+        let handed_on = foreign::hand_on(&foreign, settings, &mut human);
+        handed_on.map_err(|error| counter.given_up(error))?;
+    } else {
+        foreign::hand_on(&foreign, settings, &mut human)?;
     }
-    foreign::hand_on(&foreign, settings, &mut human)?;
     if !ours.is_empty() {
         human.tell(Event::Done);
     }
@@ -165,6 +169,7 @@ pub fn counter<'a>(
         lock_places: lock::places(),
         cancelled,
         renew,
+        made: RefCell::default(),
     }
 }
 

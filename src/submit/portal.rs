@@ -84,7 +84,7 @@ impl Voice for Portal {
             Event::Note(note) => self.event(json!({ "event": "note", "message": note })),
             Event::Found(request, case) => {
                 let left = match case {
-                    Case::Valid(left) => left,
+                    Case::Valid(left) | Case::Stored(left) => left,
                     Case::Ending(left) => Left::For(left),
                     _ => Left::Unknown,
                 };
@@ -151,8 +151,10 @@ mod tests {
             Case::Absent,
             Case::Valid(Left::For(day * 6)),
             Case::Valid(Left::Unknown),
-            Case::Stored,
+            Case::Stored(Left::Unknown),
+            Case::Stored(Left::For(day * 6)),
             Case::Ending(day / 2),
+            Case::Doubted(crate::error::Kind::Revoked),
             Case::Revoked,
             Case::Expired(Some(day)),
             Case::RefusedBehind,

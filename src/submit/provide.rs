@@ -1,9 +1,10 @@
 //! A usable credential for every request: look, decide, let the user approve, store, wait for the `.use`.
 //!
 //! Nothing is removed or revoked before the new one is stored. Ctrl-C before the store leaves nothing; after it, the
-//! credential stays and only the submit is given up.
+//! credential stays and only the submit is given up; the last line says which. The store itself runs to its end.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -53,6 +54,8 @@ pub struct Counter<'a> {
     pub cancelled: &'a AtomicBool,
     /// Renew whatever is valid, too.
     pub renew: bool,
+    /// What was stored until now, by base name.
+    pub(super) made: RefCell<Vec<String>>,
 }
 
 impl Counter<'_> {
@@ -61,25 +64,47 @@ impl Counter<'_> {
     /// # Errors
     /// [`SubmitError`]: for at least one there is none.
     pub fn provide(&self, wanted: &[(Request, &Provider)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
+        self.each(wanted, voice).map_err(|error| self.given_up(error))
+    }
+
+    /// Whatever ended it, after a Ctrl-C that is what the caller must know.
+    #[must_use]
+    pub fn given_up(&self, error: SubmitError) -> SubmitError {
+        if !self.cancelled.load(Relaxed) {
+            return error;
+        }
+        match (error, self.made.borrow().join(", ")) {
+            (error @ SubmitError::Interrupted(_), _) => error,
+            // It may have done something.
+            (error @ SubmitError::Stock(_), _) => SubmitError::Interrupted(Box::new(error)),
+            (_, made) if made.is_empty() => SubmitError::Cancelled,
+            (_, made) => SubmitError::CancelledAfter(made),
+        }
+    }
+
+    fn each(&self, wanted: &[(Request, &Provider)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
         voice.tell(Event::Greeting);
         // A credd that does not answer may be one that was never meant.
         let stored = self.look(wanted).or_else(|error| self.right_place().and(Err(error)))?;
         let known = (self.keeper)();
         let mut missing = Vec::new();
         for ((request, provider), stored) in wanted.iter().zip(stored) {
+            if self.cancelled.load(Relaxed) {
+                return Err(SubmitError::Cancelled);
+            }
             let case = self.judge(request, stored, &known);
             voice.tell(Event::Found(request, case));
-            let create = match case {
-                _ if self.renew => true,
-                Case::Ending(_) => voice.renew(provider.approval.renew_default, self.cancelled)?,
-                case => !case.is_good(),
-            };
+            let create = self.renew
+                || !case.is_good()
+                || (case.ending().is_some() && voice.renew(provider.approval.renew_default, self.cancelled)?);
             if !create {
-                if let Stored::Waiting { .. } = stored {
+                // A `.use` that is older than the `.top` is of the one before.
+                if !stored.is_usable() {
                     self.wait_for_use(request, None)?;
                 }
             } else if voice.reaches_somebody() {
-                self.approve(request, provider, voice)?;
+                let before = if case.is_good() { stored.top() } else { None };
+                self.approve(request, provider, before, voice)?;
             } else {
                 missing.push(needs_human(request, case));
             }
@@ -108,20 +133,26 @@ impl Counter<'_> {
         cases::without_keeper(stored, end(), now())
     }
 
-    fn approve(&self, request: &Request, provider: &Provider, voice: &mut dyn Voice) -> Result<(), SubmitError> {
+    /// Let the user approve, unless another submit has done it. `before`: the time of the `.top` that is to be replaced
+    /// although it is good.
+    fn approve(
+        &self,
+        request: &Request,
+        provider: &Provider,
+        before: Option<i64>,
+        voice: &mut dyn Voice,
+    ) -> Result<(), SubmitError> {
         let waiting = || voice.tell(Event::Waiting);
-        let (lock, waited) = match Lock::take(&self.lock_places, self.cancelled, waiting) {
-            Locked::Held(lock, waited) => (lock, waited),
-            Locked::Cancelled => return Err(SubmitError::Cancelled),
+        let Locked::Held(lock, _) = Lock::take(&self.lock_places, self.cancelled, waiting) else {
+            return Err(SubmitError::Cancelled);
         };
-        if waited {
-            // Whoever had the lock may have stored just this.
-            let stored = self.credd.query(request)?;
-            let case = self.judge(request, stored, &(self.keeper)());
-            if case.is_good() && !self.renew {
-                voice.tell(Event::Found(request, case));
-                return self.wait_for_use(request, None).map(drop);
-            }
+        // Whoever had the lock before may have stored just this: also without having held us up here, while we were at
+        // another request or at a question.
+        let stored = self.credd.query(request)?;
+        let case = self.judge(request, stored, &(self.keeper)());
+        if case.is_good() && !self.renew && before.is_none_or(|before| stored.top() != Some(before)) {
+            voice.tell(Event::Found(request, case));
+            return self.wait_for_use(request, None).map(drop);
         }
         self.right_place()?;
         let wish = Wish { provider, request, account: self.account.clone(), host: self.host.clone() };
@@ -161,7 +192,12 @@ impl Counter<'_> {
             return Err(SubmitError::Cancelled);
         }
         let since = now();
-        self.credd.store(request, &fresh.top)?;
+        self.credd.store(request, &fresh.top).map_err(|error| {
+            let error = SubmitError::from(error);
+            // Whether it was stored only its own words can tell.
+            if self.cancelled.load(Relaxed) { SubmitError::Interrupted(Box::new(error)) } else { error }
+        })?;
+        self.made.borrow_mut().push(request.name());
         self.wait_for_use(request, Some(since))
     }
 
@@ -172,22 +208,22 @@ impl Counter<'_> {
         let not_usable = |why: String| Err(SubmitError::NotUsable { name: request.name(), why });
         loop {
             let stored = self.credd.query(request)?;
-            if let Stored::Ready { top, published } = stored
-                && published >= top
-            {
+            if let (true, Some(top)) = (stored.is_usable(), stored.top()) {
                 return Ok(top);
             }
             if matches!(stored, Stored::Missing | Stored::Mismatch) {
                 return not_usable("somebody else has removed or replaced it since".to_owned());
             }
             if self.cancelled.load(Relaxed) {
-                return not_usable("you did not wait for its first access token".to_owned());
+                return Err(SubmitError::Cancelled);
             }
             // What the issuer refuses now it will not give in a minute.
             if pause >= Duration::from_millis(300)
                 && let Some(trouble) =
                     (self.keeper)().as_ref().and_then(|known| known.get(&request.name())?.error.clone())
-                && trouble.since.is_none_or(|began| since.is_none_or(|since| began >= since))
+                && trouble
+                    .since
+                    .is_none_or(|began| Some(began.secs()) >= stored.top() && since.is_none_or(|since| began >= since))
                 && trouble.kind.class() != Class::Transient
             {
                 return not_usable(format!(

@@ -1,14 +1,14 @@
 //! Submits to another access point: HTCondor does not tell the storer where the jobs go (`condor_submit -remote AP`,
-//! `-name AP`, or `SCHEDD_HOST` on a login node), and `condor_store_cred` goes to `CREDD_HOST` or the local credd. A
+//! `-name AP`, `-addr <IP:PORT>`, or `SCHEDD_HOST` on a login node), and `condor_store_cred` goes to `CREDD_HOST` or the local credd. A
 //! credential at the wrong access point would leave the jobs without one, so that is refused before anybody approves
 //! anything.
 
-use std::os::unix::process::parent_id;
+use std::{net::IpAddr, os::unix::process::parent_id};
 
 use super::error::SubmitError;
 use crate::config::condor;
 
-/// Refuse a submit by `-remote` or `-name` whose credd is not known to be there; `true`: it goes elsewhere, and this
+/// Refuse a submit by `-remote`, `-name` or `-addr` whose credd is not known to be there; `true`: it goes elsewhere, and this
 /// host's keeper knows nothing of it. Costs nothing for other submits.
 ///
 /// # Errors
@@ -21,6 +21,14 @@ pub(super) fn check() -> Result<bool, SubmitError> {
     let credd = knob("CREDD_HOST");
     if credd.as_ref().is_some_and(|credd| same_host(credd, remote)) {
         return Ok(true);
+    }
+    if remote.starts_with('<') {
+        // An address of a schedd, with the name of its socket, is none that credd can be found at.
+        return Err(SubmitError::NotSetUp(format!(
+            "These jobs go to the address {remote} (-addr), and CREDD_HOST {}, so their credential may be stored \
+             elsewhere. Submit with -remote or -name and the access point's name instead.",
+            told(credd)
+        )));
     }
     Err(SubmitError::NotSetUp(format!(
         "These jobs go to {remote}, and CREDD_HOST {}, so their credential would be stored elsewhere. Submit with \
@@ -73,7 +81,7 @@ fn parent() -> Vec<String> {
     line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// The access point in a `condor_submit` command line; options may be shortened.
+/// The access point in a `condor_submit` command line; options may be shortened (`-a` is another one).
 fn access_point(words: &[String]) -> Option<&str> {
     let program = words.first()?.rsplit('/').next()?;
     if program != "condor_submit" {
@@ -82,8 +90,9 @@ fn access_point(words: &[String]) -> Option<&str> {
     let mut words = words.iter().skip(1);
     while let Some(word) = words.next() {
         let option = word.trim_start_matches('-');
-        if word.starts_with('-') && !option.is_empty() && ["remote", "name"].iter().any(|name| name.starts_with(option))
-        {
+        let named = !option.is_empty() && ["remote", "name"].iter().any(|name| name.starts_with(option));
+        let addressed = option.len() >= 2 && "addr".starts_with(option);
+        if word.starts_with('-') && (named || addressed) {
             return words.next().map(String::as_str);
         }
     }
@@ -92,6 +101,9 @@ fn access_point(words: &[String]) -> Option<&str> {
 
 /// A long and a short name of this host are the same one.
 fn is_here(remote: &str, here: &str) -> bool {
+    if host(remote).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) {
+        return true;
+    }
     let first = |text: &str| text.split('.').next().unwrap_or_default().to_owned();
     let short = !remote.contains('.') || !here.contains('.');
     same_host(remote, here) || (short && same_host(&first(remote.rsplit('@').next().unwrap_or_default()), &first(here)))
@@ -99,11 +111,17 @@ fn is_here(remote: &str, here: &str) -> bool {
 
 /// `schedd@host:port` and `host` are the same host.
 fn same_host(one: &str, other: &str) -> bool {
-    let host = |text: &str| {
-        let text = text.rsplit('@').next().unwrap_or_default();
-        text.split(':').next().unwrap_or_default().to_ascii_lowercase()
-    };
     host(one) == host(other)
+}
+
+/// The host in `schedd@host:port`, `<1.2.3.4:9618?sock=schedd>` and `<[::1]:9618>`.
+fn host(text: &str) -> String {
+    let text = text.rsplit('@').next().unwrap_or_default().trim_start_matches('<');
+    let host = match text.strip_prefix('[') {
+        Some(address) => address.split(']').next(),
+        None => text.split([':', '?', '>']).next(),
+    };
+    host.unwrap_or_default().to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -121,6 +139,9 @@ mod tests {
         assert_eq!(of("condor_submit job.sub -n ap2").as_deref(), Some("ap2"));
         assert_eq!(of("condor_submit -r ap2 job.sub").as_deref(), Some("ap2"));
         assert_eq!(of("condor_submit -terse job.sub -a name=x -queue 3"), None);
+        assert_eq!(of("condor_submit -addr <10.0.0.2:9618?sock=s> job.sub").as_deref(), Some("<10.0.0.2:9618?sock=s>"));
+        assert_eq!(of("condor_submit job.sub -ad <10.0.0.2:9618>").as_deref(), Some("<10.0.0.2:9618>"));
+        assert_eq!(of("condor_submit -a addr=x job.sub"), None);
         assert_eq!(of("condor_dagman -remote x"), None);
         assert_eq!(of(""), None);
     }
@@ -130,6 +151,10 @@ mod tests {
         assert!(same_host("AP2.example.org:9618", "schedd@ap2.example.org"));
         assert!(!same_host("ap1.example.org", "ap2.example.org"));
         assert!(is_here("ap1", "ap1.example.org") && is_here("schedd@ap1.example.org", "ap1"));
+        assert!(same_host("<10.0.0.2:9618?addrs=10.0.0.2-9618&alias=ap1>", "10.0.0.2"));
+        assert!(!same_host("<[2001:db8::1]:9618>", "[2001:db8::2]:9618"));
+        assert!(is_here("<127.0.0.1:9618>", "ap1") && is_here("<[::1]:9618>", "ap1"));
+        assert!(!is_here("<10.0.0.2:9618>", "ap1.example.org"));
         assert!(!is_here("ap1.other.org", "ap1.example.org") && !is_here("ap2", "ap1.example.org"));
     }
 }

@@ -74,6 +74,12 @@ impl Stored {
             Self::Waiting { top } | Self::Ready { top, .. } => Some(top),
         }
     }
+
+    /// Whether there is a `.use` of this `.top`; an older one is of the `.top` before.
+    #[must_use]
+    pub fn is_usable(self) -> bool {
+        matches!(self, Self::Ready { top, published } if published >= top)
+    }
 }
 
 /// What went wrong between us and credd.
@@ -137,8 +143,9 @@ impl Credd {
     #[must_use]
     pub fn at(program: impl Into<PathBuf>) -> Self {
         let kept = |name: &OsString| {
-            let prefix = name.as_encoded_bytes().get(..8);
-            ENVIRONMENT.iter().any(|known| name == known) || prefix.is_some_and(|p| p.eq_ignore_ascii_case(b"_CONDOR_"))
+            ENVIRONMENT.iter().any(|known| name == known)
+                || name.as_encoded_bytes().starts_with(b"LC_")
+                || is_knob(name)
         };
         let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| kept(name)).collect();
         environment.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
@@ -149,8 +156,13 @@ impl Credd {
     /// The way of another user, for root: credd sees that user.
     #[must_use]
     pub fn for_user(&self, user: &User) -> Self {
-        let own = |name: &OsString| ["HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR"].iter().any(|own| name == own);
-        let mut environment: Vec<_> = self.environment.iter().filter(|(name, _)| !own(name)).cloned().collect();
+        // Whatever root is known by to credd stays here: it would make the child root there, or show another user root's.
+        let common = |name: &OsString| {
+            ["LANG", "TZ", "PATH", "CONDOR_CONFIG"].iter().any(|known| name == known)
+                || name.as_encoded_bytes().starts_with(b"LC_")
+                || is_knob(name)
+        };
+        let mut environment: Vec<_> = self.environment.iter().filter(|(name, _)| common(name)).cloned().collect();
         environment.push(("HOME".into(), user.dir.clone().into()));
         environment.extend(["USER", "LOGNAME"].map(|name| (name.into(), user.name.clone().into())));
         let identity = Some((user.uid.as_raw(), user.gid.as_raw()));
@@ -174,6 +186,10 @@ impl Credd {
         command.args(&self.further);
         if secret.is_some() {
             command.args(["-i", "-"]);
+        }
+        if secret.is_some() {
+            // A Ctrl-C at the terminal must not end it halfway: nobody would know whether it was stored.
+            command.process_group(0);
         }
         if let Some((uid, gid)) = self.identity {
             command.uid(uid).gid(gid).current_dir("/");
@@ -207,6 +223,11 @@ impl Credd {
         }
         Err(StoreError::Refused { what: format!("store {}", request.name()), said: said(&ended) })
     }
+}
+
+/// `_CONDOR_KNOB`
+fn is_knob(name: &OsString) -> bool {
+    name.as_encoded_bytes().get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"_CONDOR_"))
 }
 
 /// Arguments that the user's environment adds to both verbs, as HTCondor's own storer does.
@@ -281,6 +302,46 @@ mod tests {
         assert_eq!(stored(&answer(2, "Account: x\n"), "helm"), Some(Stored::Mismatch));
         let quoted = READY.replace("helm_h-x =", "'helm_h-x' =").replace("Tophelm_h-xTime", "'Tophelm_h-xTime'");
         assert!(matches!(stored(&answer(0, &quoted), "helm_h-x"), Some(Stored::Ready { .. })));
+    }
+
+    #[test]
+    fn a_store_is_in_a_process_group_of_its_own_and_a_question_is_not() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("condor_store_cred");
+        std::fs::write(&script, "#!/bin/sh\ncut -d' ' -f1,5 /proc/$$/stat >&2\nexit 1\n").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // A fork of another test may hold the file open for writing for a moment.
+        while Command::new(&script).stderr(std::process::Stdio::null()).status().is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (credd, request) = (Credd::at(script), Request::parse("s").unwrap());
+        let process_and_group = |outcome: StoreError| {
+            let StoreError::Refused { said, .. } = outcome else { panic!("{outcome}") };
+            let (process, group) = said.split_once(' ').unwrap();
+            (process.to_owned(), group.to_owned())
+        };
+        let (process, group) = process_and_group(credd.store(&request, &Zeroizing::new("{}".to_owned())).unwrap_err());
+        assert_eq!(process, group);
+        let (_, group) = process_and_group(credd.query(&request).unwrap_err());
+        assert_eq!(group, nix::unistd::getpgrp().to_string());
+    }
+
+    #[test]
+    fn another_user_gets_nothing_that_root_is_known_by() {
+        let mut credd = Credd::at("/usr/bin/condor_store_cred");
+        credd.environment = ENVIRONMENT
+            .iter()
+            .chain(&["LC_ALL", "PATH", "_CONDOR_CREDD_HOST", "_condor_x"])
+            .map(|name| (OsString::from(name), OsString::from("of root")))
+            .collect();
+        let me = User::from_uid(nix::unistd::geteuid()).unwrap().unwrap();
+        let mut names: Vec<_> = credd.for_user(&me).environment.into_iter().collect();
+        names.sort();
+        let inherited: Vec<_> = names.iter().filter(|(_, value)| value == "of root").map(|(name, _)| name).collect();
+        assert_eq!(inherited, ["CONDOR_CONFIG", "LANG", "LC_ALL", "PATH", "TZ", "_CONDOR_CREDD_HOST", "_condor_x"]);
+        let own: Vec<_> = names.iter().filter(|(_, value)| value != "of root").map(|(name, _)| name).collect();
+        assert_eq!(own, ["HOME", "LOGNAME", "USER"]);
     }
 
     #[test]

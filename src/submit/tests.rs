@@ -92,6 +92,21 @@ impl Desk {
         Self { dir, issuer, settings, keeper: Mutex::new(None), cancelled: AtomicBool::new(false) }
     }
 
+    /// Let this file be older.
+    fn age(&self, name: &str, seconds: u64) {
+        let file = File::options().write(true).open(self.file(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    }
+
+    fn cancel(&self) {
+        self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How often credd was asked to do this.
+    fn calls(&self, verb: &str) -> usize {
+        std::fs::read_to_string(self.file("calls")).unwrap_or_default().matches(verb).count()
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -127,10 +142,16 @@ impl Desk {
         serde_json::from_slice(&std::fs::read(self.file(&format!("{name}.top"))).ok()?).ok()
     }
 
-    /// Submit on this terminal, or on none.
-    fn submit(&self, request: &str, terminal: Option<Terminal>, messages: Box<dyn Write>) -> Result<(), SubmitError> {
-        let request = Request::parse(request)?;
-        let provider = owner(&request, &self.settings).expect("one of ours");
+    /// Submit on this terminal, or on none; several requests are told apart by ` + `.
+    fn submit(&self, requests: &str, terminal: Option<Terminal>, messages: Box<dyn Write>) -> Result<(), SubmitError> {
+        let wanted: Vec<_> = requests
+            .split(" + ")
+            .map(|request| {
+                let request = Request::parse(request)?;
+                let provider = owner(&request, &self.settings).expect("one of ours");
+                Ok((request, provider))
+            })
+            .collect::<Result<_, SubmitError>>()?;
         let credd = Credd::at(self.file("condor_store_cred"));
         let keeper = || self.keeper.lock().unwrap().clone();
         let mut counter = counter(&credd, &keeper, &self.settings, &self.cancelled, false);
@@ -138,7 +159,8 @@ impl Desk {
         counter.host = "ap1".into();
         counter.lock_places = vec![self.dir.path().to_owned()];
         let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
-        let outcome = counter.provide(&[(request, provider)], &mut human);
+        human.several = wanted.len() > 1;
+        let outcome = counter.provide(&wanted, &mut human);
         if outcome.is_ok() {
             human.tell(Event::Done);
         }
@@ -323,11 +345,9 @@ fn where_no_keeper_can_be_asked_no_more_is_said_than_is_known() {
     let desk = Desk::new("");
     desk.on_terminal("helmholtz", approving);
     // Approved here, so its end is noted.
-    let text = desk.on_terminal("helmholtz", |_, _| ());
-    assert!(text.contains("with a remaining life time of 6 days 23 hours\n59 minutes"), "{text}");
+    insta::assert_snapshot!("approved_here_and_no_keeper", desk.on_terminal("helmholtz", |_, _| ()));
     // Stored by another hand since.
-    let top = File::options().write(true).open(desk.file("helmholtz.top")).unwrap();
-    top.set_modified(std::time::SystemTime::now() - Duration::from_secs(60)).unwrap();
+    desk.age("helmholtz.top", 60);
     insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
 }
 
@@ -483,10 +503,168 @@ fn two_submits_at_once_make_one_prompt() {
         other.join().unwrap().unwrap();
     });
     second.drain();
-    assert!(second.seen.contains("A valid credential has been found with"), "{}", second.seen);
+    assert!(second.seen.contains("A credential has been found that was approved for another"), "{}", second.seen);
     assert!(!second.seen.contains(words::VISIT), "{}", second.seen);
     let calls = std::fs::read_to_string(desk.file("calls")).unwrap();
     assert_eq!(calls.matches("add-oauth").count(), 1, "{calls}");
+}
+
+#[test]
+fn two_submits_at_once_that_need_two_credentials_make_two_prompts() {
+    let desk = Desk::new("");
+    let wanted = "helmholtz&handle=a + helmholtz&handle=b";
+    let (mut first, first_terminal, first_messages) = pty();
+    let (mut second, second_terminal, second_messages) = pty();
+    std::thread::scope(|scope| {
+        let fail = Fail(&desk);
+        let one = scope.spawn(|| desk.submit(wanted, Some(first_terminal), Box::new(first_messages)));
+        first.wait_for(words::POLLING);
+        // It has asked credd for both before it waits.
+        let other = scope.spawn(|| desk.submit(wanted, Some(second_terminal), Box::new(second_messages)));
+        second.wait_for("waiting for it ...");
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut approved = [0, 0];
+        while !(one.is_finished() && other.is_finished()) {
+            for (screen, approved) in [&mut first, &mut second].into_iter().zip(&mut approved) {
+                screen.read();
+                if screen.seen.matches(words::POLLING).count() > *approved {
+                    *approved += 1;
+                    consent(&screen.url(), true);
+                }
+            }
+            assert!(Instant::now() < end, "{} | {}", first.seen, second.seen);
+        }
+        std::mem::forget(fail);
+        one.join().unwrap().unwrap();
+        other.join().unwrap().unwrap();
+    });
+    first.drain();
+    second.drain();
+    let prompts = first.seen.matches(words::VISIT).count() + second.seen.matches(words::VISIT).count();
+    assert_eq!((prompts, desk.calls("add-oauth")), (2, 2), "{} | {}", first.seen, second.seen);
+}
+
+#[test]
+fn a_yes_to_renew_counts_as_done_when_another_submit_has_renewed() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.age("helmholtz.top", 60);
+    desk.knows(7199, None);
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::RENEW);
+        desk.stored();
+        desk.knows(600_000, None);
+        screen.type_line("yes");
+    });
+    assert!(!text.contains(words::VISIT) && text.ends_with("will now be submitted!\n"), "{text}");
+    assert_eq!(desk.calls("add-oauth"), 0);
+}
+
+#[test]
+fn a_use_that_is_older_than_the_top_is_waited_for() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.age("helmholtz.use", 60);
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("was stored, but no access token came within 3 seconds"), "{text}");
+    let text = desk.on_terminal("helmholtz", |desk, _| {
+        let asked = desk.calls("query-oauth");
+        while desk.calls("query-oauth") < asked + 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::fs::write(desk.file("helmholtz.use"), "new").unwrap();
+    });
+    assert!(text.ends_with("will now be submitted!\n"), "{text}");
+}
+
+#[test]
+fn a_credential_that_gives_less_than_is_asked_for_is_replaced() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_400 * 5, Some(Kind::ScopeShortfall));
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", approving));
+    for (kind, line) in [
+        (Kind::Restricted, "does not allow what these jobs need (restricted)."),
+        (Kind::AudienceShortfall, "does not give the audience that is asked for (audience-shortfall)."),
+    ] {
+        desk.stored();
+        desk.knows(86_400 * 5, Some(kind));
+        let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+        assert_eq!(error.code(), 3);
+        assert!(error.to_string().contains(line), "{error}");
+    }
+}
+
+#[test]
+fn one_refusal_is_told_and_the_jobs_go() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_400 * 5, Some(Kind::Revoked));
+    for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
+        credential.error.as_mut().unwrap().times = 1;
+    }
+    insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert!(warning.starts_with("evercred: helmholtz: Your credential was refused once (revoked)"), "{warning}");
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+}
+
+#[test]
+fn ctrl_c_while_waiting_for_the_access_token_is_130_and_says_what_is_stored() {
+    let desk = Desk::new("");
+    std::fs::write(desk.file("no-use"), "").unwrap();
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        approving(desk, screen);
+        while desk.top("helmholtz").is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // credd has answered when it is asked again.
+        let asked = desk.calls("query-oauth");
+        while desk.calls("query-oauth") == asked {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        desk.cancel();
+    });
+    assert!(text.ends_with("Cancelled: the new credential for helmholtz is stored, and stays. [130]\n"), "{text}");
+    // The same wait for one that is not of this submit.
+    desk.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for("A credential has been found");
+        desk.cancel();
+    });
+    assert!(text.ends_with("Cancelled: nothing was stored. [130]\n"), "{text}");
+}
+
+#[test]
+fn ctrl_c_at_the_second_service_is_130_and_says_what_is_stored() {
+    let desk = Desk::new("");
+    let text = desk.on_terminal("helmholtz&handle=a + helmholtz&handle=b", |desk, screen| {
+        approving(desk, screen);
+        while screen.seen.matches(words::POLLING).count() < 2 {
+            screen.read();
+        }
+        desk.cancel();
+    });
+    assert!(text.ends_with("Cancelled: the new credential for helmholtz_a is stored, and stays. [130]\n"), "{text}");
+    assert_eq!(desk.top("helmholtz_b"), None);
+}
+
+#[test]
+fn a_store_that_fails_after_ctrl_c_is_130_in_its_own_words() {
+    let desk = Desk::new("");
+    std::fs::create_dir(desk.file("helmholtz.new")).unwrap();
+    let settings = &desk.settings;
+    let request = Request::parse("helmholtz").unwrap();
+    let credd = Credd::at(desk.file("condor_store_cred"));
+    let counter = counter(&credd, &|| None, settings, &desk.cancelled, false);
+    let error =
+        SubmitError::Interrupted(Box::new(credd.store(&request, &flow::top("mytoken", "x", None)).unwrap_err().into()));
+    desk.cancel();
+    let told = counter.given_up(error);
+    assert_eq!(told.code(), 130);
+    assert!(told.to_string().contains("store helmholtz") && !told.to_string().contains("nothing"), "{told}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::cases::{Case, Left};
+use crate::error::Kind;
 
 /// Whether jobs wait for the outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +31,23 @@ pub fn case(case: Case) -> Vec<String> {
         Case::Absent => one("No credential has been found!"),
         Case::Valid(Left::For(left)) => vec![valid(left)],
         Case::Valid(_) => one("A valid credential has been found."),
-        Case::Stored => one("A credential has been found. Its remaining life time is not known on this host."),
-        Case::Ending(left) => vec![valid(left), "Your credential will expire in less than 24 hours.".to_owned()],
+        Case::Stored(Left::For(left)) => {
+            let mut lines = vec![format!(
+                "A credential has been found that was approved for another {}; whether it still works is not known on \
+                 this host.",
+                spoken(left)
+            )];
+            lines.extend(case.ending().map(|_| ENDING.to_owned()));
+            lines
+        }
+        Case::Stored(_) => {
+            one("A credential has been found. Whether it still works, and how long, is not known on this host.")
+        }
+        Case::Ending(left) => vec![valid(left), ENDING.to_owned()],
+        Case::Doubted(kind) => vec![format!(
+            "Your credential was refused once ({kind}); it is asked for again before that counts, and your jobs go with \
+             what there is."
+        )],
         Case::Revoked => one("Your credential is no longer valid because it was revoked. A new one is needed."),
         Case::Expired(Some(ago)) => vec![format!("Your credential expired {} ago. A new one is needed.", spoken(ago))],
         Case::Expired(None) => one("Your credential expired. A new one is needed."),
@@ -39,9 +55,20 @@ pub fn case(case: Case) -> Vec<String> {
         Case::Mismatch => {
             one("Your credential is for other scopes or another audience than these jobs. A new one is needed.")
         }
-        Case::Unusable(kind) => vec![format!("What is stored is no usable credential ({kind}). A new one is needed.")],
+        Case::Unusable(kind) => {
+            let what = match kind {
+                Kind::Restricted => "Your credential does not allow what these jobs need",
+                Kind::ScopeShortfall => "Your credential gives less than the scopes that are asked for",
+                Kind::AudienceShortfall => "Your credential does not give the audience that is asked for",
+                _ => "What is stored is no usable credential",
+            };
+            vec![format!("{what} ({kind}). A new one is needed.")]
+        }
     }
 }
+
+/// What follows the time that is left.
+const ENDING: &str = "Your credential will expire in less than 24 hours.";
 
 fn valid(left: Duration) -> String {
     format!("A valid credential has been found with a remaining life time of {}.", spoken(left))
