@@ -654,17 +654,18 @@ fn ctrl_c_at_the_second_service_is_130_and_says_what_is_stored() {
 #[test]
 fn a_store_that_fails_after_ctrl_c_is_130_in_its_own_words() {
     let desk = Desk::new("");
-    std::fs::create_dir(desk.file("helmholtz.new")).unwrap();
-    let settings = &desk.settings;
-    let request = Request::parse("helmholtz").unwrap();
-    let credd = Credd::at(desk.file("condor_store_cred"));
-    let counter = counter(&credd, &|| None, settings, &desk.cancelled, false);
-    let error =
-        SubmitError::Interrupted(Box::new(credd.store(&request, &flow::top("mytoken", "x", None)).unwrap_err().into()));
-    desk.cancel();
-    let told = counter.given_up(error);
-    assert_eq!(told.code(), 130);
-    assert!(told.to_string().contains("store helmholtz") && !told.to_string().contains("nothing"), "{told}");
+    let failing = STORE_CRED.replace("add-oauth)\n", "add-oauth)\n        sleep 1; echo no >&2; exit 1\n");
+    std::fs::write(desk.file("condor_store_cred"), failing).unwrap();
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        approving(desk, screen);
+        while desk.calls("add-oauth") == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        desk.cancel();
+    });
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.contains("store helmholtz") && last.contains("no") && last.ends_with("[130]"), "{text}");
+    assert!(!last.contains("nothing was stored"), "{text}");
 }
 
 #[test]
