@@ -325,7 +325,7 @@ fn a_client_that_ends_soon_is_told_and_so_is_one_that_has_ended_until_there_is_a
     let config = lab.site.home.path().join("evercred.toml");
     let doctor = Command::new(EVERCRED).args(["doctor", "--json", "--config"]).arg(&config).output().unwrap();
     let findings = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(findings.contains("the client of the site far ends in 7h"), "{findings}");
+    assert!(findings.contains("our client of it ends in 7h"), "{findings}");
     lab.double.control(&json!({"expired": true, "revoke": true}));
     renew(&lab.site);
     lab.logs("kind=site-auth");
