@@ -7,6 +7,7 @@ mod site;
 use std::{
     io::Read,
     os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -97,6 +98,57 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
     let output = evercred(&gone, &["needs-renewal", "grid"]);
     assert_eq!(output.status.code(), Some(4));
     assert!(text(&output).contains("What to do"), "{}", text(&output));
+}
+
+#[test]
+fn watch_tells_anew_until_the_daemon_is_gone_and_each_time_a_whole_object() {
+    let mut site = started(&["alice"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    command.args(["status", "--watch", "--json", "--socket"]).arg(site.socket());
+    let watching = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(3500));
+    site.signal("-TERM");
+    site.credmon.take().unwrap().wait().unwrap();
+    let output = watching.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+    let told: Vec<Value> =
+        serde_json::Deserializer::from_slice(&output.stdout).into_iter().map(Result::unwrap).collect();
+    assert!(told.len() >= 2, "{told:?}");
+    assert!(told.iter().all(|one| one.get("schema") == Some(&Value::from(1))), "{told:?}");
+    let times: Vec<_> = told.iter().filter_map(|one| one.get("now").and_then(Value::as_str)).collect();
+    assert!(times.windows(2).all(|pair| pair.first() < pair.get(1)), "{times:?}");
+}
+
+/// Each exit code that a manual names is the one that comes; the others of a manual are tested where they arise.
+#[test]
+fn exit_codes_are_those_of_the_manuals() {
+    let site = Site::new(600, Rotation::None);
+    let code = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+        command.args(arguments).output().unwrap().status.code()
+    };
+    let socket = site.socket().display().to_string();
+    for arguments in [
+        &["status"][..],
+        &["list"],
+        &["needs-renewal", "grid"],
+        &["renew", "alice/grid"],
+        &["revoke", "alice/grid"],
+        &["replicate"],
+    ] {
+        let all: Vec<&str> = arguments.iter().copied().chain(["--socket", socket.as_str()]).collect();
+        assert_eq!(code(&all), Some(4), "{arguments:?}: no daemon");
+        assert_eq!(code(&[arguments[0], "--nonsense"]), Some(2), "{arguments:?}");
+        let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("man/evercred-{}.1", arguments[0]));
+        let manual = std::fs::read_to_string(manual).unwrap();
+        assert!(manual.contains("4 the daemon cannot be reached"), "{arguments:?}");
+    }
+    assert_eq!((code(&["explain", "revoked"]), code(&["explain", "no such words"])), (Some(0), Some(1)));
+    for command in ["status", "list", "doctor"] {
+        let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("man/evercred-{command}.1"));
+        let manual = std::fs::read_to_string(manual).unwrap();
+        assert!(manual.contains("json"), "{command}");
+    }
 }
 
 #[test]

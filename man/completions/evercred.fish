@@ -31,7 +31,7 @@ complete -c evercred -n "__fish_evercred_needs_command" -f -a "login" -d 'Approv
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "upload" -d 'Store a token that a portal has: one line on standard input'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "import" -d 'Take credentials over from another credential monitor (root)'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "check" -d 'Check the configuration and tell every problem in it'
-complete -c evercred -n "__fish_evercred_needs_command" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
+complete -c evercred -n "__fish_evercred_needs_command" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, sites, issuers'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "renew" -d 'Renew a credential now, also one that is parked (root)'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "revoke" -d 'Give a credential\'s refresh token back to its issuer, now (root)'
 complete -c evercred -n "__fish_evercred_needs_command" -f -a "needs-renewal" -d 'Tell whether a person must approve again, by exit code'
@@ -90,7 +90,7 @@ complete -c evercred -n "__fish_evercred_using_subcommand needs-renewal" -s h -l
 complete -c evercred -n "__fish_evercred_using_subcommand list" -l expiring -d 'Only those whose refresh token ends within this time (like 7d), or has ended or was refused' -r
 complete -c evercred -n "__fish_evercred_using_subcommand list" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand list" -l json -d 'One JSON object, for scripts'
-complete -c evercred -n "__fish_evercred_using_subcommand list" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evercred -n "__fish_evercred_using_subcommand replicate" -l site -d 'One site; all without it' -r
 complete -c evercred -n "__fish_evercred_using_subcommand replicate" -l wait -d 'How long to wait for the sites' -r
 complete -c evercred -n "__fish_evercred_using_subcommand replicate" -l socket -d 'The daemon\'s status socket, instead of the configured one' -r -F
@@ -103,7 +103,7 @@ complete -c evercred -n "__fish_evercred_using_subcommand receive" -l inbox -d '
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -l site -d 'Accept only what is for the site of this name at the sender' -r
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -l max-age -d 'Accept nothing older, whatever the sender allows' -r
 complete -c evercred -n "__fish_evercred_using_subcommand receive" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c evercred -n "__fish_evercred_using_subcommand explain" -s h -l help -d 'Print help'
+complete -c evercred -n "__fish_evercred_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l for -d 'How long it runs: seconds, or like 30s or 2m' -r
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l plain -d 'Plain lines, as in a pipe'
 complete -c evercred -n "__fish_evercred_using_subcommand demo" -l yes -d 'Approve the request that the tour shows, instead of in a browser'
@@ -124,7 +124,7 @@ complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_s
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "upload" -d 'Store a token that a portal has: one line on standard input'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "import" -d 'Take credentials over from another credential monitor (root)'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "check" -d 'Check the configuration and tell every problem in it'
-complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, issuers'
+complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "doctor" -d 'Probe the live installation: directory, daemon, HTCondor, tokens, sites, issuers'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "renew" -d 'Renew a credential now, also one that is parked (root)'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "revoke" -d 'Give a credential\'s refresh token back to its issuer, now (root)'
 complete -c evercred -n "__fish_evercred_using_subcommand help; and not __fish_seen_subcommand_from status login upload import check doctor renew revoke needs-renewal list replicate keygen receive explain demo credmon generate issuer help" -f -a "needs-renewal" -d 'Tell whether a person must approve again, by exit code'

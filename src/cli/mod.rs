@@ -48,10 +48,27 @@ Exit status: 0 told, or written; 1 neither, and why.";
 
 const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not, and every problem has been told.";
 
-const DOCTOR_EXIT: &str = "Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
+const DOCTOR_EXIT: &str = "\
+--json: one object with \"schema\": 1 and \"checks\": area, check (a stable name), verdict (ok, warning, failed, skipped), what, \
+advice.
 
-const STATUS_EXIT: &str =
-    "Exit status: 0 shown; 3 there is no credential of that name; 4 the daemon cannot be reached.";
+Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
+
+const STATUS_EXIT: &str = "\
+On a terminal the table is made as narrow as it can be; in a pipe it has every column and no colours. NO_COLOR and \
+TERM=dumb are respected.
+
+--json: one object with \"schema\": 1; members are added, never renamed, and times are RFC 3339. With --watch it is told \
+anew every 2 seconds, until it is interrupted or the daemon is gone.
+
+Exit status: 0 shown; 2 wrong arguments; 3 there is no credential of that name; 4 the daemon cannot be reached.";
+
+const LIST_EXIT: &str = "\
+--json: as evercred status --json.
+
+Exit status: 0 listed, also if there is none; 2 wrong arguments; 4 the daemon cannot be reached.";
+
+const EXPLAIN_EXIT: &str = "Exit status: 0 explained; 1 nothing is known about these words.";
 
 const NEEDS_RENEWAL_EXIT: &str = "Exit status: 0 good; 1 soon: the refresh token ends within --min; 2 dead: it ended, \
 the issuer refuses it, or it cannot be used; 3 missing: there is no such credential; 4 the daemon cannot be reached.";
@@ -146,7 +163,7 @@ pub enum Command {
     Import(Import),
     /// Check the configuration and tell every problem in it
     Check(Check),
-    /// Probe the live installation: directory, daemon, HTCondor, tokens, issuers
+    /// Probe the live installation: directory, daemon, HTCondor, tokens, sites, issuers
     Doctor(Doctor),
     /// Renew a credential now, also one that is parked (root)
     Renew(Renew),
@@ -279,6 +296,7 @@ pub struct ImportKit {
 
 /// `evercred list`
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = LIST_EXIT)]
 pub struct List {
     /// Only those whose refresh token ends within this time (like 7d), or has ended or was refused
     #[arg(long, value_name = "TIME", value_parser = length)]
@@ -406,6 +424,7 @@ pub struct Doctor {
 
 /// `evercred explain`
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = EXPLAIN_EXIT)]
 pub struct Explain {
     /// A kind, a line of the log, or what HTCondor said
     #[arg(required = true, value_name = "WORDS")]

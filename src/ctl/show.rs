@@ -2,8 +2,6 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use comfy_table::{ContentArrangement, Row, Table, presets};
-
 use crate::core::{
     snapshot::{Credential, State},
     time::Timestamp,
@@ -12,28 +10,38 @@ use crate::core::{
 /// Columns without lines, as wide as their content.
 #[must_use]
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    draw(head, rows)
+    let mut cells: [Vec<String>; N] = std::array::from_fn(|_| Vec::new());
+    for row in rows {
+        for (column, cell) in cells.iter_mut().zip(row) {
+            column.push(cell);
+        }
+    }
+    columns(head.into_iter().zip(cells.iter().map(Vec::as_slice)))
 }
 
-/// The same, column by column: heading and cells.
+/// The same, column by column: heading and cells. Our own few lines, because a table of 10,000 credentials is to be there
+/// in 100 ms with all else, which a library for tables of every shape took for itself.
 #[must_use]
 pub fn columns<'a>(all: impl IntoIterator<Item = (&'a str, &'a [String])>) -> String {
-    let (head, cells): (Vec<&str>, Vec<&[String]>) = all.into_iter().unzip();
-    let count = cells.first().map_or(0, |column| column.len());
-    let row = |at: usize| cells.iter().map(|column| column.get(at).cloned().unwrap_or_default()).collect::<Vec<_>>();
-    draw(head, (0..count).map(row))
-}
-
-fn draw(head: impl Into<Row>, rows: impl IntoIterator<Item = impl Into<Row>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(head).add_rows(rows);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    let mut text = String::new();
-    for line in table.lines() {
-        text.push_str(line.trim_end());
+    let length = |text: &str| text.chars().count();
+    let all: Vec<(&str, &[String], usize)> = all
+        .into_iter()
+        .map(|(head, cells)| (head, cells, cells.iter().map(|cell| length(cell)).max().unwrap_or(0).max(length(head))))
+        .collect();
+    let rows = all.iter().map(|(_, cells, _)| cells.len()).max().unwrap_or(0);
+    let mut text = String::with_capacity((rows + 1) * all.iter().map(|(.., width)| width + 2).sum::<usize>());
+    for row in 0..=rows {
+        let mut blanks = 0;
+        for (head, cells, width) in &all {
+            let cell =
+                row.checked_sub(1).map_or(Some(*head), |at| cells.get(at).map(String::as_str)).unwrap_or_default();
+            if !cell.is_empty() {
+                text.extend(std::iter::repeat_n(' ', std::mem::take(&mut blanks)));
+                text.push_str(cell);
+            }
+            // Of the last column, and of empty ones at the end, nothing is written.
+            blanks += width + 2 - length(cell);
+        }
         text.push('\n');
     }
     text
@@ -45,6 +53,33 @@ pub fn width_of_stdout() -> Option<usize> {
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// Lines that are longer than the terminal broken between words; what goes on stands below its begin, or at `hanging` in
+/// lines that begin with a blank. `None`: no terminal, nothing is broken.
+#[must_use]
+pub fn fold(text: &str, width: Option<usize>, hanging: usize) -> String {
+    let Some(width) = width.filter(|width| *width > 2 * hanging + 20) else { return text.to_owned() };
+    let mut folded = String::with_capacity(text.len() + text.len() / 16);
+    for line in text.split_inclusive('\n') {
+        let begin = line.chars().take_while(|c| *c == ' ').count();
+        let indent = if begin == 0 { 0 } else { begin.max(hanging) };
+        let mut column = 0;
+        for word in line.split_inclusive(' ') {
+            let length = word.trim_end().chars().count();
+            if column > indent && length > 0 && column + length > width {
+                while folded.ends_with(' ') {
+                    folded.pop();
+                }
+                folded.push('\n');
+                folded.push_str(&" ".repeat(indent));
+                column = indent;
+            }
+            folded.push_str(word);
+            column += word.chars().count();
+        }
+    }
+    folded
 }
 
 /// The two largest units: `6d 23h`, `42m 10s`, `9s`.
@@ -132,6 +167,17 @@ mod tests {
         ] {
             assert_eq!(short(Duration::from_secs(secs)), text);
         }
+    }
+
+    #[test]
+    fn long_lines_are_broken_between_words_and_go_on_below_their_begin() {
+        let text = "Heading that is long enough to be broken somewhere\n  ok       one two three four five six seven\n";
+        let folded = fold(text, Some(43), 11);
+        let expected = "Heading that is long enough to be broken\nsomewhere\n  ok       one two three four five six\n           seven\n";
+        assert_eq!(folded, expected);
+        assert_eq!(fold(text, None, 11), text, "a pipe gets lines as they are");
+        let url = format!("  {}\n", "x".repeat(100));
+        assert_eq!(fold(&url, Some(43), 2), url, "what has no blank is not broken");
     }
 
     #[test]

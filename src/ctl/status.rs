@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
+
 use super::{
     daemon,
     show::{self, Colour},
@@ -17,8 +19,8 @@ use crate::{
     cli,
     config::{self, Sources},
     core::{
-        snapshot::{Credential, Replica, State, Status},
-        time::Timestamp,
+        snapshot::{Credential, Issuer, Replica, SiteStanding, State, Status},
+        time::{Timestamp, rfc3339},
     },
     error::{Kind, Report, exit},
 };
@@ -109,7 +111,26 @@ fn nothing(status: &Status, which: &str) -> Report {
 }
 
 fn json(status: &Status, chosen: &[&Credential]) -> String {
-    let part = Status { credentials: chosen.iter().map(|c| (*c).clone()).collect(), ..status.clone() };
+    /// The document with some of its credentials; they are many, so that none is copied.
+    #[derive(Serialize)]
+    struct Part<'a> {
+        schema: u32,
+        version: &'a str,
+        pid: u32,
+        #[serde(with = "rfc3339")]
+        now: Timestamp,
+        #[serde(with = "rfc3339")]
+        started: Timestamp,
+        everybody: bool,
+        courier: bool,
+        providers: &'a [Issuer],
+        sites: &'a [SiteStanding],
+        credentials: &'a [&'a Credential],
+    }
+    let Status { schema, version, pid, now, started, everybody, courier, providers, sites, credentials: _ } = status;
+    let (schema, pid, now, started) = (*schema, *pid, *now, *started);
+    let (everybody, courier, credentials) = (*everybody, *courier, chosen);
+    let part = Part { schema, version, pid, now, started, everybody, courier, providers, sites, credentials };
     // Only numbers, texts and times are in it.
     serde_json::to_string_pretty(&part).map_or_else(|_| String::new(), |text| text + "\n")
 }
@@ -131,10 +152,8 @@ fn page(status: &Status, chosen: &[&Credential], colour: Colour, width: Option<u
         text.push_str(&colour.line(credential, now, line));
         text.push('\n');
     }
-    for credential in chosen {
-        text.push_str(&trouble(credential, status.everybody, now));
-    }
-    text + &sites(status, chosen) + &foot(status)
+    let troubles: String = chosen.iter().map(|credential| trouble(credential, status.everybody, now)).collect();
+    text + &show::fold(&(troubles + &sites(status, chosen) + &foot(status)), width, 2)
 }
 
 /// Columns that say nothing here are left out; in a narrow terminal headings are short, and the provider is left out
@@ -276,7 +295,7 @@ fn foot(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::snapshot::{Issuer, SCHEMA, SiteStanding, Trouble};
+    use crate::core::snapshot::{SCHEMA, Trouble};
 
     const NOW: Timestamp = Timestamp(1_790_000_000_000);
 

@@ -1,11 +1,16 @@
 //! The control socket, beside the status socket: for root and the keeper's own uid (mode 0600, and the kernel's word
-//! on the peer). One JSON object on one line in, one out, then the end.
+//! on the peer). One JSON object on one line in, one out, then the end. Each caller has a thread of its own, because an
+//! issuer that does not answer holds up a revocation for [`ISSUERS_PATIENCE`], and another order must not wait for it.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
-    sync::mpsc::{Sender, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc::{Sender, SyncSender, sync_channel},
+    },
     time::Duration,
 };
 
@@ -21,6 +26,10 @@ use super::{driver::Input, status};
 const MAX_ORDER: u64 = 4096;
 /// How long a caller may take to say it, and the daemon to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Callers heard at once, and of these such that wait for an issuer.
+const CALLERS: usize = 64;
+const WAITING: usize = 48;
 
 /// How long the daemon may take where it asks an issuer.
 pub const ISSUERS_PATIENCE: Duration = Duration::from_secs(45);
@@ -74,43 +83,165 @@ pub enum Reply {
 /// The socket cannot be made there.
 pub fn start(path: &Path, inputs: Sender<Input>) -> io::Result<()> {
     let listener = status::bind(path, 0o600)?;
+    let desk = Desk { inputs, callers: Count::default(), waiting: Count::default() };
     std::thread::Builder::new().name("control".into()).stack_size(128 * 1024).spawn(move || {
-        // One after another: admins are few.
         for caller in listener.incoming() {
-            match caller.and_then(|caller| serve(&caller, &inputs)) {
-                Ok(()) => {}
-                Err(error) => {
+            let (Ok(caller), Some(place)) = (caller, desk.callers.place(CALLERS)) else {
+                // Out of descriptors, or of places: those of the moment give theirs back.
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            };
+            let desk = desk.clone();
+            let spawned = std::thread::Builder::new().name("order".into()).stack_size(128 * 1024).spawn(move || {
+                let _place = place;
+                if let Err(error) = desk.serve(&caller) {
                     tracing::debug!(%error, "an order was not heard out");
-                    std::thread::sleep(Duration::from_millis(50));
                 }
+            });
+            if let Err(error) = spawned {
+                tracing::debug!(%error, "no thread for an order");
             }
         }
     })?;
     Ok(())
 }
 
-fn serve(mut caller: &UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
-    let uid = getsockopt(&caller, PeerCredentials)?.uid();
-    if uid != 0 && uid != geteuid().as_raw() {
-        return Err(io::ErrorKind::PermissionDenied.into());
+/// How many there are of something.
+#[derive(Debug, Clone, Default)]
+struct Count(Arc<AtomicUsize>);
+
+/// One of them, as long as it is held.
+struct Place(Count);
+
+impl Count {
+    /// One more, if there are fewer than `most`.
+    fn place(&self, most: usize) -> Option<Place> {
+        let more = |count: usize| (count < most).then_some(count + 1);
+        self.0.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Place(self.clone()))
     }
-    caller.set_read_timeout(Some(PATIENCE))?;
-    caller.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new(caller.take(MAX_ORDER)).read_line(&mut line)?;
-    let reply = match serde_json::from_str::<Order>(&line) {
-        Ok(order) => {
-            tracing::info!(uid, ?order, "order");
-            let patience = if matches!(order, Order::Revoke { .. }) { ISSUERS_PATIENCE } else { PATIENCE };
-            let (sender, answer): (SyncSender<Reply>, _) = sync_channel(1);
-            inputs
-                .send(Input::Order { uid, order, reply: sender })
-                .map_err(|_| io::Error::other("the daemon stops"))?;
-            answer.recv_timeout(patience).map_err(io::Error::other)?
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What the threads share.
+#[derive(Clone)]
+struct Desk {
+    inputs: Sender<Input>,
+    callers: Count,
+    waiting: Count,
+}
+
+impl Desk {
+    fn serve(&self, mut caller: &UnixStream) -> io::Result<()> {
+        let uid = getsockopt(&caller, PeerCredentials)?.uid();
+        if uid != 0 && uid != geteuid().as_raw() {
+            return Err(io::ErrorKind::PermissionDenied.into());
         }
-        Err(error) => Reply::Refused { why: format!("not an order: {error}") },
-    };
-    let mut text = serde_json::to_vec(&reply)?;
-    text.push(b'\n');
-    caller.write_all(&text)
+        caller.set_read_timeout(Some(PATIENCE))?;
+        caller.set_write_timeout(Some(PATIENCE))?;
+        let mut line = String::new();
+        BufReader::new(caller.take(MAX_ORDER)).read_line(&mut line)?;
+        let reply = match serde_json::from_str::<Order>(&line) {
+            Ok(order) => self.order(uid, order)?,
+            Err(error) => Reply::Refused { why: format!("not an order: {error}") },
+        };
+        let mut text = serde_json::to_vec(&reply)?;
+        text.push(b'\n');
+        caller.write_all(&text)
+    }
+
+    fn order(&self, uid: u32, order: Order) -> io::Result<Reply> {
+        tracing::info!(uid, ?order, "order");
+        let asks_issuer = matches!(order, Order::Revoke { .. });
+        let _waiting = if asks_issuer {
+            let Some(place) = self.waiting.place(WAITING) else {
+                let why = format!("{WAITING} revocations wait for their issuers already; try again in a minute");
+                return Ok(Reply::Refused { why });
+            };
+            Some(place)
+        } else {
+            None
+        };
+        let patience = if asks_issuer { ISSUERS_PATIENCE } else { PATIENCE };
+        let (sender, answer): (SyncSender<Reply>, _) = sync_channel(1);
+        self.inputs
+            .send(Input::Order { uid, order, reply: sender })
+            .map_err(|_| io::Error::other("the daemon stops"))?;
+        answer.recv_timeout(patience).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::channel, time::Instant};
+
+    use super::*;
+
+    fn ask(path: &Path, order: &str) -> Reply {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(format!("{order}\n").as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    const REVOKE: &str = r#"{"do":"revoke","user":"alice","credential":"grid"}"#;
+    const RENEW: &str = r#"{"do":"renew","user":"alice","credential":null}"#;
+
+    #[test]
+    fn a_revocation_whose_issuer_does_not_answer_holds_up_no_other_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let (inputs, orders) = channel();
+        start(&path, inputs).unwrap();
+        // The driver: an issuer never answers a revocation, a renewal is taken at once.
+        std::thread::spawn(move || {
+            let mut held = Vec::new();
+            for input in orders {
+                match input {
+                    Input::Order { order: Order::Renew { .. }, reply, .. } => {
+                        reply.send(Reply::Done { credentials: 1 }).unwrap();
+                    }
+                    Input::Order { reply, .. } => held.push(reply),
+                    _ => {}
+                }
+            }
+        });
+        let stuck: Vec<UnixStream> = (0..WAITING)
+            .map(|_| {
+                let mut stream = UnixStream::connect(&path).unwrap();
+                stream.write_all(format!("{REVOKE}\n").as_bytes()).unwrap();
+                stream
+            })
+            .collect();
+        // One who says nothing is there, too.
+        let silent = UnixStream::connect(&path).unwrap();
+        let began = Instant::now();
+        assert_eq!(ask(&path, RENEW), Reply::Done { credentials: 1 });
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        let end = Instant::now() + Duration::from_secs(10);
+        let refused = loop {
+            match ask(&path, REVOKE) {
+                Reply::Refused { why } => break why,
+                Reply::Done { .. } => assert!(Instant::now() < end),
+            }
+        };
+        assert!(refused.contains("try again in a minute"), "{refused}");
+        drop((stuck, silent));
+        assert!(matches!(ask(&path, "nonsense"), Reply::Refused { .. }));
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_dropped() {
+        let count = Count::default();
+        let one = count.place(1).unwrap();
+        assert!(count.place(1).is_none());
+        drop(one);
+        assert!(count.place(1).is_some());
+    }
 }

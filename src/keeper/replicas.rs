@@ -50,7 +50,7 @@ use crate::{
     spool::Spool,
 };
 
-/// How often the same error of the same replica is told.
+/// How often the same error of the same withdrawal is told.
 const TOLD: u32 = 3;
 /// How long a user's groups are believed.
 const GROUPS_LIFE: Duration = Duration::from_secs(600);
@@ -246,6 +246,8 @@ struct Desk {
     seen: BTreeMap<CredentialId, Read>,
     groups: HashMap<UserName, (Instant, BTreeSet<String>)>,
     errors: BTreeMap<(CredentialId, usize), String>,
+    /// The same error of the same replica is told once an hour.
+    told: BTreeMap<(CredentialId, usize), Once<Kind>>,
     deliveries: Deliveries,
     board: Board,
     /// Until then nothing was tried yet.
@@ -317,6 +319,7 @@ impl Desk {
             seen: BTreeMap::new(),
             groups: HashMap::new(),
             errors: BTreeMap::new(),
+            told: BTreeMap::new(),
             deliveries: Deliveries::new(ears, board.clone()),
             board,
             started: now.wall,
@@ -494,6 +497,7 @@ impl Desk {
         self.withdraw(id, &[]);
         self.seen.remove(id);
         self.errors.retain(|(one, _), _| one != id);
+        self.told.retain(|(one, _), _| one != id);
         self.journal.forget(id);
         self.deliveries.forget(id);
         self.board.remove(id);
@@ -733,6 +737,7 @@ impl Desk {
                 let ((user, service, handle), (site, kind)) = (names(&id), site(index));
                 tracing::info!(user, service, handle, site, kind, generation, after_failures, "replicated");
                 self.errors.remove(&(id.clone(), index));
+                self.told.remove(&(id.clone(), index));
                 changed.insert(id);
             }
             Announcement::Failed { number, id, site: index, generation, error, times, next_in } => {
@@ -741,7 +746,8 @@ impl Desk {
                 }
                 let ((user, service, handle), (site, _)) = (names(&id), site(index));
                 let (next_in, kind, detail) = (next_in.as_secs(), error.kind, error.detail.as_str());
-                if kind == Kind::ReplicatorLost || times > TOLD {
+                let news = self.told.entry((id.clone(), index)).or_default().tell(self.clock.now().tick, kind);
+                if kind == Kind::ReplicatorLost || !news {
                     tracing::debug!(user, service, handle, site, %kind, generation, times, next_in, detail, "not replicated");
                 } else {
                     tracing::warn!(user, service, handle, site, %kind, generation, times, next_in, detail, "not replicated");

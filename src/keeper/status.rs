@@ -3,9 +3,10 @@
 //! The kernel says who the reader is (`SO_PEERCRED`): root, condor and the keeper's own uid see everybody's
 //! credentials, a user sees the own ones. The loop is asked for rows only; making JSON of them and waiting for a slow
 //! reader happen here, on threads that are few, short-lived and bounded in time. Readers beyond that number wait in
-//! the socket's queue.
+//! line; some places are for those who see everything alone, so that no user's idle connections keep an admin out.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     io::Write as _,
     os::unix::{
@@ -14,7 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{Sender, sync_channel},
     },
     time::{Duration, Instant},
@@ -30,8 +31,12 @@ use crate::core::{id::UserName, snapshot::Status};
 
 /// Readers served at once.
 const READERS: usize = 64;
-/// Of these, one user's: more are turned away, so that nobody keeps the others out.
+/// Of these, users: the other places are for those who see everything.
+const USERS: usize = 56;
+/// One user's readers, inside and in line: more are turned away, so that nobody keeps the others out.
 const READERS_OF_A_USER: usize = 8;
+/// Readers in line of either sort; beyond that users are turned away, and the others wait in the socket's queue.
+const LINE: usize = 1024;
 /// How long the loop may take to answer.
 const ASK: Duration = Duration::from_secs(2);
 /// How long a reader may take to read.
@@ -48,9 +53,63 @@ struct Desk {
     /// uids that see everything.
     trusted: Vec<u32>,
     everybody: Mutex<Cached>,
-    /// uids of the readers of the moment.
-    busy: Mutex<Vec<u32>>,
+    line: Mutex<Line<UnixStream>>,
     done: Condvar,
+}
+
+/// Who is inside, and who waits.
+#[derive(Debug)]
+struct Line<R> {
+    /// uids of those inside, and whether they see everything.
+    inside: Vec<(u32, bool)>,
+    trusted: VecDeque<(R, u32)>,
+    users: VecDeque<(R, u32)>,
+}
+
+impl<R> Default for Line<R> {
+    fn default() -> Self {
+        Self { inside: Vec::new(), trusted: VecDeque::new(), users: VecDeque::new() }
+    }
+}
+
+impl<R> Line<R> {
+    /// Put a reader in line; one that is turned away comes back.
+    fn arrive(&mut self, reader: R, uid: u32, trusted: bool) -> Result<(), R> {
+        if trusted {
+            self.trusted.push_back((reader, uid));
+            return Ok(());
+        }
+        let inside = self.inside.iter().filter(|(one, _)| *one == uid).count();
+        let waiting = self.users.iter().filter(|(_, one)| *one == uid).count();
+        if inside + waiting >= READERS_OF_A_USER || self.users.len() >= LINE {
+            return Err(reader);
+        }
+        self.users.push_back((reader, uid));
+        Ok(())
+    }
+
+    /// The next one who may come in: those who see everything first.
+    fn next(&mut self) -> Option<(R, u32, bool)> {
+        let users = self.inside.iter().filter(|(_, trusted)| !trusted).count();
+        let (reader, uid, trusted) = if self.inside.len() >= READERS {
+            return None;
+        } else if let Some((reader, uid)) = self.trusted.pop_front() {
+            (reader, uid, true)
+        } else if users < USERS {
+            let (reader, uid) = self.users.pop_front()?;
+            (reader, uid, false)
+        } else {
+            return None;
+        };
+        self.inside.push((uid, trusted));
+        Some((reader, uid, trusted))
+    }
+
+    fn leave(&mut self, uid: u32, trusted: bool) {
+        if let Some(at) = self.inside.iter().position(|one| *one == (uid, trusted)) {
+            self.inside.swap_remove(at);
+        }
+    }
 }
 
 /// Listen on `path`; `trusted` uids see everybody's credentials.
@@ -63,7 +122,7 @@ pub fn start(path: &Path, trusted: Vec<u32>, inputs: Sender<Input>) -> io::Resul
         inputs,
         trusted,
         everybody: Mutex::new(None),
-        busy: Mutex::new(Vec::new()),
+        line: Mutex::new(Line::default()),
         done: Condvar::new(),
     });
     std::thread::Builder::new().name("status".into()).stack_size(128 * 1024).spawn(move || {
@@ -74,19 +133,15 @@ pub fn start(path: &Path, trusted: Vec<u32>, inputs: Sender<Input>) -> io::Resul
                 continue;
             };
             let Ok(uid) = getsockopt(&reader, PeerCredentials).map(|peer| peer.uid()) else { continue };
-            if !desk.enter(uid) {
-                continue;
-            }
-            let inside = Arc::clone(&desk);
-            let spawned =
-                std::thread::Builder::new().name("status-reader".into()).stack_size(128 * 1024).spawn(move || {
-                    if let Err(error) = inside.serve(&reader, uid) {
-                        tracing::debug!(%error, uid, "a reader of the status got nothing");
-                    }
-                    inside.leave(uid);
-                });
+            let Some(first) = desk.arrive(reader, uid) else { continue };
+            let ((_, uid, trusted), inside) = (&first, Arc::clone(&desk));
+            let (uid, trusted) = (*uid, *trusted);
+            let spawned = std::thread::Builder::new()
+                .name("status-reader".into())
+                .stack_size(128 * 1024)
+                .spawn(move || inside.serve_all(first));
             if spawned.is_err() {
-                desk.leave(uid);
+                desk.open().leave(uid, trusted);
             }
         }
     })?;
@@ -120,24 +175,34 @@ pub fn control_path(status: &Path) -> PathBuf {
 }
 
 impl Desk {
-    /// A place for a reader, once one is free; false: this user has enough of them.
-    fn enter(&self, uid: u32) -> bool {
-        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = busy.iter().filter(|one| **one == uid).count();
-        if own >= READERS_OF_A_USER && !self.trusted.contains(&uid) {
-            return false;
-        }
-        let mut busy = self.done.wait_while(busy, |busy| busy.len() >= READERS).unwrap_or_else(PoisonError::into_inner);
-        busy.push(uid);
-        true
+    fn open(&self) -> MutexGuard<'_, Line<UnixStream>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave(&self, uid: u32) {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = busy.iter().position(|one| *one == uid) {
-            busy.swap_remove(at);
+    /// A reader comes; whoever may come in now needs a thread.
+    fn arrive(&self, reader: UnixStream, uid: u32) -> Option<(UnixStream, u32, bool)> {
+        let full = |line: &mut Line<UnixStream>| line.trusted.len() >= LINE;
+        let mut line = self.done.wait_while(self.open(), full).unwrap_or_else(PoisonError::into_inner);
+        if line.arrive(reader, uid, self.trusted.contains(&uid)).is_err() {
+            tracing::debug!(uid, "a reader of the status was turned away: this user has enough of them");
         }
-        self.done.notify_one();
+        line.next()
+    }
+
+    /// One reader after the other, as long as some wait.
+    fn serve_all(&self, first: (UnixStream, u32, bool)) {
+        let mut next = Some(first);
+        while let Some((reader, uid, trusted)) = next {
+            if let Err(error) = self.serve(&reader, uid) {
+                tracing::debug!(%error, uid, "a reader of the status got nothing");
+            }
+            drop(reader);
+            let mut line = self.open();
+            line.leave(uid, trusted);
+            next = line.next();
+            drop(line);
+            self.done.notify_one();
+        }
     }
 
     fn serve(&self, reader: &UnixStream, uid: u32) -> io::Result<()> {
@@ -199,4 +264,49 @@ pub fn trusted(condor: Option<u32>) -> Vec<u32> {
     let mut uids = vec![0, geteuid().as_raw()];
     uids.extend(condor);
     uids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_that_fill_their_places_keep_no_admin_out_and_nobody_keeps_out_others() {
+        let mut line = Line::default();
+        // Ten users, ten connections each: eight of each are taken, and 56 are inside.
+        let taken = (0..100).filter(|n| line.arrive(*n, 1000 + n / 10, false).is_ok()).count();
+        assert_eq!(taken, 10 * READERS_OF_A_USER);
+        let mut inside = Vec::new();
+        while let Some((_, uid, trusted)) = line.next() {
+            inside.push((uid, trusted));
+        }
+        assert_eq!(inside.len(), USERS);
+        // The admin comes in at once, however many users wait.
+        for n in 0..READERS - USERS {
+            line.arrive(1000 + u32::try_from(n).unwrap(), 0, true).unwrap();
+            assert!(matches!(line.next(), Some((_, 0, true))), "{n}");
+        }
+        assert_eq!(line.next(), None, "the house is full");
+        line.arrive(2000, 0, true).unwrap();
+        line.leave(inside[0].0, false);
+        assert!(matches!(line.next(), Some((2000, 0, true))), "and is first in line");
+        line.leave(inside[1].0, false);
+        line.leave(0, true);
+        let (_, uid, trusted) = line.next().unwrap();
+        assert!(uid >= 1000 && !trusted, "then users, too");
+    }
+
+    #[test]
+    fn a_user_s_ninth_reader_is_turned_away_until_one_has_left() {
+        let mut line = Line::default();
+        for n in 0..READERS_OF_A_USER {
+            line.arrive(n, 1000, false).unwrap();
+        }
+        assert_eq!(line.arrive(8, 1000, false), Err(8));
+        assert!(line.arrive(9, 1001, false).is_ok());
+        line.next().unwrap();
+        assert_eq!(line.arrive(8, 1000, false), Err(8), "inside counts, too");
+        line.leave(1000, false);
+        assert!(line.arrive(8, 1000, false).is_ok());
+    }
 }

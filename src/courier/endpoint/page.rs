@@ -191,15 +191,15 @@ fn provider(issuer: &Issuer, figures: Option<&ProviderFigures>, now: Timestamp) 
     html! {
         tr {
             th scope="row" { (issuer.provider) small { (issuer.kind) ": " (issuer.services.join(", ")) } }
-            td { @if issuer.down { (badge(Look::Bad, "down")) } @else { (badge(Look::Good, "answers")) } }
-            td class="number" { (figures.states.iter().sum::<u64>()) }
-            td class="number" { (parked + unusable) }
-            td class="number" { (retrying) }
-            td { (left(figures.soonest_expiry, now)) }
-            td class="number" { (figures.counts.renewed) }
-            td class="number" { (figures.counts.errors.values().sum::<u64>()) }
-            td class="number" { (figures.counts.latency.map_or_else(dash, |s| format!("{:.0} ms", s * 1000.0))) }
-            td class="number" { (usage.map_or_else(dash, |share| format!("{:.1} %", share * 100.0))) }
+            td data-label="Issuer" { @if issuer.down { (badge(Look::Bad, "down")) } @else { (badge(Look::Good, "answers")) } }
+            td class="number" data-label="Credentials" { (figures.states.iter().sum::<u64>()) }
+            td class="number" data-label="Need a person" { (parked + unusable) }
+            td class="number" data-label="Retrying" { (retrying) }
+            td data-label="First token ends" { (left(figures.soonest_expiry, now)) }
+            td class="number" data-label="Renewed" { (figures.counts.renewed) }
+            td class="number" data-label="Failed" { (figures.counts.errors.values().sum::<u64>()) }
+            td class="number" data-label="Answer time" { (figures.counts.latency.map_or_else(dash, |s| format!("{:.0} ms", s * 1000.0))) }
+            td class="number" data-label="Budget use" { (usage.map_or_else(dash, |share| format!("{:.1} %", share * 100.0))) }
         }
     }
 }
@@ -237,12 +237,12 @@ fn of_site(site: &SiteStanding, now: Timestamp) -> Markup {
     html! {
         tr {
             th scope="row" { (site.site) small { (site.kind) } }
-            td { (badge(look, word)) }
-            td class="number" { (site.replicas) }
-            td class="number" { (site.behind) }
-            td { (length(site.behind_since).unwrap_or_else(|| "–".into())) }
-            td { (length(site.confirmed).map_or_else(|| "–".into(), |text| format!("{text} ago"))) }
-            td class="error" {
+            td data-label="State" { (badge(look, word)) }
+            td class="number" data-label="Copies" { (site.replicas) }
+            td class="number" data-label="Behind" { (site.behind) }
+            td data-label="For" { (length(site.behind_since).unwrap_or_else(|| "–".into())) }
+            td data-label="Last confirmed" { (length(site.confirmed).map_or_else(|| "–".into(), |text| format!("{text} ago"))) }
+            td class="error" data-label="What is wrong, what to do" {
                 @if let Some(kind) = site.error {
                     @let words = advice(kind);
                     code { (kind) } " " (words.meaning)
@@ -291,11 +291,11 @@ fn credential(one: &Credential, now: Timestamp) -> Markup {
     html! {
         tr {
             th scope="row" { (one.name()) small { (one.provider) } }
-            td { (badge(look(one, now), &show::state(one, now))) }
-            td { (left(one.expires, now)) }
-            td { (next) }
-            td { (left(one.refresh_token_expires, now)) }
-            td class="error" {
+            td data-label="State" { (badge(look(one, now), &show::state(one, now))) }
+            td data-label="Token left" { (left(one.expires, now)) }
+            td data-label="Next renewal" { (next) }
+            td data-label="Refresh token left" { (left(one.refresh_token_expires, now)) }
+            td class="error" data-label="What is wrong, what to do" {
                 @if let Some(error) = &one.error {
                     code { (error.kind) } " " (advice(error.kind).meaning)
                     @if error.times > 1 { " (" (error.times) " times)" }

@@ -77,6 +77,9 @@ impl Finding {
     }
 }
 
+/// Where the words begin in a line of [`text`].
+pub const INDENT: usize = 11;
+
 /// For people.
 #[must_use]
 pub fn text(findings: &[Finding]) -> String {

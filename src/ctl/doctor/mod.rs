@@ -31,6 +31,7 @@ use crate::{
         self, Sources,
         settings::{Provider, ProviderKind},
     },
+    ctl::show,
     error::exit,
 };
 
@@ -39,7 +40,11 @@ use crate::{
 pub fn run(args: cli::Doctor) -> ExitCode {
     let findings = examine(&Sources::of_user(args.config));
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failed);
-    let text = if args.json { finding::json(&findings) } else { finding::text(&findings) };
+    let text = if args.json {
+        finding::json(&findings)
+    } else {
+        show::fold(&finding::text(&findings), show::width_of_stdout(), finding::INDENT)
+    };
     // Nobody is left to tell if standard output is closed.
     io::stdout().lock().write_all(text.as_bytes()).ok();
     ExitCode::from(if failed { exit::FAILED } else { exit::OK })
