@@ -1,9 +1,11 @@
 //! File work on a few threads, so that one slow flush delays no other credential. Every job ends in one [`Input`]. A
-//! rotated refresh token is written at once, by a thread that waits for no flush, and then takes its turn.
+//! rotated refresh token is written at once, by a thread that waits for no flush, and then takes its turn. What comes
+//! before an exchange waits for no flush either, or the issuer would be idle meanwhile; only when many flushes are due
+//! it does, since a token that waits for its turn holds files open.
 
 use std::sync::{
-    Arc, Mutex,
-    mpsc::{Sender, channel},
+    Arc, Condvar, Mutex, PoisonError,
+    mpsc::{Receiver, Sender, channel},
 };
 
 use super::{
@@ -17,8 +19,12 @@ use crate::{
     spool::{Kept, PublishError, Refusal, Rotated, Seal, Spool},
 };
 
-/// Threads for file work: flushes overlap in the file system's journal.
-const THREADS: usize = 16;
+/// Threads that flush: flushes overlap in the file system's journal.
+const FLUSHING: usize = 16;
+/// Threads that read and reserve.
+const PREPARING: usize = 2;
+/// While so many jobs with a flush are due, no further exchange is prepared.
+const BEHIND: usize = 64;
 
 /// Space for a `.use` whose predecessor does not tell how large it will be.
 const USE_ROOM: usize = 4096;
@@ -71,9 +77,11 @@ pub enum Job {
 /// The pool.
 #[derive(Debug, Clone)]
 pub struct Disk {
-    jobs: Sender<Job>,
+    /// Before an exchange.
+    reading: Sender<Job>,
     /// Refresh tokens that came with an answer, for their first step.
     urgent: Sender<Job>,
+    flushing: Flushing,
 }
 
 impl Disk {
@@ -82,35 +90,100 @@ impl Disk {
     /// # Errors
     /// The system refuses a thread.
     pub fn start(spool: &Arc<Spool>, inputs: &Sender<Input>) -> std::io::Result<Self> {
-        let (jobs, queue) = channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        for n in 0..THREADS {
-            let (queue, spool, inputs) = (Arc::clone(&queue), Arc::clone(spool), inputs.clone());
-            thread(format!("disk-{n}"), move || {
-                while let Some(job) = queue.lock().ok().and_then(|queue| queue.recv().ok()) {
-                    if inputs.send(run(&spool, job)).is_err() {
-                        return;
-                    }
-                }
-            })?;
-        }
+        let (jobs, queue) = channel();
+        let flushing = Flushing { jobs, due: Arc::default() };
+        let due = Arc::clone(&flushing.due);
+        crew("disk", FLUSHING, queue, spool, inputs, move || due.one_less(), || {})?;
+        let (reading, queue) = channel();
+        let due = Arc::clone(&flushing.due);
+        crew("read", PREPARING, queue, spool, inputs, || {}, move || due.wait())?;
         let (urgent, arrived) = channel::<Job>();
-        let (spool, then) = (Arc::clone(spool), jobs.clone());
+        let (spool, then) = (Arc::clone(spool), flushing.clone());
         thread("disk-urgent".into(), move || {
             while let Ok(mut job) = arrived.recv() {
                 write(&spool, &mut job);
-                drop(then.send(job));
+                then.submit(job);
             }
         })?;
-        Ok(Self { jobs, urgent })
+        Ok(Self { reading, urgent, flushing })
     }
 
     /// Hand over a job.
     pub fn submit(&self, job: Job) {
-        let to = if matches!(job, Job::Keep { .. }) { &self.urgent } else { &self.jobs };
         // The threads end only with the process.
-        drop(to.send(job));
+        match job {
+            Job::Prepare { .. } | Job::Learn { .. } => drop(self.reading.send(job)),
+            Job::Keep { .. } => drop(self.urgent.send(job)),
+            Job::Publish { .. } => self.flushing.submit(job),
+        }
     }
+}
+
+/// The way to the threads that flush.
+#[derive(Debug, Clone)]
+struct Flushing {
+    jobs: Sender<Job>,
+    due: Arc<Due>,
+}
+
+impl Flushing {
+    fn submit(&self, job: Job) {
+        self.due.one_more();
+        drop(self.jobs.send(job));
+    }
+}
+
+/// How many jobs with a flush are due or under way.
+#[derive(Debug, Default)]
+struct Due {
+    number: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Due {
+    fn one_more(&self) {
+        *self.number.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn one_less(&self) {
+        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        *number = number.saturating_sub(1);
+        self.fewer.notify_all();
+    }
+
+    /// Until they are not too many.
+    fn wait(&self) {
+        let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.fewer.wait_while(number, |number| *number >= BEHIND));
+    }
+}
+
+/// So many threads that take jobs from one queue.
+fn crew(
+    name: &str,
+    many: usize,
+    queue: Receiver<Job>,
+    spool: &Arc<Spool>,
+    inputs: &Sender<Input>,
+    after: impl Fn() + Clone + Send + 'static,
+    before: impl Fn() + Clone + Send + 'static,
+) -> std::io::Result<()> {
+    let queue = Arc::new(Mutex::new(queue));
+    for n in 0..many {
+        let (queue, spool, inputs) = (Arc::clone(&queue), Arc::clone(spool), inputs.clone());
+        let (before, after) = (before.clone(), after.clone());
+        thread(format!("{name}-{n}"), move || {
+            while let Some(job) = queue.lock().ok().and_then(|queue| queue.recv().ok()) {
+                before();
+                let input = run(&spool, job);
+                after();
+                if inputs.send(input).is_err() {
+                    return;
+                }
+            }
+        })?;
+    }
+    Ok(())
 }
 
 fn thread(name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
