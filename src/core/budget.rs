@@ -34,6 +34,10 @@ pub struct Budget {
     /// While it is down: the next probe.
     probe_at: Tick,
     failing: BTreeSet<usize>,
+    /// Credentials for which our client was refused since the last proper answer.
+    refusing: BTreeSet<usize>,
+    /// The credential that was answered properly last.
+    good: Option<usize>,
     open_for: Option<Duration>,
     parked: bool,
 }
@@ -50,6 +54,8 @@ impl Budget {
             paused_until: Tick(0),
             probe_at: Tick(0),
             failing: BTreeSet::new(),
+            refusing: BTreeSet::new(),
+            good: None,
             open_for: None,
             parked: false,
         }
@@ -94,8 +100,16 @@ impl Budget {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// The issuer answered properly (a refusal of one credential is a proper answer): true if it had been down.
-    pub fn answered(&mut self) -> bool {
+    /// The issuer answered properly for credential `slot` (a refusal of one refresh token is a proper answer): true if
+    /// it had been down.
+    pub fn answered(&mut self, slot: usize) -> bool {
+        self.refusing.clear();
+        self.good = Some(slot);
+        self.reopen()
+    }
+
+    /// As if it had never failed: true if it had been down.
+    pub fn reopen(&mut self) -> bool {
         self.failing.clear();
         let was_down = self.is_open();
         self.parked = false;
@@ -128,7 +142,15 @@ impl Budget {
         self.paused_until = self.paused_until.max(now.plus(wait));
     }
 
-    /// Our client was refused: true the first time.
+    /// Our client was refused for credential `slot`: true if the issuer is parked with this one. While it serves the
+    /// client for other credentials, the fault is this one's: issuers answer so, too, if a token is another client's.
+    pub fn refused(&mut self, now: Tick, slot: usize) -> bool {
+        self.refusing.insert(slot);
+        let alone = self.good.is_none_or(|good| good == slot);
+        (self.parked || alone || self.refusing.len() > 1) && self.park(now)
+    }
+
+    /// Nothing but rare probes from now on: true the first time.
     pub fn park(&mut self, now: Tick) -> bool {
         self.probe_at = self.probe_at.max(now.plus(PARKED_PROBE));
         !std::mem::replace(&mut self.parked, true)
@@ -171,7 +193,7 @@ mod tests {
         budget.ended();
         assert!(!budget.failed(probe, 1, true));
         assert_eq!(budget.may_start(probe), Err(Some(probe.plus(RETRY_FIRST * 2))));
-        assert!(budget.answered());
+        assert!(budget.answered(1));
         assert_eq!(budget.may_start(probe), Ok(()));
     }
 }

@@ -18,7 +18,7 @@ pub use super::{
 use super::{
     budget::{Budget, Limits},
     id::{CredentialId, UserName},
-    roster::{Entry, Home, Roster, Wait},
+    roster::{Entry, Home, Place, Roster, Wait},
     schedule,
     time::{Now, Tick, Timestamp},
     top::Identity,
@@ -89,6 +89,8 @@ pub struct Planner {
     roster: Roster,
     keep_again: BTreeSet<(Tick, u64)>,
     budgets: Vec<Budget>,
+    /// Where each issuer's queue was left last.
+    probed: Vec<Option<Place>>,
     flights: BTreeMap<u64, Flight>,
     next_number: u64,
     next_issuer: usize,
@@ -110,6 +112,7 @@ impl Planner {
             roster: Roster::new(limits.len()),
             keep_again: BTreeSet::new(),
             budgets: limits.iter().map(|&limits| Budget::new(limits)).collect(),
+            probed: vec![None; limits.len()],
             flights: BTreeMap::new(),
             next_number: 1,
             next_issuer: 0,
@@ -417,15 +420,23 @@ impl Planner {
     }
 
     fn start(&mut self, now: Now, issuer: usize) -> Option<Action> {
-        let slot = self.roster.first(issuer)?.slot;
         let budget = self.budgets.get_mut(issuer)?;
         budget.may_start(now.tick).ok()?;
+        // Probes go round: one that always fails must not be the only one asked.
+        let place = match self.probed.get(issuer).copied().flatten().filter(|_| budget.is_open()) {
+            Some(last) => self.roster.after(issuer, last),
+            None => self.roster.first(issuer),
+        }?;
+        let slot = place.slot;
         let entry = self.roster.get(slot)?;
         let (id, identity) = (entry.id.clone(), entry.top.ok()?);
         let number = self.next_number;
         self.next_number += 1;
         self.roster.wait(slot, Wait::Flying(number));
         let probe = budget.started();
+        if let Some(probed) = self.probed.get_mut(issuer) {
+            *probed = Some(place);
+        }
         self.flights.insert(number, Flight { slot, provider: issuer, identity, probe, stage: Stage::Asked });
         Some(Action::Exchange { number, id, provider: issuer, identity })
     }
@@ -467,13 +478,13 @@ impl Planner {
         budget.ended();
         let down = match failure.map(|f| (f.kind, f.kind.class())) {
             None | Some((_, Class::Refused | Class::Slow)) => {
-                if !budget.answered() {
+                if !budget.answered(slot) {
                     return;
                 }
                 None
             }
             Some((kind, Class::Ours)) => {
-                if !budget.park(now.tick) {
+                if !budget.refused(now.tick, slot) {
                     return;
                 }
                 Some(kind)
@@ -647,9 +658,11 @@ impl Planner {
             Class::Transient => Some(schedule::retry_after(times, left, spread, wish)),
             // A file that cannot be read may become readable without any change of its own.
             Class::Input if kind == Kind::TopUnreadable => Some(schedule::slow_retry_after(times, wish)),
-            Class::Slow => Some(schedule::slow_retry_after(times, wish)),
-            // The provider's own probe decides; this one stays first in line.
-            Class::Ours => Some(schedule::RETRY_FIRST.max(wish.unwrap_or_default())),
+            // The provider's own probe decides.
+            Class::Ours if self.budgets.get(provider).is_some_and(Budget::is_open) => {
+                Some(schedule::RETRY_FIRST.max(wish.unwrap_or_default()))
+            }
+            Class::Slow | Class::Ours => Some(schedule::slow_retry_after(times, wish)),
             Class::Refused => match entry.refused_at {
                 Some(first) if now.tick.since(first) >= schedule::CONFIRM_AFTER => None,
                 first => {

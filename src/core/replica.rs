@@ -676,7 +676,7 @@ impl Replicas {
         }
         let error = match result {
             Ok(delivered) => {
-                if to.budget.answered() {
+                if to.budget.answered(slot) {
                     self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
                 }
                 let after_failures = std::mem::take(&mut row.failures);
@@ -782,7 +782,7 @@ impl Replicas {
             }
         }
         for (_, to) in self.sites.iter_mut().enumerate().filter(|(index, _)| site.is_none_or(|site| site == *index)) {
-            to.budget.answered();
+            to.budget.reopen();
         }
     }
 }

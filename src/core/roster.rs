@@ -1,7 +1,10 @@
 //! The credentials that the planner knows, and what each of them waits for. A credential is in exactly one [`Wait`];
 //! the indices (by wall time, by tick, the issuers' queues) hold it for that wait and for no other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use super::{
     id::{CredentialId, UserName},
@@ -313,6 +316,12 @@ impl Roster {
     /// Who is first in an issuer's queue.
     pub(super) fn first(&self, issuer: usize) -> Option<Place> {
         self.queues.get(issuer)?.first().copied()
+    }
+
+    /// Who comes after that place in an issuer's queue; after the last, who is first.
+    pub(super) fn after(&self, issuer: usize, place: Place) -> Option<Place> {
+        let queue = self.queues.get(issuer)?;
+        queue.range((Bound::Excluded(place), Bound::Unbounded)).next().or_else(|| queue.first()).copied()
     }
 
     /// What must hold after every event: one entry, one wait, and the indices agree.

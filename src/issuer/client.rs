@@ -117,15 +117,18 @@ pub fn scopes_supported(document: &[u8]) -> Option<Vec<String>> {
     serde_json::from_slice::<Scopes>(document).ok()?.scopes_supported
 }
 
-/// `Retry-After` as a delay: seconds, or an HTTP date.
+/// No `Retry-After` counts for more: a proxy's day, or a date in a wrong year, would let everybody's tokens expire.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
+
+/// `Retry-After` as a delay, seconds or an HTTP date, up to [`LONGEST_PAUSE`].
 #[must_use]
 pub fn retry_after(answer: &TokenAnswer, now: Timestamp) -> Option<Duration> {
     let text = answer.retry_after.as_deref()?.trim();
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
-    }
-    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(Timestamp(at.as_millisecond()).since(now))
+    let wait = match text.parse::<u32>() {
+        Ok(seconds) => Duration::from_secs(seconds.into()),
+        Err(_) => Timestamp(jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_millisecond()).since(now),
+    };
+    Some(wait.min(LONGEST_PAUSE))
 }
 
 /// The failures that say nothing about the credential: redirects, 429, 5xx.

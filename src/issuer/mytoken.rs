@@ -1,7 +1,7 @@
 //! A mytoken server's access-token endpoint (mytoken contract §2.6, §2.8, §4).
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::{TokenAnswer, TokenRequest, client, judge, oauth2};
@@ -33,22 +33,6 @@ pub fn request(provider: &Provider, grant: &Grant) -> TokenRequest {
     TokenRequest { authorization: None, content_type: "application/json", body: Zeroizing::new(body.to_string()) }
 }
 
-#[derive(Deserialize)]
-struct Good {
-    access_token: String,
-    token_type: Option<String>,
-    expires_in: Option<Value>,
-    scope: Option<Value>,
-    audience: Option<Value>,
-    #[serde(alias = "updated_token")]
-    token_update: Option<Update>,
-}
-
-#[derive(Deserialize)]
-struct Update {
-    mytoken: String,
-}
-
 /// What the answer means.
 ///
 /// # Errors
@@ -57,20 +41,18 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
     if !(200..300).contains(&answer.status) {
         return Err(refused(answer, now));
     }
-    let good: Good = serde_json::from_slice(&answer.body).map_err(|_| oauth2::not_a_token_answer(answer))?;
+    let good: Map<String, Value> =
+        serde_json::from_slice(&answer.body).map_err(|_| oauth2::not_a_token_answer(answer))?;
+    // Whatever else is wrong, an updated mytoken is not thrown away.
+    let update = good.get("token_update").or_else(|| good.get("updated_token"));
     let rotated =
-        match good.token_update.map(|update| Zeroizing::new(update.mytoken)) {
-            None => None,
-            Some(text) => Some(RefreshToken::parse(&text).map_err(|e| {
+        match update.and_then(|update| update.get("mytoken")).and_then(Value::as_str) {
+            None | Some("") => None,
+            Some(text) => Some(RefreshToken::parse(text).map_err(|e| {
                 ExchangeError::new(Kind::BadAnswer, format!("the updated mytoken cannot be stored: {e}"))
             })?),
         };
-    let claimed = oauth2::claimed(&good.access_token, good.token_type, good.expires_in.as_ref(), rotated)?;
-    let claimed = judge::Claimed {
-        scopes: judge::words(good.scope.as_ref()),
-        audience: judge::words(good.audience.as_ref()),
-        ..claimed
-    };
+    let claimed = oauth2::claimed(&good, rotated)?;
     judge::judge(provider, grant, claimed, now)
 }
 

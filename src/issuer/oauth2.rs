@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use url::form_urlencoded::{Serializer, byte_serialize};
 use zeroize::Zeroizing;
 
@@ -115,20 +115,6 @@ pub(super) fn show_client(oauth2: &OAuth2, form: &mut Serializer<'_, String>) ->
     None
 }
 
-/// RFC 6749 §5.1; numbers may come as strings.
-#[derive(Deserialize)]
-struct Good {
-    access_token: String,
-    #[serde(default)]
-    token_type: Option<String>,
-    expires_in: Option<Value>,
-    scope: Option<Value>,
-    audience: Option<Value>,
-    refresh_token: Option<String>,
-    #[serde(alias = "refresh_token_expires_in")]
-    refresh_expires_in: Option<Value>,
-}
-
 /// RFC 6749 §5.2.
 #[derive(Deserialize)]
 pub(super) struct Bad {
@@ -145,11 +131,12 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
     if !(200..300).contains(&answer.status) {
         return Err(refused(answer, now));
     }
-    let good: Good = serde_json::from_slice(&answer.body).map_err(|_| not_a_token_answer(answer))?;
-    let rotated = match good.refresh_token.map(Zeroizing::new) {
-        None => None,
-        Some(text) if text.as_str() == grant.refresh_token.expose() => None,
-        Some(text) => Some(RefreshToken::parse(&text).map_err(|e| {
+    // RFC 6749 §5.1, taken apart member by member: whatever else is wrong, a new refresh token is not thrown away.
+    let good: Map<String, Value> = serde_json::from_slice(&answer.body).map_err(|_| not_a_token_answer(answer))?;
+    let rotated = match good.get("refresh_token").and_then(Value::as_str) {
+        None | Some("") => None,
+        Some(text) if text == grant.refresh_token.expose() => None,
+        Some(text) => Some(RefreshToken::parse(text).map_err(|e| {
             ExchangeError::new(Kind::BadAnswer, format!("the new refresh token cannot be stored: {e}"))
         })?),
     };
@@ -157,13 +144,9 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
         let what = "the exchange gave no refresh token: our client may not have offline_access";
         return Err(ExchangeError::new(Kind::RequestRefused, what));
     }
-    let claimed = claimed(&good.access_token, good.token_type, good.expires_in.as_ref(), rotated)?;
-    let claimed = judge::Claimed {
-        scopes: judge::words(good.scope.as_ref()),
-        audience: judge::words(good.audience.as_ref()),
-        refresh_expires_in: good.refresh_expires_in.as_ref().and_then(seconds),
-        ..claimed
-    };
+    let refresh_ends = good.get("refresh_expires_in").or_else(|| good.get("refresh_token_expires_in"));
+    let refresh_expires_in = refresh_ends.and_then(seconds);
+    let claimed = judge::Claimed { refresh_expires_in, ..claimed(&good, rotated)? };
     judge::judge(provider, grant, claimed, now)
 }
 
@@ -179,23 +162,26 @@ fn seconds(value: &Value) -> Option<i64> {
 
 /// What both kinds' good answers have.
 pub(super) fn claimed(
-    access_token: &str,
-    token_type: Option<String>,
-    expires_in: Option<&Value>,
+    good: &Map<String, Value>,
     rotated: Option<RefreshToken>,
 ) -> Result<judge::Claimed, ExchangeError> {
-    let access_token = AccessToken::parse(access_token).map_err(|e| {
-        let mut error = ExchangeError::new(Kind::BadAnswer, format!("access_token: {e}"));
-        error.rotated.clone_from(&rotated);
+    let bad = |what: String, rotated: &Option<RefreshToken>| {
+        let mut error = ExchangeError::new(Kind::BadAnswer, what);
+        error.rotated.clone_from(rotated);
         error
-    })?;
+    };
+    let Some(text) = good.get("access_token").and_then(Value::as_str) else {
+        return Err(bad("the issuer's answer has no access_token".into(), &rotated));
+    };
+    let access_token = AccessToken::parse(text).map_err(|e| bad(format!("access_token: {e}"), &rotated))?;
+    let token_type = good.get("token_type").and_then(Value::as_str).filter(|text| !text.is_empty());
     Ok(judge::Claimed {
         access_token,
-        token_type: token_type.filter(|t| !t.is_empty()).unwrap_or_else(|| "Bearer".into()),
-        expires_in: expires_in.and_then(seconds),
+        token_type: token_type.unwrap_or("Bearer").into(),
+        expires_in: good.get("expires_in").and_then(seconds),
         refresh_expires_in: None,
-        scopes: None,
-        audience: None,
+        scopes: judge::words(good.get("scope")),
+        audience: judge::words(good.get("audience")),
         rotated,
     })
 }
@@ -213,8 +199,9 @@ pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
     let Ok(bad) = serde_json::from_slice::<Bad>(&answer.body) else { return not_a_token_answer(answer) };
     let description = bad.error_description.unwrap_or_default();
     let kind = match bad.error.as_str() {
-        "invalid_grant" if description.to_ascii_lowercase().contains("expired") => Kind::Expired,
-        "invalid_grant" => Kind::Revoked,
+        // Some issuers call a refresh token that is dead or unknown an invalid token.
+        "invalid_grant" | "invalid_token" if description.to_ascii_lowercase().contains("expired") => Kind::Expired,
+        "invalid_grant" | "invalid_token" => Kind::Revoked,
         "invalid_client" | "unauthorized_client" => Kind::ClientRefused,
         "invalid_scope" | "invalid_request" | "invalid_target" | "unsupported_grant_type" => Kind::RequestRefused,
         "temporarily_unavailable" | "server_error" => Kind::ServerError,

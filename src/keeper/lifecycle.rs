@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
-        Arc,
+        Arc, OnceLock,
         mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant},
@@ -79,6 +79,10 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let log = log::start(&log_target(args, &settings), settings.daemon.log_format, "evercred")
         .map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
+    let (inputs, queue) = channel();
+    // Before there is a `pid`: whoever reads it may signal at once.
+    let at_work = Arc::new(OnceLock::new());
+    signals(inputs.clone(), Arc::clone(&at_work)).map_err(failed)?;
     let mut audit_log = settings.daemon.audit_log.clone();
     let audit = Audit::start(audit_log.as_deref())
         .map_err(|error| Report::of(&error, exit::LOG).advise("correct `audit_log` in [daemon], or its directory"))?;
@@ -89,6 +93,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let directory = settings.daemon.credential_directory.clone();
     let open = if settings.daemon.share_directory { Spool::open_beside } else { Spool::open };
     let spool = Arc::new(open(&directory, Owners { accepted }).map_err(failed)?);
+    let _retires = Retires(Arc::clone(&spool));
+    let _only_once = at_work.set(Arc::clone(&spool));
     for (id, result) in spool.recovered() {
         match result {
             Ok(()) => {
@@ -106,8 +112,6 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         "started"
     );
     let clock = Clock::new();
-    let (inputs, queue) = channel();
-    signals(inputs.clone()).map_err(failed)?;
     let (hangups, hung_up) = channel();
     let (looks, look_queue) = channel();
     sockets(&settings, condor, &inputs)?;
@@ -185,10 +189,18 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
     replication.stop();
-    spool.retire();
     audit.flush(LAST_LINES);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// However the run ends, with threads that still hold the spool: no `pid` and no reserved space stay behind.
+struct Retires(Arc<Spool>);
+
+impl Drop for Retires {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
 }
 
 /// After a reload: the audit log may be another one.
@@ -372,7 +384,8 @@ fn start_scanner(
         .map_err(failed)
 }
 
-fn signals(inputs: Sender<Input>) -> std::io::Result<()> {
+/// Signals become inputs; the second one that ends us does so at once. `at_work`: the spool, once it is open.
+fn signals(inputs: Sender<Input>, at_work: Arc<OnceLock<Arc<Spool>>>) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT])?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -381,6 +394,9 @@ fn signals(inputs: Sender<Input>) -> std::io::Result<()> {
             if signal == SIGHUP {
                 drop(inputs.send(Input::Hangup));
             } else if std::mem::replace(&mut stopping, true) {
+                if let Some(spool) = at_work.get() {
+                    spool.retire();
+                }
                 std::process::exit(i32::from(exit::OK));
             } else {
                 drop(inputs.send(Input::Stop));
@@ -440,9 +456,10 @@ fn fingerprint(settings: &Settings) -> Vec<u8> {
     }
     for provider in &settings.providers {
         hash.update(format!("{:?}", provider.fernet_key_file));
-        // A key may be replaced in its place.
-        let key = provider.fernet_key_file.as_ref().and_then(|path| std::fs::read(path).ok());
-        hash.update(&*zeroize::Zeroizing::new(key.unwrap_or_default()));
+        // A key and certificates may be replaced in their place.
+        for path in [&provider.fernet_key_file, &provider.ca_file].into_iter().flatten() {
+            hash.update(&*zeroize::Zeroizing::new(std::fs::read(path).unwrap_or_default()));
+        }
     }
     hash.update(format!("{:?}", settings.daemon));
     hash.finalize().to_vec()

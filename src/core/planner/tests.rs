@@ -376,6 +376,33 @@ proptest! {
     }
 
     #[test]
+    fn rule_6_one_credential_for_which_the_client_is_refused_stops_nobody_else(
+        life in prop::sample::select(vec![20 * MINUTE, HOUR, 6 * HOUR]),
+        from_the_start: bool,
+        mood in prop::sample::select(vec![Mood::RefusesClient, Mood::Failing]),
+        bad in 0..6_usize,
+    ) {
+        let mut world = if from_the_start {
+            let mut world = World::new(6, [PLENTY; 2], [life; 2], 0);
+            world.op(&Op::CredentialMood(bad, mood));
+            (0..6).for_each(|who| world.op(&Op::Store(who, true)));
+            world.pass(HOUR);
+            world
+        } else {
+            let mut world = peaceful([life; 2], 0);
+            world.pass(MINUTE);
+            world.op(&Op::CredentialMood(bad, mood));
+            world
+        };
+        for _ in 0..100 {
+            world.pass(life / 10);
+            prop_assert!(world.dead().iter().all(|who| *who == bad), "{:?} died of {bad}", world.dead());
+        }
+        let parked = of(&world.history, |n| matches!(n, Note::Issuer { down: Some(Kind::ClientRefused), .. }).then_some(()));
+        prop_assert!(parked.len() <= 1, "parked {} times", parked.len());
+    }
+
+    #[test]
     fn rule_7_no_step_of_the_wall_clock_lets_a_token_expire_or_causes_more_than_one_renewal(
         steps in prop::collection::vec((0..HOUR, prop_oneof![-200_000_000_000..200_000_000_000_i64, -5000..5000_i64]), 0..10),
         life in prop::sample::select(vec![MINUTE, 20 * MINUTE, HOUR, 6 * HOUR]),
