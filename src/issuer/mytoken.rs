@@ -1,6 +1,5 @@
 //! A mytoken server's access-token endpoint (mytoken contract §2.6, §2.8, §4).
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 

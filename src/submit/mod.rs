@@ -133,22 +133,19 @@ fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
     }
     foreign::check(&foreign, settings)?;
     let elsewhere = remote::check()?;
-    if !ours.is_empty() {
-        let cancelled = cancelled()?;
-        let credd = Credd::find()?;
-        let keeper = || if elsewhere { None } else { known(settings) };
-        let counter = counter(&credd, &keeper, settings, &cancelled, false);
-        let provided = counter.provide(&ours, &mut human);
-        human.clear();
-        provided?;
-        let handed_on = foreign::hand_on(&foreign, settings, &mut human);
-        handed_on.map_err(|error| counter.given_up(error))?;
-    } else {
-        foreign::hand_on(&foreign, settings, &mut human)?;
+    if ours.is_empty() {
+        return foreign::hand_on(&foreign, settings, &mut human);
     }
-    if !ours.is_empty() {
-        human.tell(Event::Done);
-    }
+    let cancelled = cancelled()?;
+    let credd = Credd::find()?;
+    let keeper = || if elsewhere { None } else { known(settings) };
+    let counter = counter(&credd, &keeper, settings, &cancelled, false);
+    let provided = counter.provide(&ours, &mut human);
+    human.clear();
+    provided?;
+    let handed_on = foreign::hand_on(&foreign, settings, &mut human);
+    handed_on.map_err(|error| counter.given_up(error))?;
+    human.tell(Event::Done);
     Ok(())
 }
 

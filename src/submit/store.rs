@@ -6,7 +6,7 @@
 //! replaces a `.top` by a rename.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
@@ -226,7 +226,7 @@ impl Credd {
 }
 
 /// `_CONDOR_KNOB`
-fn is_knob(name: &OsString) -> bool {
+fn is_knob(name: &OsStr) -> bool {
     name.as_encoded_bytes().get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"_CONDOR_"))
 }
 
