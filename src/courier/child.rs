@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::frame::{self, MAX_FRAME};
+use crate::error::exit;
 
 /// The keeper's end. Signals of the terminal's foreground group are the keeper's business: they are blocked.
 ///
@@ -60,7 +61,11 @@ where
     stream.set_nonblocking(true)?;
     let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
-    let sender = tokio::spawn(send(FramedWrite::new(writer, codec.clone()), answers));
+    let sending = send(FramedWrite::new(writer, codec.clone()), answers);
+    let sender = tokio::spawn(async move {
+        // Alive without a voice, it would hold up everybody: the keeper starts another.
+        sending.await.inspect_err(|_| std::process::exit(i32::from(exit::FAILED)))
+    });
     Ok((Requests(FramedRead::new(reader, codec)), sender))
 }
 

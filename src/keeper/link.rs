@@ -3,7 +3,7 @@
 //! reported as lost. There are two such processes, the courier and the replicator: each is a [`Peer`].
 
 use std::{
-    io,
+    io::{self, Write},
     net::Shutdown,
     os::{fd::OwnedFd, unix::net::UnixStream, unix::process::CommandExt},
     process::{Command, Stdio},
@@ -156,14 +156,15 @@ impl Link {
     /// Send one frame.
     ///
     /// # Errors
-    /// It is down; the supervisor will say so, too.
+    /// It is down, the supervisor will say so, too; or the frame is too large, which harms no other.
     pub fn send(&self, frame: &impl Serialize) -> io::Result<()> {
+        let bytes = frame::encode(frame)?;
         let mut shared = lock(&self.shared);
         let ready = shared.ready;
         let Some(stream) = shared.stream.as_mut().filter(|_| ready) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        frame::write(stream, frame).inspect_err(|_| drop(stream.shutdown(Shutdown::Both)))
+        stream.write_all(&bytes).inspect_err(|_| drop(stream.shutdown(Shutdown::Both)))
     }
 
     /// End it, and start no other.
