@@ -73,11 +73,11 @@ impl Courses {
         }
     }
 
-    /// The access token goes to the disk.
-    pub fn publishing(&mut self, now: Timestamp, number: u64) {
-        if let Some((_, renewal)) = self.under_way.get_mut(&number) {
-            renewal.publish = Some((now, now));
-        }
+    /// The access token goes to the disk: whose it is, and the numbers of its trace.
+    pub fn publishing(&mut self, now: Timestamp, number: u64) -> Option<(CredentialId, Trace)> {
+        let (id, renewal) = self.under_way.get_mut(&number)?;
+        renewal.publish = Some((now, now));
+        Some((id.clone(), renewal.trace))
     }
 
     /// What failed, if it was not the exchange.
@@ -87,13 +87,13 @@ impl Courses {
         }
     }
 
-    /// It ended: whose it was, and its course.
-    pub fn ended(&mut self, now: Timestamp, number: u64) -> Option<(CredentialId, Renewal)> {
-        let (id, mut renewal) = self.under_way.remove(&number)?;
+    /// It ended: its course.
+    pub fn ended(&mut self, now: Timestamp, number: u64) -> Option<Renewal> {
+        let (_, mut renewal) = self.under_way.remove(&number)?;
         renewal.ended = now;
         if let Some((_, end)) = &mut renewal.publish {
             *end = now;
         }
-        Some((id, renewal))
+        Some(renewal)
     }
 }

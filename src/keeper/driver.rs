@@ -692,17 +692,17 @@ impl Driver {
             }
             Action::Publish { number, identity, issued } => {
                 if let Some(held) = self.held.remove(&number) {
-                    self.courses.publishing(now.wall, number);
+                    if let Some((id, trace)) = self.courses.publishing(now.wall, number) {
+                        // Before anybody can see the file: deliveries may begin at the first sight of it.
+                        self.replication.tell(replicas::Told::Traced(id, trace));
+                    }
                     self.disk.submit(Job::Publish { number, identity, held, issued });
                 }
             }
             Action::Discard { number } => {
                 self.announcer.tally.discarded(number);
                 self.held.remove(&number);
-                if let Some((id, renewal)) = self.courses.ended(now.wall, number) {
-                    if renewal.publish.is_some() {
-                        self.replication.tell(replicas::Told::Traced(id, renewal.trace));
-                    }
+                if let Some(renewal) = self.courses.ended(now.wall, number) {
                     self.trace(Course::Renewal(renewal));
                 }
             }
