@@ -15,7 +15,7 @@
 //! can never replace what came after it; a Secret that does not exist is first made empty, for the same reason.
 //! Interrupted after that, the next delivery fills it.
 //!
-//! **The end.** Of a credential that left the spool the keys go ([`withdraw`]), and then the Secret, if we made it
+//! **The end.** Of a credential that left the spool the keys go (`withdraw`), and then the Secret, if we made it
 //! and nothing else is in it.
 
 use std::{
