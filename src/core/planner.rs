@@ -4,6 +4,9 @@
 //! its `Flight` lives until the answer is published, discarded or failed. A credential has at most one flight: a
 //! refresh token that may be rotated is never spent twice at once, whatever is seen, asked or stored meanwhile. There
 //! is no action that deletes a file.
+//!
+//! The file is long: each event's way through the stages of a flight is one function beside the next, and they are read
+//! against the eight rules together. What can be told apart (roster, budget, schedule, events, actions) has its own file.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

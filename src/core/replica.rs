@@ -6,6 +6,8 @@
 //! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
 //! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
 //! generation follows when that has ended. Each site has its own queue, budget and circuit.
+//!
+//! The file is long as the planner's is: the waits of one delivery are read together.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

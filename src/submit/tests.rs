@@ -1,5 +1,6 @@
 //! The cases as users see them, on a real terminal (a pty), with the embedded issuer. credd is stood in for by a script
 //! that answers as HTCondor 25.14.1 does; `tests/pool/e2e-storer` runs the same against the real one.
+//! The file is long: every case of the prompt, one after the other, on the same stand-in.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,5 @@
 //! The mytoken server below `/mytoken` (contract, sections 2 and 3). Its OpenID provider is the OAuth2 issuer beside it.
+//! The file is long: it has the whole of that protocol, one route after the other, and only this issuer speaks it.
 
 #![expect(clippy::result_large_err, reason = "the error is the answer itself, made once a request")]
 

@@ -2,6 +2,7 @@
 //! the planner asks, later, and as badly as the script says; what happened is written into a history.
 //!
 //! Issuer 0 rotates strictly: the refresh token of an exchange is dead when its answer leaves. Issuer 1 never rotates.
+//! The file is long: disk, courier and issuers share one clock, one queue of tasks and one history.
 
 use super::super::*;
 use crate::core::use_file::Use;
