@@ -3,12 +3,10 @@
 //! before an exchange waits for no flush either, or the issuer would be idle meanwhile; only when many flushes are due
 //! it does, since a token that waits for its turn holds files open.
 
-use std::sync::{
-    Arc, Condvar, Mutex, PoisonError,
-    mpsc::{Receiver, Sender, channel},
-};
+use std::sync::{Arc, mpsc::Sender};
 
 use super::{
+    crew::Crew,
     driver::{Held, Input, Owner},
     revoker,
 };
@@ -19,12 +17,12 @@ use crate::{
     spool::{Kept, PublishError, Refusal, Rotated, Seal, Spool},
 };
 
-/// Threads that flush: flushes overlap in the file system's journal.
-const FLUSHING: usize = 16;
+/// Threads that flush: those that wait at once share one commit of the file system's journal.
+const FLUSHING: usize = 64;
 /// Threads that read and reserve.
 const PREPARING: usize = 2;
 /// While so many jobs with a flush are due, no further exchange is prepared.
-const BEHIND: usize = 64;
+const BEHIND: usize = 128;
 
 /// Space for a `.use` whose predecessor does not tell how large it will be.
 const USE_ROOM: usize = 4096;
@@ -74,120 +72,47 @@ pub enum Job {
     },
 }
 
-/// The pool.
+/// The crews.
 #[derive(Debug, Clone)]
 pub struct Disk {
     /// Before an exchange.
-    reading: Sender<Job>,
+    reading: Crew<Job>,
     /// Refresh tokens that came with an answer, for their first step.
-    urgent: Sender<Job>,
-    flushing: Flushing,
+    urgent: Crew<Job>,
+    flushing: Crew<Job>,
 }
 
 impl Disk {
-    /// Start the threads.
-    ///
-    /// # Errors
-    /// The system refuses a thread.
-    pub fn start(spool: &Arc<Spool>, inputs: &Sender<Input>) -> std::io::Result<Self> {
-        let (jobs, queue) = channel();
-        let flushing = Flushing { jobs, due: Arc::default() };
-        let due = Arc::clone(&flushing.due);
-        crew("disk", FLUSHING, queue, spool, inputs, move || due.one_less(), || {})?;
-        let (reading, queue) = channel();
-        let due = Arc::clone(&flushing.due);
-        crew("read", PREPARING, queue, spool, inputs, || {}, move || due.wait())?;
-        let (urgent, arrived) = channel::<Job>();
-        let (spool, then) = (Arc::clone(spool), flushing.clone());
-        thread("disk-urgent".into(), move || {
-            while let Ok(mut job) = arrived.recv() {
-                write(&spool, &mut job);
-                then.submit(job);
-            }
-        })?;
-        Ok(Self { reading, urgent, flushing })
+    /// No thread is there before its first job.
+    #[must_use]
+    pub fn new(spool: &Arc<Spool>, inputs: &Sender<Input>) -> Self {
+        let worker = || {
+            let (spool, inputs) = (Arc::clone(spool), inputs.clone());
+            // The driver is gone only when the process ends.
+            move |job| drop(inputs.send(run(&spool, job)))
+        };
+        let flushing = Crew::new("flush", FLUSHING, worker());
+        let (due, read) = (flushing.clone(), worker());
+        let reading = Crew::new("read", PREPARING, move |job| {
+            due.wait_below(BEHIND);
+            read(job);
+        });
+        let (then, files) = (flushing.clone(), Arc::clone(spool));
+        let urgent = Crew::new("keep", 1, move |mut job| {
+            write(&files, &mut job);
+            then.submit(job);
+        });
+        Self { reading, urgent, flushing }
     }
 
     /// Hand over a job.
     pub fn submit(&self, job: Job) {
-        // The threads end only with the process.
         match job {
-            Job::Prepare { .. } | Job::Learn { .. } => drop(self.reading.send(job)),
-            Job::Keep { .. } => drop(self.urgent.send(job)),
+            Job::Prepare { .. } | Job::Learn { .. } => self.reading.submit(job),
+            Job::Keep { .. } => self.urgent.submit(job),
             Job::Publish { .. } => self.flushing.submit(job),
         }
     }
-}
-
-/// The way to the threads that flush.
-#[derive(Debug, Clone)]
-struct Flushing {
-    jobs: Sender<Job>,
-    due: Arc<Due>,
-}
-
-impl Flushing {
-    fn submit(&self, job: Job) {
-        self.due.one_more();
-        drop(self.jobs.send(job));
-    }
-}
-
-/// How many jobs with a flush are due or under way.
-#[derive(Debug, Default)]
-struct Due {
-    number: Mutex<usize>,
-    fewer: Condvar,
-}
-
-impl Due {
-    fn one_more(&self) {
-        *self.number.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-    }
-
-    fn one_less(&self) {
-        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        *number = number.saturating_sub(1);
-        self.fewer.notify_all();
-    }
-
-    /// Until they are not too many.
-    fn wait(&self) {
-        let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.fewer.wait_while(number, |number| *number >= BEHIND));
-    }
-}
-
-/// So many threads that take jobs from one queue.
-fn crew(
-    name: &str,
-    many: usize,
-    queue: Receiver<Job>,
-    spool: &Arc<Spool>,
-    inputs: &Sender<Input>,
-    after: impl Fn() + Clone + Send + 'static,
-    before: impl Fn() + Clone + Send + 'static,
-) -> std::io::Result<()> {
-    let queue = Arc::new(Mutex::new(queue));
-    for n in 0..many {
-        let (queue, spool, inputs) = (Arc::clone(&queue), Arc::clone(spool), inputs.clone());
-        let (before, after) = (before.clone(), after.clone());
-        thread(format!("{name}-{n}"), move || {
-            while let Some(job) = queue.lock().ok().and_then(|queue| queue.recv().ok()) {
-                before();
-                let input = run(&spool, job);
-                after();
-                if inputs.send(input).is_err() {
-                    return;
-                }
-            }
-        })?;
-    }
-    Ok(())
-}
-
-fn thread(name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(run).map(drop)
 }
 
 /// Let a kill lose nothing from here on, before the job waits for its turn and for the disk.

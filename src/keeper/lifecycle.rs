@@ -115,7 +115,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let (hangups, hung_up) = channel();
     let (looks, look_queue) = channel();
     sockets(&settings, condor, &inputs)?;
-    let disk = Disk::start(&spool, &inputs).map_err(failed)?;
+    let disk = Disk::new(&spool, &inputs);
     let approvals = Approvals::start(&spool, condor, inputs.clone()).map_err(failed)?;
     let replication = Replication::default();
     let ears = |audit: &Audit, settings: &Settings| Ears {

@@ -1,6 +1,6 @@
 //! The privileged process: it reads and writes the credential directory, and opens no network socket.
 //!
-//! [`driver`] is the loop around the planner; [`disk`] does the file work on threads of its own, [`scanner`] looks at
+//! [`driver`] is the loop around the planner; [`disk`] does the file work on threads of a [`crew`], [`scanner`] looks at
 //! directories, [`link`] runs the courier; [`status`] tells and [`control`] takes orders, on local sockets;
 //! [`approvals`] reads and stores for the web page. If any of them is interrupted, nothing is torn: files change by rename only.
 
@@ -10,6 +10,7 @@ pub mod audit;
 pub mod board;
 pub mod control;
 pub mod course;
+pub mod crew;
 pub mod deliveries;
 pub mod disk;
 pub mod driver;

@@ -1,7 +1,8 @@
 //! Looks at directories, on one thread: hints before the full scan, which it interleaves user by user.
 //!
 //! The first scan only looks, so that the start is short; the next one, right after it, watches each directory and looks
-//! at it again. Where the watch works, later ones that nobody asked for list the users and go through some of them.
+//! at it again. Where the watch works, later ones that nobody asked for list the users and go through some of them: the
+//! watch answers for the others, so that such a pass is as complete as the rest and touches `CREDMON_COMPLETE`, too.
 
 use std::{
     cell::RefCell,

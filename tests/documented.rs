@@ -1,0 +1,144 @@
+//! What the documents say can be typed, can be typed: every command of ours in them is one that the programs take, and
+//! every piece of configuration is one that `evercred check` finds good. (docs/installation.md is run to the letter by
+//! `tests/packages/ten-minutes`; the rsyslog line by `tests/syslog.rs`; the dashboards' YAML by `tests/dashboards.rs`.)
+
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
+
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use clap::Parser;
+use evercred::{
+    cli::{Credmon, Evercred, Storer},
+    spool::Seal,
+};
+
+/// Every document, with its text.
+fn documents() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = vec![root.join("README.md"), root.join("condor-config/README.md"), root.join("docs/dashboards/README.md")];
+    found.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found.sort();
+    found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// A block of code: its language, its lines, and the line it begins at.
+struct Block {
+    language: String,
+    lines: Vec<String>,
+    at: usize,
+}
+
+/// The blocks of code of a document, and the pieces of code within its sentences, each with its line.
+fn code(text: &str) -> (Vec<Block>, Vec<(usize, String)>) {
+    let (mut blocks, mut pieces, mut open): (Vec<Block>, Vec<_>, Option<Block>) = (Vec::new(), Vec::new(), None);
+    for (number, line) in text.lines().enumerate() {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(language), None) => {
+                open = Some(Block { language: language.to_owned(), lines: Vec::new(), at: number + 1 });
+            }
+            (None, Some(block)) => block.lines.push(line.to_owned()),
+            (None, None) => pieces.extend(line.split('`').skip(1).step_by(2).map(|code| (number + 1, code.to_owned()))),
+        }
+    }
+    (blocks, pieces)
+}
+
+/// The commands of ours in a line of shell, without prompts, pipes and redirections.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let line = line.split(" # ").next().unwrap_or_default();
+    let line = line.trim_start_matches(['$', '#', ' ']).replace("until ", "").replace("sudo ", "");
+    let simple = line.split(['|', ';', '&']).map(|command| {
+        let words = command.split_whitespace().take_while(|word| !word.starts_with(['<', '>']) && !word.ends_with('>'));
+        // What may be left out is there.
+        words.map(|word| word.trim_matches(['[', ']']).trim_matches('"').to_owned()).collect::<Vec<_>>()
+    });
+    simple.filter(|words| words.first().is_some_and(|program| ours(program))).collect()
+}
+
+fn ours(program: &str) -> bool {
+    matches!(program, "evercred" | "evercred_storer" | "condor_credmon_evercred")
+}
+
+#[test]
+fn every_command_in_the_documents_is_one_that_the_programs_take() {
+    let mut seen = 0;
+    for (path, text) in documents() {
+        let (blocks, pieces) = code(&text);
+        let shell = blocks.into_iter().filter(|block| matches!(block.language.as_str(), "sh" | "console" | ""));
+        let lines = shell.flat_map(|block| block.lines.into_iter().enumerate().map(move |(n, line)| (block.at + 1 + n, line)));
+        for (number, line) in lines.chain(pieces) {
+            for words in commands(&line) {
+                // `evercred` alone is the name of a program, and so is another word in a sentence.
+                if words.len() < 2 {
+                    continue;
+                }
+                let parsed = match words[0].as_str() {
+                    "evercred" => Evercred::try_parse_from(&words).map(drop),
+                    "evercred_storer" => Storer::try_parse_from(&words).map(drop),
+                    _ => Credmon::try_parse_from(&words).map(drop),
+                };
+                let shows = |error: &clap::Error| error.exit_code() == 0;
+                assert!(
+                    parsed.as_ref().is_ok_and(|()| true) || parsed.as_ref().is_err_and(shows),
+                    "{}:{number}: {words:?}: {}",
+                    path.display(),
+                    parsed.unwrap_err()
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 40, "only {seen} commands were found");
+}
+
+/// A file of a secret that the configuration names.
+fn secret(path: &Path) {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path.parent().unwrap()).unwrap();
+    let content = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("key") => Seal::generate_key().to_string(),
+        _ => "canary-77aa".to_owned(),
+    };
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+    std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
+}
+
+#[test]
+fn every_piece_of_configuration_in_the_documents_is_good() {
+    const PROVIDER: &str = "\n[provider.of-the-test]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\nissuer = \"https://a.example.org/\"\n";
+    let dir = tempfile::tempdir().unwrap();
+    let etc = dir.path().join("etc");
+    let mut seen = 0;
+    for (path, text) in documents() {
+        for block in code(&text).0.into_iter().filter(|block| block.language == "toml") {
+            let mut text = block.lines.join("\n").replace("/etc/evercred", &etc.display().to_string());
+            for named in text.split('"').skip(1).step_by(2).map(Path::new).filter(|named| named.starts_with(&etc)) {
+                secret(named);
+            }
+            if !text.contains("[provider.") {
+                text.push_str(PROVIDER);
+            }
+            let file = dir.path().join("evercred.toml");
+            fs::write(&file, &text).unwrap();
+            let spool = dir.path().join("spool");
+            fs::create_dir_all(&spool).unwrap();
+            let output = Command::new(env!("CARGO_BIN_EXE_evercred"))
+                .args(["check".as_ref(), "--config".as_ref(), file.as_os_str()])
+                .env_clear()
+                .output()
+                .unwrap();
+            let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{}:{}: {told}\n{text}", path.display(), block.at);
+            assert!(!told.contains("canary-77aa"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "only {seen} were found");
+}
