@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
 use evercred::{
     cli::{Credmon, Evercred, Storer},
     spool::Seal,
@@ -20,7 +20,8 @@ use evercred::{
 /// Every document, with its text.
 fn documents() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = vec![root.join("README.md"), root.join("condor-config/README.md"), root.join("docs/dashboards/README.md")];
+    let mut found =
+        vec![root.join("README.md"), root.join("condor-config/README.md"), root.join("docs/dashboards/README.md")];
     found.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     found.sort();
@@ -72,19 +73,24 @@ fn every_command_in_the_documents_is_one_that_the_programs_take() {
     for (path, text) in documents() {
         let (blocks, pieces) = code(&text);
         let shell = blocks.into_iter().filter(|block| matches!(block.language.as_str(), "sh" | "console" | ""));
-        let lines = shell.flat_map(|block| block.lines.into_iter().enumerate().map(move |(n, line)| (block.at + 1 + n, line)));
-        for (number, line) in lines.chain(pieces) {
-            for words in commands(&line) {
-                // `evercred` alone is the name of a program, and so is another word in a sentence.
-                if words.len() < 2 {
-                    continue;
+        let lines = shell
+            .flat_map(|block| block.lines.into_iter().enumerate().map(move |(n, line)| (block.at + 1 + n, line)))
+            .filter(|(_, line)| !line.contains("   "));
+        // In a sentence, `evercred login` is the name of what takes more words.
+        let lines = lines.map(|line| (line, false)).chain(pieces.into_iter().map(|piece| (piece, true)));
+        for ((number, line), named) in lines {
+            for mut words in commands(&line).into_iter().filter(|words| words.len() > 1) {
+                if named && words.len() == 2 {
+                    words.push("--help".to_owned());
                 }
                 let parsed = match words[0].as_str() {
                     "evercred" => Evercred::try_parse_from(&words).map(drop),
                     "evercred_storer" => Storer::try_parse_from(&words).map(drop),
                     _ => Credmon::try_parse_from(&words).map(drop),
                 };
-                let shows = |error: &clap::Error| error.exit_code() == 0;
+                // Help was asked for; or, in a sentence, an option is named without its value.
+                let incomplete = |kind| matches!(kind, ErrorKind::MissingRequiredArgument | ErrorKind::InvalidValue);
+                let shows = |error: &clap::Error| error.exit_code() == 0 || (named && incomplete(error.kind()));
                 assert!(
                     parsed.as_ref().is_ok_and(|()| true) || parsed.as_ref().is_err_and(shows),
                     "{}:{number}: {words:?}: {}",
@@ -103,6 +109,9 @@ fn secret(path: &Path) {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path.parent().unwrap()).unwrap();
     let content = match path.extension().and_then(|extension| extension.to_str()) {
         Some("key") => Seal::generate_key().to_string(),
+        Some("json") => {
+            format!("client-77aa\n{}", rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap().serialize_pem())
+        }
         _ => "canary-77aa".to_owned(),
     };
     let mut options = fs::OpenOptions::new();
@@ -122,13 +131,19 @@ fn every_piece_of_configuration_in_the_documents_is_good() {
             for named in text.split('"').skip(1).step_by(2).map(Path::new).filter(|named| named.starts_with(&etc)) {
                 secret(named);
             }
+            let spool = dir.path().join("spool");
+            fs::create_dir_all(&spool).unwrap();
+            let known = format!("credential_directory = \"{}\"\n", spool.display());
+            text = if let Some((before, after)) = text.split_once("[daemon]\n") {
+                format!("{before}[daemon]\n{known}{after}")
+            } else {
+                format!("[daemon]\n{known}{text}")
+            };
             if !text.contains("[provider.") {
                 text.push_str(PROVIDER);
             }
             let file = dir.path().join("evercred.toml");
             fs::write(&file, &text).unwrap();
-            let spool = dir.path().join("spool");
-            fs::create_dir_all(&spool).unwrap();
             let output = Command::new(env!("CARGO_BIN_EXE_evercred"))
                 .args(["check".as_ref(), "--config".as_ref(), file.as_os_str()])
                 .env_clear()

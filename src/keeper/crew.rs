@@ -36,7 +36,10 @@ struct Shared<T> {
 struct Hall<T> {
     jobs: VecDeque<T>,
     threads: usize,
+    /// Threads that wait for a job.
     idle: usize,
+    /// Jobs under way.
+    busy: usize,
 }
 
 impl<T> std::fmt::Debug for Shared<T> {
@@ -48,7 +51,7 @@ impl<T> std::fmt::Debug for Shared<T> {
 impl<T: Send + 'static> Crew<T> {
     /// No thread yet; at most `most` at once will do `work`.
     pub fn new(name: &'static str, most: usize, work: impl Fn(T) + Send + Sync + 'static) -> Self {
-        let hall = Mutex::new(Hall { jobs: VecDeque::new(), threads: 0, idle: 0 });
+        let hall = Mutex::new(Hall { jobs: VecDeque::new(), threads: 0, idle: 0, busy: 0 });
         Self(Arc::new(Shared { name, most, work: Box::new(work), hall, more: Condvar::new(), fewer: Condvar::new() }))
     }
 
@@ -82,7 +85,7 @@ impl<T: Send + 'static> Crew<T> {
     /// Until fewer than `many` jobs wait or are under way.
     pub fn wait_below(&self, many: usize) {
         let hall = self.0.hall();
-        let due = |hall: &mut Hall<T>| hall.jobs.len() + hall.threads - hall.idle >= many;
+        let due = |hall: &mut Hall<T>| hall.jobs.len() + hall.busy >= many;
         drop(self.0.fewer.wait_while(hall, due));
     }
 }
@@ -103,7 +106,6 @@ impl<T> Shared<T> {
         loop {
             let Some(job) = hall.jobs.pop_front() else {
                 hall.idle += 1;
-                self.fewer.notify_all();
                 let nothing = |hall: &mut Hall<T>| hall.jobs.is_empty();
                 hall = self.more.wait_timeout_while(hall, IDLE, nothing).unwrap_or_else(PoisonError::into_inner).0;
                 hall.idle -= 1;
@@ -113,9 +115,11 @@ impl<T> Shared<T> {
                 }
                 continue;
             };
+            hall.busy += 1;
             drop(hall);
             (self.work)(job);
             hall = self.hall();
+            hall.busy -= 1;
             self.fewer.notify_all();
         }
     }
