@@ -6,15 +6,22 @@ mod site;
 
 use std::{
     fs,
+    net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::Rotation;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use evercred::{
+    ctl,
+    demo::issuer::{MytokenWish, Rotation},
+    keeper::control::{Order, Reply},
+};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use self::site::Site;
+use self::site::{Site, metrics_at, value};
 
 fn audited(audit_log: &Path) -> Site {
     let site = Site::new(600, Rotation::Strict);
@@ -64,17 +71,103 @@ fn each_decision_is_a_line_with_who_what_issuer_result_and_hash_and_no_secret_is
     );
     assert_eq!(issued["issuer"].as_str().unwrap(), site.issuer.url());
     assert_eq!(issued["jti_sha256"].as_str().unwrap().len(), 64, "{issued}");
+    for event in ["issued", "renewed", "refused", "unusable", "forgotten", "admin"] {
+        let line = find(event);
+        let asked = (line["provider"].as_str(), line["issuer"].as_str());
+        assert_eq!(asked, (Some("grid"), Some(site.issuer.url())), "{line}");
+        assert!(line["time"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{line}");
+    }
     assert!(issued["expires"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{issued}");
     assert_ne!(issued["jti_sha256"], find("renewed")["jti_sha256"], "another token");
     assert_eq!(find("refused")["result"], "revoked");
     let uid = nix::unistd::geteuid();
     assert_eq!((&find("admin")["by"], &find("admin")["detail"]), (&format!("uid {uid}").into(), &"renew".into()));
     let text = fs::read_to_string(&path).unwrap();
-    let token = String::from_utf8(site.file("alice", "grid.use").unwrap()).unwrap();
-    let token = token.split('"').nth(3).unwrap();
+    let token: Value = serde_json::from_slice(&site.file("alice", "grid.use").unwrap()).unwrap();
+    let token = token["access_token"].as_str().unwrap();
+    let last = all.iter().rfind(|line| line["event"] == "renewed" && line["user"] == "alice").unwrap();
+    assert_eq!(last["jti_sha256"].as_str().unwrap(), hash_of_jti(token), "of the token that is there");
     for secret in [&*alice, &*bob, token, token.split('.').nth(2).unwrap()] {
         assert!(!text.contains(secret), "a secret is in the audit log");
     }
+}
+
+/// SHA-256 of the `jti` of a JWT, hexadecimal.
+fn hash_of_jti(token: &str) -> String {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+    let claims: Value = serde_json::from_slice(&claims).unwrap();
+    format!("{:x}", Sha256::digest(claims["jti"].as_str().unwrap().as_bytes()))
+}
+
+/// The second refusal counts a minute after the first one.
+#[test]
+fn a_mytoken_that_is_refused_twice_is_parked_and_one_that_is_given_back_is_known_by_its_jti() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("audit.jsonl");
+    let mut site = audited(&path);
+    let mytoken = |user: &str| {
+        site.issuer.control().mytoken(MytokenWish { user: user.into(), ..MytokenWish::default() }).unwrap()
+    };
+    let (alice, bob) = (mytoken("alice"), mytoken("bob"));
+    site.store("alice", "mt", alice.as_bytes());
+    site.store("bob", "mt", bob.as_bytes());
+    site.start();
+    site.wait("issued", 20, |_| has(&path, "issued", "alice") && has(&path, "issued", "bob"));
+    let order = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+        let output = command.args(arguments).arg("--socket").arg(site.socket()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    order(&["revoke", "bob/mt"]);
+    // The daemon asks at once, and is refused; then it asks once more.
+    site.wait("refused", 20, |_| has(&path, "refused", "bob"));
+    site.wait("parked", 150, |_| has(&path, "parked", "bob"));
+    let all = lines(&path);
+    let find = |event: &str| {
+        let found = all.iter().find(|line| line["event"] == event && line["user"] == "bob");
+        found.unwrap_or_else(|| panic!("{event}: {all:?}"))
+    };
+    let asked = format!("{}/mytoken", site.issuer.url());
+    for event in ["admin", "revoked", "refused", "parked"] {
+        let line = find(event);
+        assert_eq!((line["service"].as_str(), line["provider"].as_str()), (Some("mt"), Some("mt")), "{line}");
+        assert_eq!(line["issuer"].as_str(), Some(asked.as_str()), "{line}");
+    }
+    let by = format!("uid {}", nix::unistd::geteuid());
+    let revoked = find("revoked");
+    assert_eq!((&revoked["result"], &revoked["by"]), (&"ok".into(), &by.as_str().into()), "{revoked}");
+    assert_eq!(revoked["jti_sha256"].as_str().unwrap(), hash_of_jti(&bob), "the hash of what was given back");
+    assert_eq!((&find("admin")["detail"], &find("admin")["by"]), (&"revoke".into(), &by.as_str().into()));
+    assert_eq!((&find("parked")["result"], &find("parked")["by"]), (&"revoked".into(), &"evercred".into()));
+    assert!(!has(&path, "parked", "alice"));
+    let text = fs::read_to_string(&path).unwrap();
+    for secret in [&alice, &bob] {
+        assert!(!text.contains(secret.as_str()), "a secret is in the audit log");
+    }
+}
+
+/// As `evercred import kit --apply` says it once credd has stored one (that with a real credd: tests/pool/e2e-storer).
+#[test]
+fn what_an_admin_imported_is_a_line_with_the_admin_and_names_that_are_none_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("audit.jsonl");
+    let mut site = audited(&path);
+    site.grid("alice");
+    site.start();
+    site.wait("issued", 20, |_| has(&path, "issued", "alice"));
+    let imported = |user: &str| {
+        let (user, credential, from) = (user.to_owned(), "grid_kit".to_owned(), "kit".to_owned());
+        ctl::daemon::order(&site.socket(), &Order::Imported { user, credential, from }).unwrap()
+    };
+    assert_eq!(imported("alice"), Reply::Done { credentials: 1 });
+    assert!(matches!(imported("al/ice"), Reply::Refused { .. }));
+    site.wait("the line", 20, |_| has(&path, "imported", "alice"));
+    let line = lines(&path).into_iter().find(|line| line["event"] == "imported").unwrap();
+    let by = format!("uid {}", nix::unistd::geteuid());
+    assert_eq!((&line["by"], &line["detail"]), (&by.as_str().into(), &"kit".into()), "{line}");
+    let what = (line["service"].as_str(), line["handle"].as_str(), line["provider"].as_str());
+    assert_eq!(what, (Some("grid"), Some("kit"), Some("grid")), "{line}");
+    assert_eq!(line["issuer"].as_str(), Some(site.issuer.url()), "{line}");
 }
 
 #[test]
@@ -134,4 +227,38 @@ fn a_full_disk_delays_no_renewal_and_once_there_is_room_the_log_goes_on_whole() 
     std::thread::sleep(Duration::from_millis(500));
     let issued = lines(&path).iter().filter(|line| line["event"] == "issued").count();
     assert_eq!(issued, 201, "what waited was written, and no line is torn");
+}
+
+#[test]
+fn a_full_disk_of_the_log_delays_no_renewal_and_the_lines_that_it_cost_are_counted() {
+    let home = tempfile::tempdir().unwrap();
+    let Some(tiny) = Tiny::mount(home.path().join("tiny")) else {
+        println!("skipped: mounting a tmpfs is not allowed here");
+        return;
+    };
+    let (log, ballast) = (tiny.0.join("log"), tiny.0.join("ballast"));
+    let mut site = Site::new(600, Rotation::Strict);
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    site.configure_with(&format!("metrics_listen = \"{address}\""), "", "");
+    site.grid("alice");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_condor_credmon_evercred"));
+    command.arg("--config").arg(site.home.path().join("evercred.toml")).arg("--log").arg(&log);
+    site.credmon = Some(command.stdin(Stdio::null()).spawn().unwrap());
+    site.wait("a token", 30, |s| s.file("alice", "grid.use").is_some());
+    fs::write(&ballast, vec![0_u8; 64 * 1024]).ok();
+    let began = Instant::now();
+    for n in 0..200 {
+        site.grid(&format!("user{n:03}"));
+    }
+    site.wait("200 tokens with a full disk for the log", 30, |s| {
+        (0..200).all(|n| s.file(&format!("user{n:03}"), "grid.use").is_some())
+    });
+    let took = began.elapsed();
+    let lost = || value(&metrics_at(&address)?, "evercred_log_lines_lost_total");
+    // A line for each renewal, and what fitted into the rest of the last page.
+    site.wait("the count", 20, |_| lost().is_some_and(|lost| lost >= 150.0));
+    println!("200 tokens in {took:?} with a full disk for the log; {:?} lines lost", lost());
+    fs::remove_file(&ballast).unwrap();
+    site.grid("zoe");
+    site.wait("the log goes on", 20, |_| fs::read_to_string(&log).is_ok_and(|text| text.contains("user=zoe ")));
 }

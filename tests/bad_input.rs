@@ -24,7 +24,7 @@ use evercred::{
     spool::Seal,
 };
 
-use self::site::{NOBODY, Site};
+use self::site::{COURIER, NOBODY, Site};
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -327,7 +327,8 @@ fn the_network_process_has_given_up_everything_in_each_of_its_threads() {
             assert_eq!(value(set), "0000000000000000", "{set}");
         }
         if is_root() {
-            assert_eq!(value("Uid:"), [NOBODY; 4].join(" "), "real, effective, saved, file system");
+            let uid = nix::unistd::User::from_name(COURIER).unwrap().unwrap().uid.to_string();
+            assert_eq!(value("Uid:"), [uid.as_str(); 4].join(" "), "real, effective, saved, file system");
             assert_eq!(value("Groups:"), "");
         }
         threads += 1;

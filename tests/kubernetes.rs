@@ -322,7 +322,11 @@ fn started(server: &Server, url: &str, namespace: &str, more: &str, users: &[&st
     let owned = Command::new("chown").args(["-R", "nobody"]).arg(&secrets).status().unwrap();
     assert!(owned.success());
     fs::set_permissions(&secrets, fs::Permissions::from_mode(0o700)).unwrap();
-    let daemon = format!("state_directory = \"{}/state\"\nreplicate_user = \"nobody\"", home.display());
+    let daemon = format!(
+        "state_directory = \"{0}/state\"\nreplicate_user = \"nobody\"\naudit_log = \"{0}/audit.jsonl\"\n\
+         metrics_listen = \"127.0.0.1:0\"",
+        home.display()
+    );
     let kubernetes = format!(
         "[site.k8s]\nkind = \"kubernetes\"\nservices = [\"grid\"]\nkubeconfig = \"{}\"\n{more}\n",
         secrets.join("config").display()
@@ -432,6 +436,22 @@ fn a_user_that_is_gone_leaves_no_key_and_what_others_have_there_stays() {
     site.wait("bob's key goes", 90, |_| server.keys("gone", "evercred-bob").keys().eq(["other"]));
     let annotations = server.secret("gone", "evercred-bob").unwrap();
     assert!(annotations.pointer("/metadata/annotations/evercred~1bob_grid").is_none());
+    let audited = |s: &Site, user: &str| {
+        let text = fs::read_to_string(s.home.path().join("audit.jsonl")).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|l| l["event"] == "withdrawn" && l["user"] == user).collect::<Vec<_>>()
+    };
+    site.wait("audited", 20, |s| ["alice", "bob"].iter().all(|user| audited(s, user).len() == 1));
+    let line = audited(&site, "alice").remove(0);
+    assert_eq!((&line["result"], &line["site"], &line["by"]), (&"ok".into(), &"k8s".into(), &"evercred".into()));
+    assert_eq!((line["provider"].as_str(), line["issuer"].as_str()), (Some("grid"), Some(site.issuer.url())), "{line}");
+    for (series, expected) in [
+        ("evercred_withdrawals_total{site=\"k8s\",result=\"ok\"}", 2.0),
+        ("evercred_withdrawals_total{site=\"k8s\",result=\"failed\"}", 0.0),
+        ("evercred_forgotten_total{provider=\"grid\"}", 2.0),
+    ] {
+        site.wait(series, 20, |s| s.metric(series) == Some(expected));
+    }
     // One that goes while we are not there is missed at the next start.
     site.signal("-TERM");
     site.credmon.take().unwrap().wait().unwrap();

@@ -159,7 +159,9 @@ fn troubled(notices: impl FnOnce(&Site) -> String) -> Site {
     let home = site.home.path().display().to_string();
     let section = format!("[notices]\nevery = \"1s\"\n{}", notices(&site));
     site.configure_with(
-        &format!("state_directory = \"{home}/state\"\naudit_log = \"{home}/audit.jsonl\""),
+        &format!(
+            "state_directory = \"{home}/state\"\naudit_log = \"{home}/audit.jsonl\"\nmetrics_listen = \"127.0.0.1:0\""
+        ),
         "",
         &section,
     );
@@ -246,6 +248,9 @@ fn a_mail_server_that_is_down_delays_no_renewal_is_counted_and_gets_its_mails_la
     site.wait("50 tokens meanwhile", 30, |s| (0..50).all(|n| s.file(&format!("user{n:02}"), "grid.use").is_some()));
     let audit = fs::read_to_string(site.home.path().join("audit.jsonl")).unwrap();
     assert!(audit.lines().any(|l| l.contains("\"event\":\"notified\",\"result\":\"failed\"")), "{audit}");
+    let failed = || site.metric("evercred_notices_total{way=\"mail\",result=\"failed\"}");
+    site.wait("counted", 20, |_| failed().is_some_and(|count| count >= 1.0));
+    println!("{:?} mails failed, and 50 tokens came meanwhile", failed());
     let Some(server) = MailServer::start(site.home.path(), port, None) else { return };
     site.wait("the mail to bob", 120, |_| server.mails().iter().any(|m| m["to"][0] == "bob@example.org"));
 }

@@ -11,7 +11,7 @@ mod site;
 use std::{
     fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     process::{Command, Output},
     sync::{Arc, Mutex},
@@ -22,7 +22,7 @@ use evercred::demo::issuer::Rotation;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use self::site::Site;
+use self::site::{Site, value};
 
 /// Two directories as sites: `good`, and `shut`, into which nothing can be written.
 fn two_sites(site: &Site, more: &str) {
@@ -65,22 +65,6 @@ fn shown(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn metrics(site: &Site) -> String {
-    let log = site.log();
-    let address = log.rsplit("metrics are at http://").next().unwrap().split('/').next().unwrap().to_owned();
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
-fn value(text: &str, series: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
-    line.rsplit(' ').next()?.parse().ok()
-}
-
 /// Keeps the bodies that are posted to it.
 fn webhook() -> (String, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -119,11 +103,11 @@ fn what_becomes_of_deliveries_is_shown_counted_audited_and_told_to_admins_once()
     site.wait("replicated", 30, |_| alices.exists() && bobs.exists());
     site.wait("the refusal", 30, |s| s.log().contains("kind=site-denied"));
 
-    site.wait("the figures", 30, |s| value(&metrics(s), "evercred_deliveries_total{site=\"good\"}") == Some(2.0));
+    site.wait("the figures", 30, |s| s.metric("evercred_deliveries_total{site=\"good\"}") == Some(2.0));
     site.wait("the lag", 30, |s| {
-        value(&metrics(s), "evercred_replication_lag_seconds{site=\"shut\"}").is_some_and(|lag| lag > 1.0)
+        s.metric("evercred_replication_lag_seconds{site=\"shut\"}").is_some_and(|lag| lag > 1.0)
     });
-    let text = metrics(&site);
+    let text = site.metrics();
     for (series, expected) in [
         ("evercred_replicas{site=\"good\"}", 2.0),
         ("evercred_replicas_behind{site=\"good\"}", 0.0),
@@ -160,6 +144,11 @@ fn what_becomes_of_deliveries_is_shown_counted_audited_and_told_to_admins_once()
     let hash = format!("{:x}", Sha256::digest(claims["jti"].as_str().unwrap().as_bytes()));
     assert_eq!(replicated["jti_sha256"], hash.as_str());
     assert!(replicated["expires"].is_string());
+    for event in ["replicated", "refused"] {
+        let line = lines.iter().find(|l| l["event"] == event).unwrap();
+        let asked = (line["provider"].as_str(), line["issuer"].as_str());
+        assert_eq!(asked, (Some("grid"), Some(site.issuer.url())), "{line}");
+    }
     let refused = lines.iter().find(|l| l["event"] == "refused").unwrap();
     assert_eq!(refused["result"], "site-denied");
     let text = fs::read_to_string(site.home.path().join("audit.jsonl")).unwrap();
@@ -179,6 +168,11 @@ fn what_becomes_of_deliveries_is_shown_counted_audited_and_told_to_admins_once()
     assert_eq!(about(&heard.lock().unwrap()).len(), 1, "told once");
     fs::set_permissions(site.home.path().join("shut"), fs::Permissions::from_mode(0o700)).unwrap();
     assert!(evercred(&site, &["replicate", "--now", "--site", "shut"]).status.success());
-    site.wait("caught up", 30, |s| value(&metrics(s), "evercred_replicas_behind{site=\"shut\"}") == Some(0.0));
+    site.wait("the order is audited", 30, |s| {
+        let order = |l: &Value| l["event"] == "admin" && l["detail"] == "replicate" && l["site"] == "shut";
+        let by = format!("uid {}", nix::unistd::geteuid());
+        audit(s).iter().any(|l| order(l) && l["by"] == by.as_str())
+    });
+    site.wait("caught up", 30, |s| s.metric("evercred_replicas_behind{site=\"shut\"}") == Some(0.0));
     site.wait("audited", 30, |s| audit(s).iter().any(|l| l["event"] == "replicated" && l["site"] == "shut"));
 }

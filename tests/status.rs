@@ -167,7 +167,11 @@ fn an_order_to_renew_is_carried_out_at_once_and_tells_why_not() {
 
 #[test]
 fn readers_that_never_read_and_a_thousand_at_once_do_not_delay_a_renewal() {
-    let site = started(&["alice"]);
+    let mut site = Site::new(600, Rotation::Strict);
+    site.configure_with("metrics_listen = \"127.0.0.1:0\"", "", "");
+    site.grid("alice");
+    site.start();
+    site.wait("a token", 20, |s| s.file("alice", "grid.use").is_some());
     // So many rows that the document does not fit into a socket's buffer.
     for n in 0..3000 {
         site.store(&format!("user{n}"), "grid", b"{}");
@@ -182,6 +186,9 @@ fn readers_that_never_read_and_a_thousand_at_once_do_not_delay_a_renewal() {
     let renewed = evercred(&site, &["renew", "alice/grid"]);
     println!("renewed in {:?} beside {} readers that do not read", asked.elapsed(), idle.len());
     assert_eq!(text(&renewed), "alice/grid: renewed\n");
+    let count = |outcome: &str| site.metric(&format!("evercred_status_readers_total{{outcome=\"{outcome}\"}}"));
+    // They are given up after five seconds, while they still sit there.
+    site.wait("those that did not read are counted", 30, |_| count("failed").is_some_and(|failed| failed >= 40.0));
     drop(idle);
     let readers: Vec<_> = (0..1000)
         .map(|_| {
@@ -200,6 +207,7 @@ fn readers_that_never_read_and_a_thousand_at_once_do_not_delay_a_renewal() {
     site.grid("bob");
     site.wait("a new credential beside a thousand readers", 10, |s| s.file("bob", "grid.use").is_some());
     let told = readers.into_iter().filter_map(|reader| reader.unwrap().join().ok()).filter(|told| *told).count();
-    println!("{told} of 1000 readers got the document");
+    site.wait("all are counted", 20, |_| count("served").is_some_and(|served| served >= 1000.0));
+    println!("{told} of 1000 readers got the document; {:?} failed", count("failed"));
     assert_eq!(told, 1000);
 }

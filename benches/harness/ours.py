@@ -22,7 +22,7 @@ class Ours:
         with open(self.config, "w") as f:
             f.write(f"""[daemon]
 credential_directory = "{directory}"
-courier_user = "nobody"
+courier_user = "daemon"
 status_socket = "{self.socket}"
 
 [provider.{SERVICE}]

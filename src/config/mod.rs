@@ -303,6 +303,14 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
     if daemon.status_page && daemon.metrics_listen.is_none() && !section.took_wrongly("metrics_listen") {
         section.complain("status_page", "is set, and there is no listener", "set `metrics_listen`, too");
     }
+    if daemon.replicate_user == daemon.courier_user {
+        let what = "is `courier_user`, too, and processes of one user could read each other's memory";
+        section.complain(
+            "replicate_user",
+            what,
+            "let each have a user of its own (useradd --system evercred-replicate)",
+        );
+    }
     section.finish();
     directory.map(|_| daemon)
 }

@@ -334,7 +334,7 @@ pub const KEYS: &[Key] = &[
     key(GLOBUS, "api", "`https://compute.api.globus.org`", "The service."),
     key(GLOBUS, "auth", "`https://auth.globus.org`", "Where its tokens come from."),
     key(CREDD, "host", "", "The other credd's host, as in its pool's collector, or `HOST:PORT`."),
-    key(CREDD, "user_domain", "none", "Users are `USER@DOMAIN` there."),
+    key(CREDD, "user_domain", "", "`UID_DOMAIN` of that credd: its users are `USER@DOMAIN`."),
     key(CREDD, "condor_store_cred", "that of `/usr/sbin` or `/usr/bin`", "HTCondor's program."),
     key(CREDD, "condor_config", "HTCondor's own", "Another configuration file for that program."),
     key(SFAPI, "directory", "", "Where the files go at the site, absolute."),

@@ -234,6 +234,19 @@ pub struct Provider {
     pub approval: Approval,
 }
 
+impl Provider {
+    /// Who is asked, as configured: the mytoken server, or the issuer; empty if neither is known.
+    #[must_use]
+    pub fn asked(&self) -> &str {
+        match &self.kind {
+            ProviderKind::Mytoken { server } => server,
+            ProviderKind::OAuth2(oauth2) => {
+                self.issuer.as_deref().or(oauth2.token_endpoint.as_deref()).unwrap_or_default()
+            }
+        }
+    }
+}
+
 /// Where tokens come from and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ProviderKind {

@@ -286,6 +286,12 @@ pub(super) fn plain(value: &Value) -> Result<String, Wrong> {
     }
 }
 
+/// What stands behind the @ of a user.
+fn domain(value: &Value) -> Result<String, Wrong> {
+    let text = plain(value)?;
+    if text.contains('@') { Err(wrong("holds an @", "write the domain alone")) } else { Ok(text) }
+}
+
 fn ssh(section: &mut Section<'_>, sealed: bool) -> Option<Ssh> {
     let host = section.require("host", "set it to the host, as you would say it to ssh", plain);
     let ways = &[("sftp", SshWay::Sftp), ("receive", SshWay::Receive)];
@@ -335,10 +341,12 @@ fn globus(section: &mut Section<'_>, secrets: Secrets) -> Option<GlobusCompute> 
 
 fn credd(section: &mut Section<'_>) -> Option<Credd> {
     let host = section.require("host", "set it to the name of the schedd's host or its credd", plain);
-    let user_domain = section.take("user_domain", plain);
+    let advice =
+        "set it to UID_DOMAIN of that credd: its users are USER@UID_DOMAIN (condor_config_val UID_DOMAIN, there)";
+    let user_domain = section.require("user_domain", advice, domain);
     let program = section.take("condor_store_cred", input::path).unwrap_or_else(store_cred);
     let condor_config = section.take("condor_config", input::path);
-    Some(Credd { host: host?, user_domain, program, condor_config })
+    Some(Credd { host: host?, user_domain: user_domain?, program, condor_config })
 }
 
 /// Where packages put it: in one of these.

@@ -221,8 +221,9 @@ pub struct GlobusCompute {
 pub struct Credd {
     /// `host`: `CREDD_HOST` of `condor_store_cred`.
     pub host: String,
-    /// `user_domain`: the user is `USER@DOMAIN` there.
-    pub user_domain: Option<String>,
+    /// `user_domain`: the user is `USER@DOMAIN` there. No default: `condor_store_cred` takes no user without
+    /// one, and our own pool's need not be theirs.
+    pub user_domain: String,
     /// `condor_store_cred`
     pub program: PathBuf,
     /// `condor_config`: `CONDOR_CONFIG` of that program.

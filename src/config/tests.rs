@@ -121,6 +121,12 @@ fn every_bad_configuration_has_its_message() {
                 r#"c.toml:7: site.x.kind: is missing; set it to "ssh", "globus-compute" or another kind of site"#,
             ],
         ),
+        (
+            "[daemon]\ncourier_user = \"nobody\"\nreplicate_user = \"nobody\"\n[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\n",
+            &[
+                "c.toml:1: daemon.replicate_user: is `courier_user`, too, and processes of one user could read each other's memory; let each have a user of its own (useradd --system evercred-replicate)",
+            ],
+        ),
     ];
     for (text, expected) in table {
         assert_eq!(&problems(text), expected, "{text}");
@@ -234,6 +240,26 @@ fn the_shipped_example_is_valid_with_its_secrets_in_place() {
 }
 
 #[test]
+fn every_example_of_the_page_on_replication_is_valid() {
+    let page = include_str!("../../docs/replication.md");
+    let examples: Vec<&str> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let mut kinds = Vec::new();
+    for (number, example) in examples.iter().enumerate() {
+        let provider = GOOD.replace("\"https://mytok.eu\"\n", "\"https://mytok.eu\"\nservices = [\"panda\"]\n");
+        // An id is cut short where it says nothing.
+        let text = format!("{provider}{}", example.replace('…', "0"));
+        let file = write(&dir, &format!("{number}.toml"), &text);
+        let settings = load_files(&[file], &sources().without_secrets(), &Knobs::default());
+        let settings = settings.unwrap_or_else(|problems| panic!("{problems:?}\n{text}"));
+        kinds.extend(settings.sites.iter().map(|site| site.kind.label()));
+    }
+    for kind in ["directory", "credd", "sfapi", "iri", "kubernetes"] {
+        assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+    }
+}
+
+#[test]
 fn the_shipped_harvester_example_is_valid_with_its_secrets_in_place() {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in [("panda", CANARY), ("globus", CANARY), ("perlmutter.key", &spool_key())] {
@@ -293,6 +319,14 @@ fn every_bad_site_has_its_message_and_no_secret_in_it() {
         (
             "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nfile_name = \"{usr}\"\n",
             r#"c.toml:8: site.s.file_name: holds {usr}, which stands for nothing; use plain characters and {user} {service} {handle} {base} {target} {target_md5}, as "{base}""#,
+        ),
+        (
+            "kind = \"credd\"\nservices = [\"a\"]\nhost = \"far.example.org\"\n",
+            "c.toml:4: site.s.user_domain: is missing; set it to UID_DOMAIN of that credd: its users are USER@UID_DOMAIN (condor_config_val UID_DOMAIN, there)",
+        ),
+        (
+            "kind = \"credd\"\nservices = [\"a\"]\nhost = \"far.example.org\"\nuser_domain = \"alice@far\"\n",
+            "c.toml:8: site.s.user_domain: holds an @; write the domain alone",
         ),
         (
             "kind = \"sfapi\"\nservices = [\"a\"]\ndirectory = \"/d\"\ninbox = \"/i\"\nclient_file = \"FILE\"\nkey_files = \"KEY\"\n",

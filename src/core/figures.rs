@@ -29,6 +29,8 @@ pub struct Figures {
     pub publish: Histogram,
     /// How often the courier had to be started again.
     pub courier_restarts: u64,
+    /// Readers of the status socket.
+    pub readers: Readers,
     /// Lines of the log that could not be written.
     pub log_lost: u64,
     /// Lines of the audit log that were written.
@@ -39,6 +41,17 @@ pub struct Figures {
     pub notices: BTreeMap<String, (u64, u64)>,
     /// Refresh tokens revoked at the end of life: done, failed.
     pub revocations: (u64, u64),
+}
+
+/// Readers of the status socket since the start, by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readers {
+    /// They got the whole document.
+    pub served: u64,
+    /// They did not read it in time, or went.
+    pub failed: u64,
+    /// One user had too many of them, or all users together had.
+    pub turned_away: u64,
 }
 
 /// One provider's.
@@ -101,6 +114,8 @@ pub struct Counts {
     pub errors: BTreeMap<Kind, u64>,
     /// Credentials parked.
     pub parked: u64,
+    /// Credentials that left the directory.
+    pub forgotten: u64,
     /// How long exchanges took.
     pub exchange: Histogram,
     /// Mean of late, seconds.
@@ -129,7 +144,8 @@ impl Counts {
                 *self.errors.entry(*kind).or_default() += 1;
                 self.parked += 1;
             }
-            Announcement::Unusable { .. } | Announcement::Forgotten { .. } | Announcement::Issuer { .. } => {}
+            Announcement::Forgotten { .. } => self.forgotten += 1,
+            Announcement::Unusable { .. } | Announcement::Issuer { .. } => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Characters as credd allows them (`[A-Za-z0-9] - + = _ .`), minus empty names and a leading dot.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use thiserror::Error;
 
@@ -87,6 +87,13 @@ impl CredentialId {
         Ok(Self { user, service, handle })
     }
 
+    /// Those of one user in a map of all, without a look at the others'.
+    pub fn of_user<'m, V>(all: &'m BTreeMap<Self, V>, user: &UserName) -> impl Iterator<Item = (&'m Self, &'m V)> {
+        // No service is called "", so that this is before each of the user's.
+        let before = Self { user: user.clone(), service: Service("".into()), handle: None };
+        all.range(&before..).take_while(move |(id, _)| id.user == before.user)
+    }
+
     /// The base name on disk, `S` or `S_H`.
     #[must_use]
     pub fn base(&self) -> String {
@@ -110,5 +117,27 @@ impl CredentialId {
 impl fmt::Display for CredentialId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.user, self.base())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn the_credentials_of_each_of_100000_users_are_found_without_a_look_at_those_of_the_others() {
+        let user = |n: u32| UserName::parse(&format!("user{n}")).unwrap();
+        let id = |n, base: &str| CredentialId::from_base(user(n), base).unwrap();
+        let all: BTreeMap<CredentialId, u32> =
+            (0..100_000).flat_map(|n| [(id(n, "+"), n), (id(n, "grid"), n), (id(n, "grid_x"), n)]).collect();
+        let began = Instant::now();
+        for n in 0..100_000 {
+            assert_eq!(CredentialId::of_user(&all, &user(n)).filter(|(_, m)| **m == n).count(), 3);
+        }
+        // A pass over all of them for each would be 30,000,000,000 comparisons.
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert_eq!(CredentialId::of_user(&all, &UserName::parse("user").unwrap()).count(), 0);
     }
 }

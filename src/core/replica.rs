@@ -265,6 +265,8 @@ struct Entry {
     generation: u64,
     content: Content,
     durable: bool,
+    /// When the journal is tried again, if it did not take the generation.
+    record_at: Option<Tick>,
     /// What a far end said it has: the next generation is above it.
     floor: u64,
     rows: Vec<Row>,
@@ -463,7 +465,7 @@ impl Replicas {
             since: None,
         });
         let content = Content { hash, expiry: None };
-        self.insert(Entry { id, generation, content, durable: true, floor, rows: rows.collect() });
+        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, rows: rows.collect() });
     }
 
     fn insert(&mut self, entry: Entry) -> usize {
@@ -485,7 +487,8 @@ impl Replicas {
         let slot = match self.ids.get(&id) {
             Some(slot) => *slot,
             None => {
-                self.insert(Entry { id, generation: 0, content, durable: false, floor: self.left, rows: Vec::new() })
+                let (durable, record_at, floor) = (false, None, self.left);
+                self.insert(Entry { id, generation: 0, content, durable, record_at, floor, rows: Vec::new() })
             }
         };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
@@ -564,7 +567,9 @@ impl Replicas {
         for row in entry.rows {
             self.unqueue(slot, row.site, row.wait);
         }
-        self.retries.retain(|(_, s, _)| *s != slot);
+        if let Some(tick) = entry.record_at {
+            self.retries.remove(&(tick, slot, usize::MAX));
+        }
         self.free.push(slot);
     }
 
@@ -576,7 +581,11 @@ impl Replicas {
         }
         if !durable {
             // `site` beyond all sites: the entry itself.
-            self.retries.insert((now.tick.plus(RECORD_AGAIN), slot, usize::MAX));
+            let tick = now.tick.plus(RECORD_AGAIN);
+            if let Some(before) = entry.record_at.replace(tick) {
+                self.retries.remove(&(before, slot, usize::MAX));
+            }
+            self.retries.insert((tick, slot, usize::MAX));
             return;
         }
         entry.durable = true;
@@ -631,11 +640,12 @@ impl Replicas {
             self.retries.pop_first();
             if site != usize::MAX {
                 self.enqueue(now, slot, site);
-            } else if let Some(entry) = self.slots.get(slot).and_then(Option::as_ref)
-                && !entry.durable
-            {
-                let (id, generation, hash) = (entry.id.clone(), entry.generation, entry.content.hash);
-                self.pending.push_back(Action::Record { id, generation, hash });
+            } else if let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) {
+                entry.record_at = None;
+                if !entry.durable {
+                    let (id, generation, hash) = (entry.id.clone(), entry.generation, entry.content.hash);
+                    self.pending.push_back(Action::Record { id, generation, hash });
+                }
             }
         }
     }

@@ -76,6 +76,19 @@ pub struct Counts {
     pub errors: BTreeMap<Kind, u64>,
     /// From the new token to the confirmation.
     pub lag: Histogram,
+    /// Copies taken away.
+    pub withdrawals: Withdrawals,
+}
+
+/// How withdrawals ended.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Withdrawals {
+    /// The copy is gone.
+    pub done: u64,
+    /// The site had something newer, and kept that.
+    pub superseded: u64,
+    /// Tries that failed.
+    pub failed: u64,
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub struct Withdrawal {
 /// How one ended.
 #[derive(Debug)]
 pub struct Ended {
+    /// Its number.
+    pub number: u64,
     /// Whose replica.
     pub id: CredentialId,
     /// Index of the site.
@@ -129,7 +131,7 @@ impl Withdrawals {
                 Err((error, row.failures, next_in))
             }
         };
-        Some(Ended { id: key.0, site: key.1, generation, result })
+        Some(Ended { number, id: key.0, site: key.1, generation, result })
     }
 
     /// Whoever carried them is gone; they are due again at once.

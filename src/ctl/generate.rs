@@ -40,15 +40,22 @@ fn man_pages(man: &Path) -> io::Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut evercred, "evercred", &completions)?;
     }
-    let evercred = cli::Evercred::command().disable_help_subcommand(true);
-    for sub in evercred.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-        // Names live as long as the program in clap; there are a dozen of them.
-        let name: &'static str = Box::leak(format!("evercred-{}", sub.get_name()).into_boxed_str());
-        page(man, sub.clone().name(name).display_name(name), "1")?;
-    }
-    page(man, evercred, "1")?;
+    pages(man, cli::Evercred::command())?;
     page(man, cli::Storer::command(), "8")?;
     page(man, cli::Credmon::command(), "8")
+}
+
+/// A page for the command, called as its words with - between them, and for each of its subcommands.
+fn pages(man: &Path, command: Command) -> io::Result<()> {
+    let command = command.disable_help_subcommand(true);
+    let words = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        let words = format!("{words} {}", sub.get_name());
+        // Names live as long as the program in clap; there are a dozen of them.
+        let name: &'static str = Box::leak(words.replace(' ', "-").into_boxed_str());
+        pages(man, sub.clone().name(name).display_name(name).bin_name(words))?;
+    }
+    page(man, command, "1")
 }
 
 fn page(directory: &Path, command: Command, section: &str) -> io::Result<()> {
@@ -69,6 +76,19 @@ mod tests {
         let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
         let file = |path: PathBuf| (PathBuf::from(path.file_name().unwrap()), fs::read_to_string(path).unwrap());
         entries.filter(|path| path.is_file()).map(file).collect()
+    }
+
+    #[test]
+    fn a_page_says_its_command_as_it_is_typed() {
+        let fresh = tempfile::tempdir().unwrap();
+        write(fresh.path()).unwrap();
+        let pages = files(&fresh.path().join("man"));
+        for (page, words) in
+            [("evercred-status.1", "evercred status"), ("evercred-import-kit.1", "evercred import kit")]
+        {
+            let text = &pages[Path::new(page)];
+            assert!(text.contains(&format!(".SH SYNOPSIS\n\\fB{words}\\fR ")), "{text}");
+        }
     }
 
     #[test]

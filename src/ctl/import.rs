@@ -19,10 +19,13 @@ use nix::{
 };
 use zeroize::Zeroizing;
 
-use super::upload;
+use super::{
+    daemon::{self, NotReachable},
+    upload,
+};
 use crate::{
     cli,
-    config::settings::{Provider, Settings},
+    config::settings::{Provider, STATUS_SOCKET, Settings},
     core::{
         id::{CredentialId, UserName},
         secret::RefreshToken,
@@ -31,6 +34,7 @@ use crate::{
     },
     courier::http::now,
     error::{Report, exit},
+    keeper::control::Order,
     spool::Seal,
     submit::{
         self, flow,
@@ -90,11 +94,16 @@ fn import(args: &cli::ImportKit) -> Result<bool, Report> {
             found.outcome = outcome;
         }
     }
-    if args.apply {
-        store(&mut all, &credd, settings.storer.use_wait);
+    let mut text = String::new();
+    let socket = settings.daemon.status_socket.clone().unwrap_or_else(|| STATUS_SOCKET.into());
+    if args.apply
+        && let Err(error) = store(&mut all, &credd, settings.storer.use_wait, &socket)
+    {
+        text = format!("The audit log does not have them: {error}\n");
     }
+    text.insert_str(0, &report(&all, args.apply, now()));
     // Nobody is left to be told if standard output is closed.
-    io::stdout().lock().write_all(report(&all, args.apply, now()).as_bytes()).ok();
+    io::stdout().lock().write_all(text.as_bytes()).ok();
     Ok(!all.iter().any(|found| matches!(found.outcome, Outcome::Failed(_))))
 }
 
@@ -181,13 +190,22 @@ fn stored_already<'s>(fit: &Fit<'s>, credd: &Credd) -> Option<Outcome<'s>> {
     }
 }
 
-/// Store all, then wait for their access tokens together.
-fn store(all: &mut [Found<'_>], credd: &Credd, patience: Duration) {
+/// Store all and tell the daemon, for its audit log; then wait for their access tokens together.
+///
+/// # Errors
+/// The daemon did not hear it; what is stored is stored.
+fn store(all: &mut [Found<'_>], credd: &Credd, patience: Duration, socket: &Path) -> Result<(), NotReachable> {
+    let mut heard = Ok(());
     for found in &mut *all {
         if let Outcome::Fit(fit) = &found.outcome {
             let top = flow::top(fit.key, fit.token.expose(), fit.end);
             if let Err(error) = credd.for_user(&fit.user).store(&fit.request, &top) {
                 found.outcome = Outcome::Failed(error.to_string());
+            } else if heard.is_ok()
+                && let Some((user, credential)) = found.name.split_once('/')
+            {
+                let (user, credential, from) = (user.to_owned(), credential.to_owned(), "kit".to_owned());
+                heard = daemon::order(socket, &Order::Imported { user, credential, from }).map(|_| ());
             }
         }
     }
@@ -203,6 +221,7 @@ fn store(all: &mut [Found<'_>], credd: &Credd, patience: Duration) {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
+    heard
 }
 
 fn report(all: &[Found<'_>], applied: bool, now: Timestamp) -> String {

@@ -284,7 +284,7 @@ impl Log {
 fn config(issuer: &Running, credentials: &Path, far: &Far) -> String {
     let (daemon, site) = far.config();
     format!(
-        "[daemon]\ncredential_directory = {credentials}\nstatus_socket = {socket}\ncourier_user = \"nobody\"\n{daemon}\n\
+        "[daemon]\ncredential_directory = {credentials}\nstatus_socket = {socket}\ncourier_user = \"daemon\"\n{daemon}\n\
          [provider.grid]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"demo\"\n\
          scopes = [\"storage.read:/\"]\n\n\
          [provider.mytoken]\nkind = \"mytoken\"\nserver = \"{mytoken}\"\nissuer = \"{url}\"\n\n{site}",

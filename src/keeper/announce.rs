@@ -8,12 +8,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use super::{
     audit::{self, Audit, Decision, Entry},
     driver::Owner,
-    revoker,
+    revoker, scanner,
     tally::Tally,
     told::Told,
 };
 use crate::{
-    config::settings::ProviderKind,
     core::{
         answer::Answer,
         id::CredentialId,
@@ -78,7 +77,7 @@ impl Announcer {
     /// Note the token that is about to be published.
     pub fn note_answer(&mut self, id: &CredentialId, answer: &Answer) {
         if self.audit.is_on()
-            && let Some(hash) = audit::jti_sha256(&answer.access_token)
+            && let Some(hash) = audit::jti_sha256(answer.access_token.expose())
         {
             self.hashes.insert(id.clone(), hash);
         }
@@ -110,13 +109,16 @@ impl Announcer {
     }
 
     /// A refresh token was given back, or could not be.
-    pub fn revoked(&mut self, now: Now, outcome: &revoker::Outcome) {
-        let revoker::Outcome { id, provider, by, result } = outcome;
+    pub fn revoked(&mut self, now: Now, owners: &[Arc<Owner>], outcome: &revoker::Outcome) {
+        let revoker::Outcome { id, provider, by, jti_sha256, result } = outcome;
         let (user, service, handle) = names(id);
-        let mut entry = Entry::new(now.wall, Decision::Revoked).of(id);
+        let owner = owners.iter().find(|owner| owner.provider.name == *provider);
+        let mut entry = Entry::new(now.wall, Decision::Revoked).of(id).from(owner.map(|owner| &owner.provider));
+        // One that is not configured any more is still called by its name.
         entry.provider = Some(provider.clone()).filter(|name| !name.is_empty());
+        entry.jti_sha256.clone_from(jti_sha256);
         if let Some(uid) = by {
-            entry.by = format!("uid {uid}");
+            entry = entry.ordered_by(*uid);
         }
         match result {
             Ok(()) => {
@@ -249,42 +251,33 @@ impl Announcer {
 
     /// The audit line, if it is a decision of the issuer's or ours (a network that fails decides nothing).
     fn entry(&self, now: Now, owners: &[Arc<Owner>], announcement: &Announcement) -> Option<Entry> {
-        let entry = |event, id| Entry::new(now.wall, event).of(id);
-        let (provider, entry) = match announcement {
-            Announcement::Renewed { id, provider, expires_in, first, flagged, .. } => {
+        let entry = |event, id: &CredentialId| {
+            let owner = scanner::owner_of(owners, &id.base()).and_then(|(index, ..)| owners.get(index));
+            Entry::new(now.wall, event).of(id).from(owner.map(|owner| &owner.provider))
+        };
+        Some(match announcement {
+            Announcement::Renewed { id, expires_in, first, flagged, .. } => {
                 let event = if *first { Decision::Issued } else { Decision::Renewed };
                 let mut entry = entry(event, id);
                 entry.expires = Some(now.wall.plus(*expires_in));
                 entry.jti_sha256 = self.hashes.get(id).cloned();
                 entry.detail = flagged.map(|kind| format!("with less than was asked for: {kind}"));
-                (Some(*provider), entry)
+                entry
             }
-            Announcement::Failed { id, provider, kind, .. } if kind.class() != Class::Transient => {
-                (Some(*provider), entry(Decision::Refused, id).because(*kind).saying(self.detail(id)))
+            Announcement::Failed { id, kind, .. } if kind.class() != Class::Transient => {
+                entry(Decision::Refused, id).because(*kind).saying(self.detail(id))
             }
-            Announcement::Parked { id, provider, kind } => {
-                (Some(*provider), entry(Decision::Parked, id).because(*kind).saying(self.detail(id)))
-            }
-            Announcement::Unusable { id, kind } => (None, entry(Decision::Unusable, id).because(*kind)),
-            Announcement::Forgotten { id } => (None, entry(Decision::Forgotten, id)),
+            Announcement::Parked { id, kind, .. } => entry(Decision::Parked, id).because(*kind).saying(self.detail(id)),
+            Announcement::Unusable { id, kind } => entry(Decision::Unusable, id).because(*kind),
+            Announcement::Forgotten { id } => entry(Decision::Forgotten, id),
             Announcement::Failed { .. } | Announcement::Issuer { .. } => return None,
-        };
-        let Some(provider) = provider.and_then(|index| Some((owners.get(index)?, index))) else { return Some(entry) };
-        let (owner, index) = provider;
-        let issuer = Some(issuer(owners, index).to_owned()).filter(|issuer| !issuer.is_empty());
-        Some(Entry { provider: Some(owner.provider.name.clone()), issuer, ..entry })
+        })
     }
 }
 
 /// Who is asked, as configured.
 fn issuer(owners: &[Arc<Owner>], index: usize) -> &str {
-    let Some(provider) = owners.get(index).map(|owner| &owner.provider) else { return "" };
-    match &provider.kind {
-        ProviderKind::Mytoken { server } => server,
-        ProviderKind::OAuth2(oauth2) => {
-            provider.issuer.as_deref().or(oauth2.token_endpoint.as_deref()).unwrap_or_default()
-        }
-    }
+    owners.get(index).map_or("", |owner| owner.provider.asked())
 }
 
 pub(super) fn names(id: &CredentialId) -> (&str, &str, &str) {

@@ -189,12 +189,9 @@ impl Clerk {
     ) -> Option<Entry> {
         let asked = || CredentialId::from_base(self.spool.request(key.expose()).ok()?.0.user, base).ok();
         let id = told.as_ref().ok().cloned().or_else(asked)?;
-        let mut entry = Entry::new(Clock::new().started(), Decision::Approved).of(&id);
-        entry.by = format!("user {}", id.user);
-        if let Some(owner) = scanner::owner_of(owners, base).and_then(|(index, ..)| owners.get(index)) {
-            entry.provider = Some(owner.provider.name.clone());
-            entry.issuer.clone_from(&owner.provider.issuer);
-        }
+        let owner = scanner::owner_of(owners, base).and_then(|(index, ..)| owners.get(index));
+        let entry = Entry::new(Clock::new().started(), Decision::Approved).of(&id);
+        let mut entry = Entry { by: format!("user {}", id.user), ..entry.from(owner.map(|owner| &owner.provider)) };
         match told {
             Ok(_) => {}
             Err(Refusal::NotStored(kind)) => entry = entry.because(*kind),

@@ -2,6 +2,7 @@
 //!
 //! `{"time":…,"event":…,"result":…,"by":…,"user":…,"service":…,"provider":…,"issuer":…,…}`; members are added, never
 //! renamed, and one that does not apply is left out. Of a token only the SHA-256 of its `jti` is told (hexadecimal).
+//! `docs/operations.md` says what each event is; nothing is minted here, so there is no event for that.
 //! A thread of its own writes, so that a slow or full disk delays nothing: what its queue does not hold is lost and
 //! counted, and once the disk takes lines again, one line (`gap`) says how many. The file is opened anew when another
 //! one lies at its path (rotation); within a second it is also flushed to the disk. A crash loses at most that second.
@@ -25,10 +26,10 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
+    config::settings::Provider,
     core::{
         id::CredentialId,
         jwt,
-        secret::AccessToken,
         time::{Timestamp, rfc3339},
     },
     error::Kind,
@@ -59,13 +60,13 @@ pub enum Decision {
     Forgotten,
     /// A generation was sent to a site.
     Replicated,
+    /// What was replicated was taken away from a site, or could not be.
+    Withdrawn,
     /// A refresh token was given back to its issuer.
     Revoked,
-    /// A token was signed here.
-    Minted,
     /// A user approved on the web page; the refresh token was stored, or could not be.
     Approved,
-    /// A credential was taken over from elsewhere.
+    /// An admin took a credential over from another credential monitor.
     Imported,
     /// An admin's command.
     Admin,
@@ -108,7 +109,7 @@ pub struct Entry {
     /// When the access token ends.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// SHA-256 of the access token's `jti`, if it has one.
+    /// SHA-256 of the `jti` of the access token, or of the refresh token that is revoked, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jti_sha256: Option<String>,
     /// More, in words.
@@ -146,6 +147,21 @@ impl Entry {
         self
     }
 
+    /// With who is asked for it.
+    #[must_use]
+    pub fn from(mut self, provider: Option<&Provider>) -> Self {
+        self.provider = provider.map(|provider| provider.name.clone());
+        self.issuer = provider.map(|provider| provider.asked().to_owned()).filter(|issuer| !issuer.is_empty());
+        self
+    }
+
+    /// An admin's command, or what came of one.
+    #[must_use]
+    pub fn ordered_by(mut self, uid: u32) -> Self {
+        self.by = format!("uid {uid}");
+        self
+    }
+
     /// It did not go well.
     #[must_use]
     pub fn because(mut self, kind: Kind) -> Self {
@@ -163,12 +179,12 @@ impl Entry {
 
 /// SHA-256 of the token's `jti`, hexadecimal; none if it has none.
 #[must_use]
-pub fn jti_sha256(token: &AccessToken) -> Option<String> {
+pub fn jti_sha256(token: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Claims {
         jti: String,
     }
-    let Claims { jti } = jwt::claims(token.expose())?;
+    let Claims { jti } = jwt::claims(token)?;
     Some(format!("{:x}", Sha256::digest(jti.as_bytes())))
 }
 

@@ -59,6 +59,15 @@ pub enum Order {
         /// Name of the site; absent: all.
         site: Option<String>,
     },
+    /// Nothing is to be done: `evercred import` has stored this one, and that belongs into the audit log.
+    Imported {
+        /// Whose.
+        user: String,
+        /// `S` or `S_H`.
+        credential: String,
+        /// From what.
+        from: String,
+    },
 }
 
 /// What became of it.

@@ -3,24 +3,25 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::mpsc::Sender,
+    sync::{Arc, mpsc::Sender},
     time::Duration,
 };
 
 use super::{
     audit::{self, Audit, Decision, Entry},
     board::Board,
-    driver::Input,
+    driver::{Input, Owner},
+    scanner,
 };
 use crate::{
     config::site_settings::Site,
     core::{
         course::{Course, Replication, Trace},
-        delivery::Undelivered,
+        delivery::{Delivered, Undelivered},
         id::CredentialId,
-        secret::AccessToken,
         time::Timestamp,
         use_file,
+        withdrawal::Ended,
     },
     error::{Class, Kind},
 };
@@ -35,6 +36,8 @@ pub struct Ears {
     pub audit: Audit,
     /// The driver, for traces; none: nobody wants any.
     pub traces: Option<Sender<Input>>,
+    /// Who owns which services, for the audit log.
+    pub owners: Vec<Arc<Owner>>,
 }
 
 /// A delivery under way.
@@ -151,14 +154,11 @@ impl Deliveries {
     ) {
         let kind = error.kind;
         self.board.count(&site.name, |counts| *counts.errors.entry(kind).or_default() += 1);
-        if kind.class() != Class::Transient {
-            let before = self.refused.entry(id.clone()).or_default().insert(site.name.clone(), kind);
-            if before != Some(kind) {
-                self.audit(now, number, Decision::Refused, id, site, |entry| {
-                    entry.result = kind.label();
-                    entry.detail = Some(error.detail.clone()).filter(|text| !text.is_empty());
-                });
-            }
+        if kind.class() != Class::Transient && self.is_news(id, site, kind) {
+            self.audit(now, number, Decision::Refused, id, site, |entry| {
+                entry.result = kind.label();
+                entry.detail = Some(error.detail.clone()).filter(|text| !text.is_empty());
+            });
         }
         if times <= TRACED {
             self.trace(now, number, site, times.saturating_sub(1), Some(kind));
@@ -174,6 +174,43 @@ impl Deliveries {
         }
     }
 
+    /// A withdrawal ended; of one that is tried again, only a refusal is told, once until it changes.
+    pub fn withdrawn(&mut self, now: Timestamp, ended: &Ended, site: &Site) {
+        let (number, id) = (ended.number, &ended.id);
+        let told = match &ended.result {
+            Ok(Delivered::Superseded { .. }) => Some((Kind::SiteNewer, "")),
+            Ok(_) => None,
+            Err((error, ..)) => Some((error.kind, error.detail.as_str())),
+        };
+        self.board.count(&site.name, |counts| match &ended.result {
+            Ok(Delivered::Superseded { .. }) => counts.withdrawals.superseded += 1,
+            Ok(_) => counts.withdrawals.done += 1,
+            Err(_) => counts.withdrawals.failed += 1,
+        });
+        let news = match told {
+            Some((kind, _)) if ended.result.is_err() => {
+                kind.class() != Class::Transient && self.is_news(id, site, kind)
+            }
+            _ => {
+                self.mended(id, site);
+                true
+            }
+        };
+        if news {
+            self.audit(now, number, Decision::Withdrawn, id, site, |entry| {
+                if let Some((kind, detail)) = told {
+                    entry.result = kind.label();
+                    entry.detail = Some(detail.to_owned()).filter(|text| !text.is_empty());
+                }
+            });
+        }
+    }
+
+    /// Whether that is another refusal than the last one.
+    fn is_news(&mut self, id: &CredentialId, site: &Site, kind: Kind) -> bool {
+        self.refused.entry(id.clone()).or_default().insert(site.name.clone(), kind) != Some(kind)
+    }
+
     fn audit(
         &self,
         now: Timestamp,
@@ -185,7 +222,10 @@ impl Deliveries {
     ) {
         if self.ears.audit.is_on() {
             let jti_sha256 = self.under_way.get(&number).and_then(|one| one.jti_sha256.clone());
-            let mut entry = Entry { site: Some(site.name.clone()), jti_sha256, ..Entry::new(now, what).of(id) };
+            let owners = &self.ears.owners;
+            let owner = scanner::owner_of(owners, &id.base()).and_then(|(index, ..)| owners.get(index));
+            let entry = Entry::new(now, what).of(id).from(owner.map(|owner| &owner.provider));
+            let mut entry = Entry { site: Some(site.name.clone()), jti_sha256, ..entry };
             more(&mut entry);
             self.ears.audit.record(entry);
         }
@@ -211,5 +251,5 @@ impl Deliveries {
 /// Of the access token in a `.use`, whoever wrote it.
 fn jti_sha256(bytes: &[u8]) -> Option<String> {
     let token = use_file::token(bytes)?;
-    audit::jti_sha256(&AccessToken::parse(std::str::from_utf8(&token).ok()?).ok()?)
+    audit::jti_sha256(std::str::from_utf8(&token).ok()?)
 }

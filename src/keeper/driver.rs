@@ -25,6 +25,7 @@ use super::{
     replicas::{self, Replication},
     revoker::{self, Revoker},
     scanner::{Look, Ticket},
+    status,
 };
 use crate::{
     config::settings::{Provider, Settings, WebApproval},
@@ -319,6 +320,8 @@ pub struct Driver {
     pub page: Option<(WebApproval, Approvals)>,
     /// The log, for what it could not write.
     pub log: Option<LogHandle>,
+    /// Readers of the status socket.
+    pub readers: status::Tally,
     /// The courses of renewals, for traces.
     pub courses: Courses,
     /// To those who tell people.
@@ -374,6 +377,7 @@ impl Driver {
             reloaded: None,
             page: None,
             log: None,
+            readers: status::Tally::default(),
             courses: Courses::default(),
             notices: None,
             started: clock.started(),

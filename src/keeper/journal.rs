@@ -100,6 +100,8 @@ pub struct Journal {
     directory: PathBuf,
     file: File,
     lines: usize,
+    /// With this many, it is looked whether most of it is old: one pass over everything that is known.
+    look_at: usize,
     /// A write failed half way: the next line begins on a line of its own.
     torn: bool,
     credentials: BTreeMap<CredentialId, Memory>,
@@ -136,7 +138,8 @@ impl Journal {
             Err(e) => return Err(io("open replicas.journal in it")(e)),
         }
         let (file, lines) = rewrite(directory, &credentials, &notes).map_err(io("write replicas.journal in it"))?;
-        Ok(Self { directory: directory.to_owned(), file, lines, torn: false, credentials, notes, _lock: lock })
+        let look_at = MANY.max(4 * lines);
+        Ok(Self { directory: directory.to_owned(), file, lines, look_at, torn: false, credentials, notes, _lock: lock })
     }
 
     /// Everything that is known of credentials.
@@ -229,8 +232,12 @@ impl Journal {
     }
 
     fn tidy(&mut self) -> io::Result<()> {
+        if self.lines <= self.look_at {
+            return Ok(());
+        }
         let needed = self.credentials.values().map(|memory| 1 + memory.sites.len()).sum::<usize>() + self.notes.len();
-        if self.lines > MANY && self.lines > 4 * needed {
+        self.look_at = MANY.max(4 * needed);
+        if self.lines > self.look_at {
             (self.file, self.lines) = rewrite(&self.directory, &self.credentials, &self.notes)?;
         }
         Ok(())

@@ -114,16 +114,17 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let clock = Clock::new();
     let (hangups, hung_up) = channel();
     let (looks, look_queue) = channel();
-    sockets(&settings, condor, &inputs)?;
+    let readers = sockets(&settings, condor, &inputs)?;
     let disk = Disk::new(&spool, &inputs);
     let approvals = Approvals::start(&spool, condor, inputs.clone()).map_err(failed)?;
     let replication = Replication::default();
-    let ears = |audit: &Audit, settings: &Settings| Ears {
+    let ears = |audit: &Audit, settings: &Settings, owners: &[Arc<Owner>]| Ears {
         audit: audit.clone(),
         traces: settings.daemon.otlp.is_some().then(|| inputs.clone()),
+        owners: owners.to_vec(),
     };
-    replicate(&replication, &settings, courier_args, &spool, clock, ears(&audit, &settings))?;
     let mut owners = owners(&settings)?;
+    replicate(&replication, &settings, courier_args, &spool, clock, ears(&audit, &settings, &owners))?;
     let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock)?;
@@ -149,6 +150,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             revoker,
         );
         driver.log = Some(log.clone());
+        driver.readers = readers.clone();
         driver.notices.clone_from(&notices);
         driver.courses = Courses::new(settings.daemon.otlp.is_some());
         if let Some(mut before) = before.take() {
@@ -179,7 +181,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         owners = self::owners(&settings)?;
         tell_people(&settings, &mut notices, &inputs)?;
         link = courier(&settings, settings.outward(), courier_args, generation, &inputs)?;
-        let ears = ears(announcer.audit(), &settings);
+        let ears = ears(announcer.audit(), &settings, &owners);
         if let Err(report) = replicate(&replication, &settings, courier_args, &spool, clock, ears) {
             // Renewals go on; that is what jobs live on.
             tracing::error!("{}", report.line());
@@ -234,22 +236,22 @@ fn tell_people(
 
 /// The status and control sockets. One that is configured must work; the default one is a convenience that the log
 /// may miss (another uid's `/run/evercred`, a second credmon for another directory).
-fn sockets(settings: &Settings, condor: Option<u32>, inputs: &Sender<Input>) -> Result<(), Report> {
+fn sockets(settings: &Settings, condor: Option<u32>, inputs: &Sender<Input>) -> Result<status::Tally, Report> {
     let us = geteuid().as_raw();
     let usual = || (us == 0 || Some(us) == condor).then(|| STATUS_SOCKET.into());
     let configured = settings.daemon.status_socket.clone();
-    let Some(path) = configured.clone().or_else(usual) else { return Ok(()) };
+    let Some(path) = configured.clone().or_else(usual) else { return Ok(status::Tally::default()) };
     let started = status::start(&path, status::trusted(condor), inputs.clone())
-        .and_then(|()| control::start(&status::control_path(&path), inputs.clone()));
+        .and_then(|tally| control::start(&status::control_path(&path), inputs.clone()).map(|()| tally));
     match started {
-        Ok(()) => Ok(()),
+        Ok(tally) => Ok(tally),
         Err(error) if configured.is_some() => {
             Err(Report::new(format!("status_socket {}: {error}", path.display()), exit::FAILED)
                 .advise("let its directory exist and belong to the credmon's user, or name another in [daemon]"))
         }
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "no status socket; `evercred status` will not work");
-            Ok(())
+            Ok(status::Tally::default())
         }
     }
 }
@@ -344,6 +346,13 @@ fn replicate(
         if user.uid.is_root() {
             return Err(Report::new("replicate_user: the process that replicates must not be root", config_exit())
                 .advise("name another user in [daemon]"));
+        }
+        // By other names than each other's, they may still be one user.
+        if become_ids(settings)?.is_some_and(|(uid, _)| uid == user.uid.as_raw()) {
+            let what = format!(
+                "replicate_user: {name:?} and courier_user have the same uid, so that they could read each other's memory"
+            );
+            return Err(Report::new(what, config_exit()).advise("let each have a user of its own"));
         }
         let groups = replicas::group_ids(&user).into_iter().map(nix::unistd::Gid::as_raw).collect();
         Some(Become { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups })

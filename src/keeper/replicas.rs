@@ -354,7 +354,8 @@ impl Desk {
             }
             self.show(&changed);
             self.withdraw_next(now);
-            if self.looked && self.planner.is_settled() && self.withdrawals.is_settled() {
+            // That all are settled is one pass over them, so only if somebody wants to know.
+            if !self.settling.is_empty() && self.looked && self.planner.is_settled() && self.withdrawals.is_settled() {
                 for done in self.settling.drain(..) {
                     // Whoever waited may have given up.
                     done.try_send(()).ok();
@@ -422,7 +423,8 @@ impl Desk {
         let now = self.clock.now();
         match told {
             Told::Look(user, ids) => {
-                let gone: Vec<CredentialId> = self.known(&user).filter(|id| !ids.contains(id)).cloned().collect();
+                let known = CredentialId::of_user(&self.seen, &user).map(|(id, _)| id);
+                let gone: Vec<CredentialId> = known.filter(|id| !ids.contains(id)).cloned().collect();
                 for id in gone {
                     self.forget(&id);
                 }
@@ -489,15 +491,13 @@ impl Desk {
         }
     }
 
-    fn known(&self, user: &UserName) -> impl Iterator<Item = &CredentialId> {
-        self.seen.keys().filter(move |id| id.user == *user)
-    }
-
     fn forget(&mut self, id: &CredentialId) {
         self.withdraw(id, &[]);
         self.seen.remove(id);
-        self.errors.retain(|(one, _), _| one != id);
-        self.told.retain(|(one, _), _| one != id);
+        for site in 0..self.sites.len() {
+            self.errors.remove(&(id.clone(), site));
+            self.told.remove(&(id.clone(), site));
+        }
         self.journal.forget(id);
         self.deliveries.forget(id);
         self.board.remove(id);
@@ -590,6 +590,9 @@ impl Desk {
 
     fn withdrawn(&mut self, number: u64, result: Result<Delivered, Undelivered>) {
         let Some(ended) = self.withdrawals.ended(self.clock.now(), number, result) else { return };
+        if let Some(site) = self.sites.get(ended.site) {
+            self.deliveries.withdrawn(self.clock.now().wall, &ended, site);
+        }
         let (user, service, handle) = names(&ended.id);
         let site = self.sites.get(ended.site).map_or("?", |site| site.name.as_str());
         let generation = ended.generation;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use super::audit;
 use crate::{
     core::{answer::ExchangeError, id::CredentialId, secret::RefreshToken, time::Tick, top::Identity},
     error::{Class, Kind},
@@ -69,6 +70,8 @@ pub struct Outcome {
     pub provider: String,
     /// The uid of who ordered it; none: it left the directory.
     pub by: Option<u32>,
+    /// The hash of the refresh token's `jti`, if it has one.
+    pub jti_sha256: Option<String>,
     /// What the issuer said.
     pub result: Result<(), ExchangeError>,
 }
@@ -157,8 +160,9 @@ impl Revoker {
             ended.due = now.plus(wait);
             return None;
         }
-        let ended = self.ended.remove(&id)?;
-        Some(Outcome { id, provider: ended.held.provider, by: ended.by, result })
+        let Ended { held, by, .. } = self.ended.remove(&id)?;
+        let jti_sha256 = audit::jti_sha256(held.token.expose());
+        Some(Outcome { id, provider: held.provider, by, jti_sha256, result })
     }
 
     /// The courier died: what was under way is asked again.

@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Sender, sync_channel},
     },
     time::{Duration, Instant},
@@ -27,7 +28,7 @@ use nix::{
 };
 
 use super::driver::Input;
-use crate::core::{id::UserName, snapshot::Status};
+use crate::core::{figures::Readers, id::UserName, snapshot::Status};
 
 /// Readers served at once.
 const READERS: usize = 64;
@@ -47,9 +48,30 @@ const FRESH: Duration = Duration::from_millis(100);
 /// Everybody's rows as JSON, and when they were made.
 type Cached = Option<(Instant, Arc<[u8]>)>;
 
+/// Counts readers; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Tally(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    served: AtomicU64,
+    failed: AtomicU64,
+    turned_away: AtomicU64,
+}
+
+impl Tally {
+    /// How many there were.
+    #[must_use]
+    pub fn readers(&self) -> Readers {
+        let Counters { served, failed, turned_away } = &*self.0;
+        Readers { served: served.load(Relaxed), failed: failed.load(Relaxed), turned_away: turned_away.load(Relaxed) }
+    }
+}
+
 /// What the threads share.
 struct Desk {
     inputs: Sender<Input>,
+    tally: Tally,
     /// uids that see everything.
     trusted: Vec<u32>,
     everybody: Mutex<Cached>,
@@ -116,10 +138,12 @@ impl<R> Line<R> {
 ///
 /// # Errors
 /// The socket cannot be made there.
-pub fn start(path: &Path, trusted: Vec<u32>, inputs: Sender<Input>) -> io::Result<()> {
+pub fn start(path: &Path, trusted: Vec<u32>, inputs: Sender<Input>) -> io::Result<Tally> {
     let listener = bind(path, 0o666)?;
+    let tally = Tally::default();
     let desk = Arc::new(Desk {
         inputs,
+        tally: tally.clone(),
         trusted,
         everybody: Mutex::new(None),
         line: Mutex::new(Line::default()),
@@ -141,11 +165,12 @@ pub fn start(path: &Path, trusted: Vec<u32>, inputs: Sender<Input>) -> io::Resul
                 .stack_size(128 * 1024)
                 .spawn(move || inside.serve_all(first));
             if spawned.is_err() {
+                desk.tally.0.failed.fetch_add(1, Relaxed);
                 desk.open().leave(uid, trusted);
             }
         }
     })?;
-    Ok(())
+    Ok(tally)
 }
 
 /// A socket at `path`, in place of one that an earlier process left; its directory is made if it is missing.
@@ -184,6 +209,7 @@ impl Desk {
         let full = |line: &mut Line<UnixStream>| line.trusted.len() >= LINE;
         let mut line = self.done.wait_while(self.open(), full).unwrap_or_else(PoisonError::into_inner);
         if line.arrive(reader, uid, self.trusted.contains(&uid)).is_err() {
+            self.tally.0.turned_away.fetch_add(1, Relaxed);
             tracing::debug!(uid, "a reader of the status was turned away: this user has enough of them");
         }
         line.next()
@@ -193,7 +219,10 @@ impl Desk {
     fn serve_all(&self, first: (UnixStream, u32, bool)) {
         let mut next = Some(first);
         while let Some((reader, uid, trusted)) = next {
-            if let Err(error) = self.serve(&reader, uid) {
+            let served = self.serve(&reader, uid);
+            let count = if served.is_ok() { &self.tally.0.served } else { &self.tally.0.failed };
+            count.fetch_add(1, Relaxed);
+            if let Err(error) = served {
                 tracing::debug!(%error, uid, "a reader of the status got nothing");
             }
             drop(reader);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::driver::Owner;
+use super::{driver::Owner, scanner};
 use crate::core::{
     figures::{Counts, Figures, Histogram, ProviderFigures},
     planner::{Announcement, Planner},
@@ -66,7 +66,11 @@ impl Tally {
             | Announcement::Failed { provider, .. }
             | Announcement::Parked { provider, .. }
             | Announcement::Issuer { provider, .. } => *provider,
-            Announcement::Unusable { .. } | Announcement::Forgotten { .. } => return,
+            Announcement::Forgotten { id } => match scanner::owner_of(owners, &id.base()) {
+                Some((provider, ..)) => provider,
+                None => return,
+            },
+            Announcement::Unusable { .. } => return,
         };
         if let Some(counts) = self.counts(owners, provider) {
             counts.tell(announcement);

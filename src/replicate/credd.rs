@@ -27,10 +27,7 @@ use crate::{
 /// [`Undelivered`]
 pub async fn deliver(site: &Site, credd: &Credd, parcel: &Parcel) -> Result<Delivered, Undelivered> {
     let bytes = parcel.bytes(site)?;
-    let user = match &credd.user_domain {
-        Some(domain) => format!("{}@{domain}", parcel.id.user),
-        None => parcel.id.user.to_string(),
-    };
+    let user = format!("{}@{}", parcel.id.user, credd.user_domain);
     let mut arguments = vec!["-u", &user, "add-oauth", "-s", parcel.id.service.as_str()];
     if let Some(handle) = &parcel.id.handle {
         arguments.extend(["-H", handle.as_str()]);

@@ -9,12 +9,16 @@ key; every IRI request and answer is held against NERSC's published specificatio
     task_fails, expired, revoke (one time), client (a new client into that file), release. It tells what was asked, what
     was wrong, and what happened to files.
 """
-import base64, email, email.policy, http.server, json, os, stat, subprocess, sys, threading, time, uuid
+import base64, email, email.policy, json, os, stat, subprocess, sys, threading, time, uuid
 import urllib.parse
 
 import jsonschema
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "site"))
+import served
 
 PORT, ROOT, CLIENT_FILE, SPECIFICATION = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.load(open(sys.argv[4]))
 
@@ -305,47 +309,20 @@ class Service:
 service = Service()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def serve(self):
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        kind = self.headers.get("Content-Type") or ""
-        body, form = None, {}
-        if kind.startswith("multipart/form-data"):
-            message = email.message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + raw, policy=email.policy.HTTP)
-            parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
-            body = parts["file"].get_payload(decode=True)
-        elif kind.startswith("application/x-www-form-urlencoded"):
-            form = dict(urllib.parse.parse_qsl(raw.decode()))
-        elif raw:
-            body = json.loads(raw)
-        with service.lock:
-            answered = service.answer(self.command, self.path, body, form, self.headers.get("Authorization") or "")
-        if answered is None:
-            # Accepted, and never answered: whoever asked has to give up.
-            time.sleep(120)
-            self.close_connection = True
-            return
-        status, answer = answered
-        text = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        if answer.get("retry"):
-            self.send_header("Retry-After", str(answer["retry"]))
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = do_PUT = do_DELETE = serve
-
-    def log_message(self, *_):
-        pass
+def answer(method, path, raw, headers):
+    kind = headers.get("Content-Type") or ""
+    body, form = None, {}
+    if kind.startswith("multipart/form-data"):
+        message = email.message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + raw, policy=email.policy.HTTP)
+        parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
+        body = parts["file"].get_payload(decode=True)
+    elif kind.startswith("application/x-www-form-urlencoded"):
+        form = dict(urllib.parse.parse_qsl(raw.decode()))
+    elif raw:
+        body = json.loads(raw)
+    with service.lock:
+        return service.answer(method, path, body, form, headers.get("Authorization") or "")
 
 
 if __name__ == "__main__":
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
-    server.daemon_threads = True
-    service.port = server.server_address[1]
-    print(service.port, flush=True)
-    server.serve_forever()
+    served.serve(PORT, answer, lambda port: setattr(service, "port", port))

@@ -5,7 +5,11 @@ globus_compute_endpoint.engines.helper.execute_task, in a process of its own.
                           offline, deny, revoke (one time), deaf (submits are taken, and answered with 503), release
                           (what was lost is run after all). GET /control tells what was asked, and what became of these.
 """
-import http.server, inspect, json, multiprocessing, os, sys, tempfile, threading, time, uuid
+import inspect, json, multiprocessing, os, sys, tempfile, threading, time, uuid
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "site"))
+import served
 
 
 def run(task_id, function_code, payload, serializers, queue):
@@ -123,31 +127,12 @@ class Service:
 service = Service()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def serve(self):
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        form = (self.headers.get("Content-Type") or "").startswith("application/json")
-        with service.lock:
-            status, answer = service.answer(self.command, self.path.split("?")[0], json.loads(raw) if raw and form else {},
-                                            self.headers.get("Authorization") or "")
-        text = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        if answer.get("retry"):
-            self.send_header("Retry-After", str(answer["retry"]))
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = do_PUT = do_DELETE = serve
-
-    def log_message(self, *_):
-        pass
+def answer(method, path, raw, headers):
+    is_json = (headers.get("Content-Type") or "").startswith("application/json")
+    body = json.loads(raw) if raw and is_json else {}
+    with service.lock:
+        return service.answer(method, path.split("?")[0], body, headers.get("Authorization") or "")
 
 
 if __name__ == "__main__":
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
-    print(server.server_address[1], flush=True)
-    server.serve_forever()
+    served.serve(int(sys.argv[1]), answer)

@@ -8,6 +8,8 @@ pub mod far;
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpStream,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,6 +20,8 @@ use std::{
 use evercred::demo::issuer::{Issuer, Options, Rotation, Running, TokenWish};
 use tempfile::TempDir;
 
+/// Who the network process becomes; not who the process that replicates does, in the tests of that: `nobody`.
+pub const COURIER: &str = "daemon";
 /// The uid and gid of `nobody` on Linux.
 pub const NOBODY: &str = "65534";
 
@@ -35,6 +39,22 @@ pub fn python(name: &str, module: &str, package: &str) -> Option<PathBuf> {
         Command::new(&python).args(["-m", "pip", "-q", "install", package]).output().ok()?;
     }
     has().then_some(python)
+}
+
+/// What the endpoint at this address tells; none: there is none.
+pub fn metrics_at(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// The value of a series in such a text.
+pub fn value(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
 }
 
 /// One site: issuer, directory, configuration, and the credmon while it runs.
@@ -72,7 +92,7 @@ impl Site {
     /// Further keys of `[daemon]` and of `[provider.grid]`, and further sections.
     pub fn configure_with(&self, daemon: &str, more: &str, sections: &str) {
         let text = format!(
-            "[daemon]\ncredential_directory = \"{}\"\nstatus_socket = \"{}\"\ncourier_user = \"nobody\"\n{daemon}\n\n[provider.grid]\nkind = \"oauth2\"\n\
+            "[daemon]\ncredential_directory = \"{}\"\nstatus_socket = \"{}\"\ncourier_user = \"{COURIER}\"\n{daemon}\n\n[provider.grid]\nkind = \"oauth2\"\n\
              issuer = \"{url}\"\nclient_id = \"test\"\nscopes = [\"storage.read:/\"]\nmax_per_second = 1000\n\
              timeout = \"3s\"\n{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n\n{sections}\n",
             self.credentials().display(),
@@ -113,6 +133,18 @@ impl Site {
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    /// What its endpoint tells, at the address that the log names.
+    pub fn metrics(&self) -> String {
+        let log = self.log();
+        let address = log.rsplit("metrics are at http://").next().unwrap().split('/').next().unwrap();
+        metrics_at(address).unwrap_or_default()
+    }
+
+    /// The value of a series there.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        value(&self.metrics(), series)
     }
 
     /// As credd stores: a file beside it, renamed into place.

@@ -17,7 +17,7 @@ use prometheus_client::{
 use super::Counts;
 use crate::{
     core::{
-        figures::{BOUNDS, Figures, Histogram, ProviderFigures},
+        figures::{BOUNDS, Figures, Histogram, ProviderFigures, Readers},
         site::Site,
         snapshot::State,
         time::Timestamp,
@@ -50,6 +50,7 @@ metrics! {
     ROTATIONS = "rotations", Counter, ["provider"], "Renewals that brought a new refresh token";
     ERRORS = "errors", Counter, ["provider", "kind"], "Failed renewals by kind (evercred explain KIND)";
     PARKED = "parked", Counter, ["provider"], "Credentials that were refused for good";
+    FORGOTTEN = "forgotten", Counter, ["provider"], "Credentials that left the directory: swept by credd, or deleted";
     EXCHANGE = "exchange_duration_seconds", Histogram, ["provider"], "How long the issuer took to answer";
     PUBLISH = "publish_duration_seconds", Histogram, [], "How long it took from the answer to the token in place";
     QUEUE = "queue_length", Gauge, ["provider"], "Renewals that wait for their turn";
@@ -65,12 +66,14 @@ metrics! {
     DELIVERIES = "deliveries", Counter, ["site"], "Deliveries that the site confirmed";
     SUPERSEDED = "deliveries_superseded", Counter, ["site"], "Of these, those where the site had something newer and kept that";
     DELIVERY_ERRORS = "delivery_errors", Counter, ["site", "kind"], "Deliveries that failed, by kind (evercred explain KIND)";
+    WITHDRAWALS = "withdrawals", Counter, ["site", "result"], "Copies of credentials that left, taken away from a site whose kind takes back: ok, superseded (it had something newer, and kept that), failed (tried again)";
     DELIVERY = "replication_duration_seconds", Histogram, ["site"], "How long it took from the new token to the site's confirmation";
     SITE_QUEUE = "delivery_queue_length", Gauge, ["site"], "Deliveries that wait for their turn";
     SITE_FLIGHT = "deliveries_in_flight", Gauge, ["site"], "Deliveries under way";
     SITE_UP = "site_up", Gauge, ["site"], "1: the site takes deliveries; 0: it is down or refuses us, and only single probes go out";
     REPLICATOR = "replicator_restarts", Counter, [], "How often the process that replicates had to be started again";
     COURIER = "courier_restarts", Counter, [], "How often the network process had to be started again";
+    READERS = "status_readers", Counter, ["outcome"], "Readers of the status socket: served, failed (they did not read in time, or went), turned-away (too many of one user)";
     LOG_LOST = "log_lines_lost", Counter, [], "Lines of the log that could not be written";
     AUDIT = "audit_lines", Counter, [], "Lines of the audit log that were written";
     AUDIT_LOST = "audit_lines_lost", Counter, [], "Lines of the audit log that were lost";
@@ -249,6 +252,12 @@ fn daemon(writer: &mut Writer<'_>, age: Duration, figures: &Figures) -> fmt::Res
     writer.gauge(AGE, [age.as_secs_f64()])?;
     writer.gauge(SCAN, figures.last_scan.map(seconds))?;
     writer.counter(COURIER, figures.courier_restarts)?;
+    let Readers { served, failed, turned_away } = figures.readers;
+    let readers = [("served", served), ("failed", failed), ("turned-away", turned_away)];
+    writer.metric(READERS, readers, |encoder, (outcome, value)| {
+        let labels: Labels<'_> = &[("outcome", outcome)];
+        count(encoder, &labels, value)
+    })?;
     writer.counter(LOG_LOST, figures.log_lost)?;
     writer.counter(AUDIT, figures.audit_written)?;
     writer.counter(AUDIT_LOST, figures.audit_lost)?;
@@ -287,6 +296,7 @@ fn providers(writer: &mut Writer<'_>, now: Timestamp, all: &[ProviderFigures]) -
         count(encoder, &labels, value)
     })?;
     writer.counters(PARKED, all, |p| p.counts.parked)?;
+    writer.counters(FORGOTTEN, all, |p| p.counts.forgotten)?;
     writer.metric(EXCHANGE, all, |encoder, provider| {
         let labels: Labels<'_> = &[("provider", &provider.name)];
         histogram(&mut encoder.encode_family(&labels)?, &provider.counts.exchange)
@@ -321,6 +331,15 @@ fn sites(writer: &mut Writer<'_>, now: Timestamp, figures: &Figures) -> fmt::Res
         let labels: Labels<'_> = &[("site", &site.name), ("kind", kind.label())];
         count(encoder, &labels, value)
     })?;
+    let withdrawals = all.iter().flat_map(|site| {
+        let counts = &site.counts.withdrawals;
+        [("ok", counts.done), ("superseded", counts.superseded), ("failed", counts.failed)]
+            .map(|(word, n)| (site, word, n))
+    });
+    writer.metric(WITHDRAWALS, withdrawals, |encoder, (site, result, value)| {
+        let labels: Labels<'_> = &[("site", &site.name), ("result", result)];
+        count(encoder, &labels, value)
+    })?;
     writer.metric(DELIVERY, all, |encoder, site| {
         let labels: Labels<'_> = &[("site", &site.name)];
         histogram(&mut encoder.encode_family(&labels)?, &site.counts.lag)
@@ -342,6 +361,7 @@ mod tests {
         let mut counts = figures::Counts { renewed: 7, lifetime: Some(3600.0), ..figures::Counts::default() };
         counts.exchanged(Duration::from_millis(30));
         counts.errors.insert(Kind::Timeout, 2);
+        counts.forgotten = 5;
         let provider = ProviderFigures {
             name: "wl\"cg".into(),
             states: [3, 1, 0, 0, 0],
@@ -358,6 +378,7 @@ mod tests {
         site.is_late(Some(Kind::SiteTimeout), Timestamp::from_secs(980), None);
         site.counts.errors.insert(Kind::SiteTimeout, 4);
         site.counts.lag.observe(Duration::from_millis(30));
+        site.counts.withdrawals.done = 6;
         Figures {
             now: Timestamp::from_secs(1000),
             last_scan: Some(Timestamp::from_secs(990)),
@@ -386,6 +407,7 @@ mod tests {
             "evercred_errors_total{provider=\"wl\\\"cg\",kind=\"revoked\"} 0",
             "evercred_exchange_duration_seconds_bucket{provider=\"wl\\\"cg\",le=\"0.05\"} 1",
             "evercred_issuer_capacity_per_second{provider=\"wl\\\"cg\"} 50",
+            "evercred_forgotten_total{provider=\"wl\\\"cg\"} 5",
             "evercred_figures_age_seconds 10",
             "evercred_replicas{site=\"farm\"} 3",
             "evercred_replicas_behind{site=\"farm\"} 1",
@@ -393,6 +415,8 @@ mod tests {
             "evercred_delivery_errors_total{site=\"farm\",kind=\"site-timeout\"} 4",
             "evercred_delivery_errors_total{site=\"farm\",kind=\"site-full\"} 0",
             "evercred_replication_duration_seconds_bucket{site=\"farm\",le=\"0.05\"} 1",
+            "evercred_withdrawals_total{site=\"farm\",result=\"ok\"} 6",
+            "evercred_withdrawals_total{site=\"farm\",result=\"failed\"} 0",
             "evercred_site_up{site=\"farm\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line || l == format!("{line}.0")), "{line}\n{text}");

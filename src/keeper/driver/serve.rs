@@ -28,7 +28,7 @@ use crate::{
         control::{Order, Reply},
         disk::Job,
         log::LogHandle,
-        replicas, revoker,
+        replicas, revoker, scanner,
     },
     notice::round,
 };
@@ -68,8 +68,11 @@ impl Driver {
             Input::Order { uid, order: Order::Renew { user, credential }, reply } => {
                 drop(reply.try_send(self.order_renewal(now, uid, &user, credential.as_deref())));
             }
-            Input::Order { order: Order::Replicate { credential, site }, reply, .. } => {
-                drop(reply.try_send(self.replicate(credential.as_deref(), site)));
+            Input::Order { uid, order: Order::Replicate { credential, site }, reply } => {
+                drop(reply.try_send(self.order_replication(now, uid, credential.as_deref(), site)));
+            }
+            Input::Order { uid, order: Order::Imported { user, credential, from }, reply } => {
+                drop(reply.try_send(self.imported(now, uid, &user, &credential, &from)));
             }
             // Of a courier that is gone, or of what `take` has dealt with.
             _ => {}
@@ -77,7 +80,7 @@ impl Driver {
     }
 
     /// Send what sites have or should have once more.
-    fn replicate(&self, credential: Option<&str>, site: Option<String>) -> Reply {
+    fn order_replication(&self, now: Now, uid: u32, credential: Option<&str>, site: Option<String>) -> Reply {
         let refused = |why: String| Reply::Refused { why };
         let id = match credential.map(|name| name.split_once('/').ok_or(name)) {
             None => None,
@@ -91,13 +94,41 @@ impl Driver {
         };
         let (reply, count) = sync_channel(1);
         let words = site.clone();
-        self.replication.tell(replicas::Told::Again { id, site, reply });
+        self.replication.tell(replicas::Told::Again { id: id.clone(), site, reply });
         match count.recv_timeout(REPLICATION_PATIENCE) {
             Ok(Some(0)) => refused("no site wants that credential; see the rules of the sites".to_owned()),
-            Ok(Some(credentials)) => Reply::Done { credentials },
+            Ok(Some(credentials)) => {
+                self.order_is_audited(now, uid, "replicate", id.as_ref(), words);
+                Reply::Done { credentials }
+            }
             Ok(None) => refused(format!("there is no site {}", words.unwrap_or_default())),
             Err(_) => refused("no site is configured".to_owned()),
         }
+    }
+
+    /// An admin has stored what another credential monitor had, by `evercred import`.
+    fn imported(&self, now: Now, uid: u32, user: &str, base: &str, from: &str) -> Reply {
+        let id = UserName::parse(user).and_then(|user| CredentialId::from_base(user, base));
+        let id = match id {
+            Ok(id) => id,
+            Err(error) => return Reply::Refused { why: error.to_string() },
+        };
+        let entry = Entry::new(now.wall, Decision::Imported).of(&id).from(self.owner_of(&id).map(|o| &o.provider));
+        self.announcer.audit().record(entry.ordered_by(uid).saying(from));
+        Reply::Done { credentials: 1 }
+    }
+
+    /// The audit line of an admin's command.
+    fn order_is_audited(&self, now: Now, uid: u32, what: &str, id: Option<&CredentialId>, site: Option<String>) {
+        let mut entry = Entry::new(now.wall, Decision::Admin).ordered_by(uid).saying(what);
+        if let Some(id) = id {
+            entry = entry.of(id).from(self.owner_of(id).map(|owner| &owner.provider));
+        }
+        self.announcer.audit().record(Entry { site, ..entry });
+    }
+
+    fn owner_of(&self, id: &CredentialId) -> Option<&Owner> {
+        scanner::owner_of(&self.owners, &id.base()).and_then(|(index, ..)| self.owners.get(index)).map(AsRef::as_ref)
     }
 
     /// Tell how the credentials stand that notices ask about: one pass over all of them.
@@ -163,7 +194,8 @@ impl Driver {
             (Err(_), None) => {}
             (Err(kind), by @ Some(_)) => {
                 let result = Err(ExchangeError::new(kind, "its refresh token cannot be read"));
-                self.revoked(now, &revoker::Outcome { id, provider: String::new(), by, result });
+                let provider = self.owner_of(&id).map_or_else(String::new, |owner| owner.provider.name.clone());
+                self.revoked(now, &revoker::Outcome { id, provider, by, jti_sha256: None, result });
             }
         }
     }
@@ -199,6 +231,7 @@ impl Driver {
         let (audit_written, audit_lost) = self.announcer.audit().counts();
         let figures = Figures {
             started: self.started,
+            readers: self.readers.readers(),
             log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
             audit_written,
             audit_lost,
@@ -298,15 +331,14 @@ impl Driver {
             drop(reply.try_send(Reply::Refused { why: format!("there is no credential {user}/{credential}") }));
             return;
         };
-        let entry = Entry { by: format!("uid {uid}"), ..Entry::new(now.wall, Decision::Admin).of(&id) };
-        self.announcer.audit().record(entry.saying("revoke"));
+        self.order_is_audited(now, uid, "revoke", Some(&id), None);
         self.waiting.insert(id.clone(), reply);
         self.disk.submit(Job::Learn { id, owner, order: Some(uid) });
     }
 
     /// A revocation ended: tell, and ask the issuer at once whether it is so, if it was ordered.
     pub(super) fn revoked(&mut self, now: Now, outcome: &revoker::Outcome) {
-        self.announcer.revoked(now, outcome);
+        self.announcer.revoked(now, &self.owners, outcome);
         if let Some(reply) = self.waiting.remove(&outcome.id) {
             drop(reply.try_send(match &outcome.result {
                 Ok(()) => Reply::Done { credentials: 1 },
@@ -327,8 +359,7 @@ impl Driver {
         }
         let credentials = known.len();
         for (id, _) in known {
-            let entry = Entry { by: format!("uid {uid}"), ..Entry::new(now.wall, Decision::Admin).of(&id) };
-            self.announcer.audit().record(entry.saying("renew"));
+            self.order_is_audited(now, uid, "renew", Some(&id), None);
             self.planner.handle(now, Event::Renew { id });
         }
         Reply::Done { credentials }
