@@ -91,7 +91,7 @@ impl CredentialId {
     pub fn of_user<'m, V>(all: &'m BTreeMap<Self, V>, user: &UserName) -> impl Iterator<Item = (&'m Self, &'m V)> {
         // No service is called "", so that this is before each of the user's.
         let before = Self { user: user.clone(), service: Service("".into()), handle: None };
-        all.range(&before..).take_while(move |(id, _)| id.user == before.user)
+        all.range::<Self, _>(&before..).take_while(move |(id, _)| id.user == before.user)
     }
 
     /// The base name on disk, `S` or `S_H`.

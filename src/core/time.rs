@@ -72,49 +72,82 @@ impl Tick {
 }
 
 /// `#[serde(with = "rfc3339")]`: a [`Timestamp`] as people and scripts read it, `2026-11-24T22:09:50.123Z`.
+///
+/// Documents hold many of them, so that none is a string of its own on its way.
 pub mod rfc3339 {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt;
+
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{Error, Visitor},
+    };
 
     use super::Timestamp;
+
+    /// A [`Timestamp`] in this form.
+    struct Text(Timestamp);
+
+    impl Serialize for Text {
+        fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            to.collect_str(&calendar(self.0))
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Text {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            from.deserialize_str(Parse)
+        }
+    }
+
+    struct Parse;
+
+    impl Visitor<'_> for Parse {
+        type Value = Text;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a time as in RFC 3339")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
+            let time: jiff::Timestamp = text.parse().map_err(E::custom)?;
+            Ok(Text(Timestamp(time.as_millisecond())))
+        }
+    }
+
+    fn calendar(time: Timestamp) -> jiff::Timestamp {
+        // Beyond the year 9999 there is nothing to show.
+        let clamped = time.0.clamp(jiff::Timestamp::MIN.as_millisecond(), jiff::Timestamp::MAX.as_millisecond());
+        jiff::Timestamp::from_millisecond(clamped).unwrap_or_default()
+    }
 
     /// The text.
     #[must_use]
     pub fn show(time: Timestamp) -> String {
-        // Beyond the year 9999 there is nothing to show.
-        let clamped = time.0.clamp(jiff::Timestamp::MIN.as_millisecond(), jiff::Timestamp::MAX.as_millisecond());
-        jiff::Timestamp::from_millisecond(clamped).unwrap_or_default().to_string()
+        calendar(time).to_string()
     }
 
     /// As text.
     pub fn serialize<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&show(*time))
+        Text(*time).serialize(to)
     }
 
     /// From text.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
-        let text = String::deserialize(from)?;
-        let time: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
-        Ok(Timestamp(time.as_millisecond()))
+        Text::deserialize(from).map(|text| text.0)
     }
 
     /// `#[serde(with = "rfc3339::option")]`
     pub mod option {
-        use super::{Deserializer, Serializer, Timestamp, show};
+        use super::{Deserialize, Deserializer, Serialize, Serializer, Text, Timestamp};
 
         /// As text, or null.
         pub fn serialize<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
-            match time {
-                Some(time) => to.serialize_some(&show(*time)),
-                None => to.serialize_none(),
-            }
+            time.map(Text).serialize(to)
         }
 
         /// From text or null.
         pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-            use serde::{Deserialize, de::Error};
-            let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
-            let time: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
-            Ok(Some(Timestamp(time.as_millisecond())))
+            Ok(Option::<Text>::deserialize(from)?.map(|text| text.0))
         }
     }
 }

@@ -135,17 +135,16 @@ impl Colour {
         Self(false)
     }
 
-    /// A whole line, by how its credential does.
+    /// What begins and ends the line of a credential, by how it does.
     #[must_use]
-    pub fn line(self, credential: &Credential, now: Timestamp, line: &str) -> String {
-        let code = match credential.state {
-            _ if !self.0 => return line.to_owned(),
-            State::Parked | State::Unusable => "31",
-            State::Retrying if !credential.lives(now) => "31",
-            State::Retrying => "33",
-            State::Fresh | State::Renewing => return line.to_owned(),
-        };
-        format!("\x1b[{code}m{line}\x1b[0m")
+    pub fn around(self, credential: &Credential, now: Timestamp) -> (&'static str, &'static str) {
+        match credential.state {
+            _ if !self.0 => ("", ""),
+            State::Parked | State::Unusable => ("\x1b[31m", "\x1b[0m"),
+            State::Retrying if !credential.lives(now) => ("\x1b[31m", "\x1b[0m"),
+            State::Retrying => ("\x1b[33m", "\x1b[0m"),
+            State::Fresh | State::Renewing => ("", ""),
+        }
     }
 }
 

@@ -145,12 +145,13 @@ fn page(status: &Status, chosen: &[&Credential], colour: Colour, width: Option<u
             foot(status)
         );
     }
-    let text = table(status, chosen, width);
-    let mut lines = text.lines();
-    let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
+    let plain = table(status, chosen, width);
+    let mut text = String::with_capacity(plain.len() + plain.len() / 8);
+    let mut lines = plain.lines();
+    text.extend([lines.next().unwrap_or_default(), "\n"]);
     for (line, credential) in lines.zip(chosen) {
-        text.push_str(&colour.line(credential, now, line));
-        text.push('\n');
+        let (begin, end) = colour.around(credential, now);
+        text.extend([begin, line, end, "\n"]);
     }
     let troubles: String = chosen.iter().map(|credential| trouble(credential, status.everybody, now)).collect();
     text + &show::fold(&(troubles + &sites(status, chosen) + &foot(status)), width, 2)
