@@ -484,12 +484,11 @@ impl Replicas {
             self.gone(&id);
             return;
         }
-        let slot = match self.ids.get(&id) {
-            Some(slot) => *slot,
-            None => {
-                let (durable, record_at, floor) = (false, None, self.left);
-                self.insert(Entry { id, generation: 0, content, durable, record_at, floor, rows: Vec::new() })
-            }
+        let slot = if let Some(slot) = self.ids.get(&id) {
+            *slot
+        } else {
+            let (durable, record_at, floor) = (false, None, self.left);
+            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, rows: Vec::new() })
         };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let changed = entry.generation == 0 || entry.content.hash != content.hash;

@@ -478,9 +478,9 @@ mod tests {
     #[test]
     fn only_a_hash_of_the_jti_is_told() {
         use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-        let token = AccessToken::parse(&format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(r#"{"jti":"abc"}"#))).unwrap();
+        let token = format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(r#"{"jti":"abc"}"#));
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(jti_sha256(&token).as_deref(), Some(expected));
-        assert_eq!(jti_sha256(&AccessToken::parse("opaque").unwrap()), None);
+        assert_eq!(jti_sha256("opaque"), None);
     }
 }
