@@ -248,7 +248,7 @@ fn a_mail_server_that_is_down_delays_no_renewal_is_counted_and_gets_its_mails_la
     site.wait("50 tokens meanwhile", 30, |s| (0..50).all(|n| s.file(&format!("user{n:02}"), "grid.use").is_some()));
     let audit = fs::read_to_string(site.home.path().join("audit.jsonl")).unwrap();
     assert!(audit.lines().any(|l| l.contains("\"event\":\"notified\",\"result\":\"failed\"")), "{audit}");
-    let failed = || site.metric("evercred_notices_total{way=\"mail\",result=\"failed\"}");
+    let failed = || site.metric("evercred_notices_total{way=\"smtp\",result=\"failed\"}");
     site.wait("counted", 20, |_| failed().is_some_and(|count| count >= 1.0));
     println!("{:?} mails failed, and 50 tokens came meanwhile", failed());
     let Some(server) = MailServer::start(site.home.path(), port, None) else { return };
