@@ -211,7 +211,7 @@ fn masked(text: &str, start: &str) -> String {
     match text.split_once(start) {
         Some((before, after)) => {
             let rest = after.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-');
-            format!("{before}{start}XXXX{rest}")
+            format!("{before}{start}CODE{rest}")
         }
         None => text.to_owned(),
     }
