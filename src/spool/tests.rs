@@ -1,3 +1,6 @@
+//! The spool against real directories of each test's own: what is read and refused, what is published and when, what a
+//! crash leaves. The file is long: reading, publishing and starting are shown on the same small directory.
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink},
