@@ -19,10 +19,7 @@ use nix::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    daemon::{self, NotReachable},
-    upload,
-};
+use super::{daemon, upload};
 use crate::{
     cli,
     config::settings::{Provider, STATUS_SOCKET, Settings},
@@ -34,7 +31,7 @@ use crate::{
     },
     courier::http::now,
     error::{Report, exit},
-    keeper::control::Order,
+    keeper::control::{Order, Reply},
     spool::Seal,
     submit::{
         self, flow,
@@ -193,8 +190,8 @@ fn stored_already<'s>(fit: &Fit<'s>, credd: &Credd) -> Option<Outcome<'s>> {
 /// Store all and tell the daemon, for its audit log; then wait for their access tokens together.
 ///
 /// # Errors
-/// The daemon did not hear it; what is stored is stored.
-fn store(all: &mut [Found<'_>], credd: &Credd, patience: Duration, socket: &Path) -> Result<(), NotReachable> {
+/// Why the daemon does not have it; what is stored is stored.
+fn store(all: &mut [Found<'_>], credd: &Credd, patience: Duration, socket: &Path) -> Result<(), String> {
     let mut heard = Ok(());
     for found in &mut *all {
         if let Outcome::Fit(fit) = &found.outcome {
@@ -205,7 +202,11 @@ fn store(all: &mut [Found<'_>], credd: &Credd, patience: Duration, socket: &Path
                 && let Some((user, credential)) = found.name.split_once('/')
             {
                 let (user, credential, from) = (user.to_owned(), credential.to_owned(), "kit".to_owned());
-                heard = daemon::order(socket, &Order::Imported { user, credential, from }).map(|_| ());
+                heard = match daemon::order(socket, &Order::Imported { user, credential, from }) {
+                    Ok(Reply::Done { .. }) => Ok(()),
+                    Ok(Reply::Refused { why }) => Err(why),
+                    Err(error) => Err(error.to_string()),
+                };
             }
         }
     }
