@@ -252,7 +252,7 @@ impl Announcer {
     /// The audit line, if it is a decision of the issuer's or ours (a network that fails decides nothing).
     fn entry(&self, now: Now, owners: &[Arc<Owner>], announcement: &Announcement) -> Option<Entry> {
         let entry = |event, id: &CredentialId| {
-            let owner = scanner::owner_of(owners, &id.base()).and_then(|(index, ..)| owners.get(index));
+            let owner = scanner::owner(owners, &id.base());
             Entry::new(now.wall, event).of(id).from(owner.map(|owner| &owner.provider))
         };
         Some(match announcement {

@@ -189,7 +189,7 @@ impl Clerk {
     ) -> Option<Entry> {
         let asked = || CredentialId::from_base(self.spool.request(key.expose()).ok()?.0.user, base).ok();
         let id = told.as_ref().ok().cloned().or_else(asked)?;
-        let owner = scanner::owner_of(owners, base).and_then(|(index, ..)| owners.get(index));
+        let owner = scanner::owner(owners, base);
         let entry = Entry::new(Clock::new().started(), Decision::Approved).of(&id);
         let mut entry = Entry { by: format!("user {}", id.user), ..entry.from(owner.map(|owner| &owner.provider)) };
         match told {

@@ -222,8 +222,7 @@ impl Deliveries {
     ) {
         if self.ears.audit.is_on() {
             let jti_sha256 = self.under_way.get(&number).and_then(|one| one.jti_sha256.clone());
-            let owners = &self.ears.owners;
-            let owner = scanner::owner_of(owners, &id.base()).and_then(|(index, ..)| owners.get(index));
+            let owner = scanner::owner(&self.ears.owners, &id.base());
             let entry = Entry::new(now, what).of(id).from(owner.map(|owner| &owner.provider));
             let mut entry = Entry { site: Some(site.name.clone()), jti_sha256, ..entry };
             more(&mut entry);

@@ -282,6 +282,11 @@ fn services(owners: &[Arc<Owner>]) -> String {
     names.into_iter().collect::<Vec<_>>().join(" ")
 }
 
+/// Who owns a base name.
+pub(super) fn owner<'o>(owners: &'o [Arc<Owner>], base: &str) -> Option<&'o Owner> {
+    owner_of(owners, base).and_then(|(index, ..)| owners.get(index)).map(AsRef::as_ref)
+}
+
 /// The provider of a base name: the service named exactly so, else the part before the first `_`.
 pub(super) fn owner_of(owners: &[Arc<Owner>], base: &str) -> Option<(usize, Service, Option<Handle>)> {
     let find = |name: &str| owners.iter().position(|o| o.provider.services.iter().any(|s| s == name));

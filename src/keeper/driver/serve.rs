@@ -128,7 +128,7 @@ impl Driver {
     }
 
     fn owner_of(&self, id: &CredentialId) -> Option<&Owner> {
-        scanner::owner_of(&self.owners, &id.base()).and_then(|(index, ..)| self.owners.get(index)).map(AsRef::as_ref)
+        scanner::owner(&self.owners, &id.base())
     }
 
     /// Tell how the credentials stand that notices ask about: one pass over all of them.
