@@ -240,26 +240,6 @@ fn the_shipped_example_is_valid_with_its_secrets_in_place() {
 }
 
 #[test]
-fn every_example_of_the_page_on_replication_is_valid() {
-    let page = include_str!("../../docs/replication.md");
-    let examples: Vec<&str> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    let dir = tempfile::tempdir().unwrap();
-    let mut kinds = Vec::new();
-    for (number, example) in examples.iter().enumerate() {
-        let provider = GOOD.replace("\"https://mytok.eu\"\n", "\"https://mytok.eu\"\nservices = [\"panda\"]\n");
-        // An id is cut short where it says nothing.
-        let text = format!("{provider}{}", example.replace('…', "0"));
-        let file = write(&dir, &format!("{number}.toml"), &text);
-        let settings = load_files(&[file], &sources().without_secrets(), &Knobs::default());
-        let settings = settings.unwrap_or_else(|problems| panic!("{problems:?}\n{text}"));
-        kinds.extend(settings.sites.iter().map(|site| site.kind.label()));
-    }
-    for kind in ["directory", "credd", "sfapi", "iri", "kubernetes"] {
-        assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
-    }
-}
-
-#[test]
 fn the_shipped_harvester_example_is_valid_with_its_secrets_in_place() {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in [("panda", CANARY), ("globus", CANARY), ("perlmutter.key", &spool_key())] {
