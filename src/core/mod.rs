@@ -7,6 +7,7 @@ pub mod approval;
 pub mod budget;
 pub mod course;
 pub mod delivery;
+pub mod ending;
 pub mod event;
 pub mod figures;
 pub mod id;

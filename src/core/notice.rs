@@ -12,6 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    ending::same_end,
     figures::is_users,
     id::{CredentialId, UserName},
     site::{Late, Site},
@@ -41,8 +42,8 @@ pub struct Standing {
     pub expires: Option<Timestamp>,
     /// When the refresh token ends, if that is known.
     pub refresh_ends: Option<Timestamp>,
-    /// Each renewal moves that end on: it comes only if renewals fail.
-    pub rolling: bool,
+    /// Whether each renewal moves that end on, so that it comes only if renewals fail; none: that has not shown yet.
+    pub rolling: Option<bool>,
     /// What is wrong, and how often in a row.
     pub error: Option<(Kind, u32)>,
     /// Nothing is asked any more.
@@ -212,7 +213,7 @@ fn forget(memory: &mut Memory, standings: &[Standing], sites: &[Site]) {
         if standing.well {
             told.refused = None;
         }
-        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends == Some(*at));
+        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_some_and(|end| same_end(end, *at)));
         told.ending.is_some() || told.refused.is_some()
     });
     memory.providers.retain(|provider, kinds| {
@@ -244,10 +245,13 @@ fn due<'a, 'm>(
             // Another kind of refusal is no news.
             return told.refused.is_none().then_some((standing, Matter::Refused(kind)));
         }
-        let moves_on = standing.rolling && standing.error.is_none();
-        let at = standing.refresh_ends.filter(|_| !standing.parked && !moves_on)?;
-        let step = step(policy, now, at)?;
-        let heard = told.ending.is_some_and(|(end, least)| end == at && least <= step);
+        let at = standing.refresh_ends.filter(|_| !standing.parked)?;
+        let told = told.ending.filter(|(end, _)| same_end(*end, at));
+        // What was told once, before a restart, and is still the end, is known not to move.
+        let stays = standing.rolling == Some(false) || (standing.rolling.is_none() && told.is_some());
+        let fails = standing.error.is_some_and(|(_, times)| times >= policy.after_failures);
+        let step = step(policy, now, at).filter(|_| stays || fails)?;
+        let heard = told.is_some_and(|(_, least)| least <= step);
         (!heard).then_some((standing, Matter::Ending(at)))
     })
 }
@@ -319,7 +323,7 @@ mod tests {
             provider: "grid".into(),
             expires: None,
             refresh_ends: None,
-            rolling: false,
+            rolling: Some(false),
             error: None,
             parked: false,
             well: false,
@@ -401,12 +405,28 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_each_renewal_moves_on_is_told_only_once_renewals_fail() {
+    fn an_end_that_each_renewal_moves_on_or_may_move_is_told_only_once_renewals_stay_failing() {
+        for rolling in [Some(true), None] {
+            let mut memory = Memory::default();
+            let rolling = Standing { rolling, ..ending("alice", 3600) };
+            assert_eq!(told(&mut memory, 0, std::slice::from_ref(&rolling), &Jobs::Unknown), [""; 0]);
+            let failing = |times| Standing { error: Some((Kind::CourierLost, times)), ..rolling.clone() };
+            assert_eq!(told(&mut memory, 0, &[failing(1)], &Jobs::Unknown), [""; 0], "a passing thing");
+            assert_eq!(told(&mut memory, 0, &[failing(3)], &Jobs::Unknown)[0], "alice 1");
+        }
+    }
+
+    #[test]
+    fn an_end_that_jitters_by_seconds_is_told_once_a_step_also_when_it_is_not_known_any_more_whether_it_moves() {
         let mut memory = Memory::default();
-        let rolling = Standing { rolling: true, ..ending("alice", 3600) };
-        assert_eq!(told(&mut memory, 0, std::slice::from_ref(&rolling), &Jobs::Unknown), [""; 0]);
-        let failing = Standing { error: Some((Kind::Timeout, 1)), ..rolling };
-        assert_eq!(told(&mut memory, 0, &[failing], &Jobs::Unknown).len(), 2);
+        let at = |seconds: u64, rolling| Standing { rolling, ..ending("alice", DAY + seconds) };
+        assert_eq!(told(&mut memory, 0, &[at(0, Some(false))], &Jobs::Unknown).len(), 2);
+        for jitter in [1, 0, 3, 59] {
+            assert_eq!(told(&mut memory, 60, &[at(jitter, Some(false))], &Jobs::Unknown), [""; 0]);
+        }
+        // After a restart the next step comes before the second renewal.
+        assert_eq!(told(&mut memory, DAY - 3600, &[at(1, None)], &Jobs::Unknown).len(), 2);
+        assert_eq!(told(&mut memory, DAY - 3500, &[at(0, None)], &Jobs::Unknown), [""; 0]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub use super::{
 };
 use super::{
     budget::{Budget, Limits},
+    ending::Ending,
     id::{CredentialId, UserName},
     roster::{Entry, Home, Place, Roster, Wait},
     schedule,
@@ -332,7 +333,7 @@ impl Planner {
         let spread = found.id.spread();
         let mut entry = Entry::new(found.id, found.provider, found.top);
         entry.expiry = found.use_file.and_then(|told| told.expiry);
-        entry.refresh_ends = found.refresh_ends;
+        entry.ending = Ending::of_top(found.refresh_ends, now.tick);
         entry.fresh_top = found.use_file.is_none() || found.top_newer;
         if let Err(kind) = entry.top {
             self.pending.push_back(Action::Announce(Announcement::Unusable { id: entry.id.clone(), kind }));
@@ -354,12 +355,9 @@ impl Planner {
     fn seen_again(&mut self, as_of: Tick, slot: usize, found: &Found) {
         let Some(entry) = self.roster.get_mut(slot) else { return };
         entry.gone = false;
-        // What is seen while we write a rotated one tells nothing about how long it lives.
-        if !matches!(entry.wait(), Wait::Flying(number) if is_keeping(&self.flights, number)) {
-            let same_top = entry.top == found.top;
-            // Of a `.top` that we rotated ourselves: the end moved on.
-            entry.rolling = same_top && (entry.rolling || moved_on(entry.refresh_ends, found.refresh_ends));
-            entry.refresh_ends = found.refresh_ends.or(entry.refresh_ends.filter(|_| same_top));
+        // Whenever it was seen: a `.top` is known by its content, and what it tells is part of that.
+        if entry.top == found.top {
+            entry.ending.seen(found.refresh_ends, as_of);
         }
         let flying = match entry.wait() {
             // What is seen while we write may be our own half-done work: look again after it.
@@ -383,6 +381,7 @@ impl Planner {
         }
         if changed {
             entry.replace_top(found.top);
+            entry.ending = Ending::of_top(found.refresh_ends, as_of);
             if let Err(kind) = found.top {
                 let id = found.id.clone();
                 self.pending.push_back(Action::Announce(Announcement::Unusable { id, kind }));
@@ -521,6 +520,9 @@ impl Planner {
             entry.top = Ok(identity);
             entry.gone = false;
             entry.changed_at = Some(now.tick);
+            if answer.result.map_or(None, |brought| brought.refresh_lifetime).is_none() {
+                entry.ending.rotated(now.tick);
+            }
         }
         match answer.result {
             _ if stored_anew => {
@@ -574,7 +576,8 @@ impl Planner {
         else {
             return;
         };
-        let (slot, provider, identity, brought, age) = (*slot, *provider, *identity, *brought, now.tick.since(*at));
+        let (slot, provider, identity, brought, answered) = (*slot, *provider, *identity, *brought, *at);
+        let age = now.tick.since(answered);
         if self.end(number).is_none() {
             return;
         }
@@ -583,12 +586,8 @@ impl Planner {
         entry.expiry = Some(now.wall.plus(lifetime));
         entry.renewed = Some(now.wall);
         entry.flagged = brought.flagged;
-        if let Some(lifetime) = brought.refresh_lifetime {
-            let end = Some(now.wall.plus(lifetime.saturating_sub(age)));
-            // The first answer does not tell yet whether the next one moves it.
-            entry.rolling = entry.refresh_ends.is_none() || moved_on(entry.refresh_ends, end);
-            entry.refresh_ends = end;
-        }
+        let refresh_ends = brought.refresh_lifetime.map(|lifetime| now.wall.plus(lifetime.saturating_sub(age)));
+        entry.ending.renewed(refresh_ends, brought.rotated, answered);
         let (after_failures, first) = (entry.failures, entry.fresh_top);
         entry.forgive();
         entry.generation += 1;
@@ -684,11 +683,6 @@ impl Planner {
         self.pending.push_back(Action::Announce(announcement));
         self.roster.wait(slot, next_in.map_or(Wait::Parked, |delay| Wait::Retry(now.tick.plus(delay))));
     }
-}
-
-/// Whether a refresh token's end is a later one, by more than two clocks may differ.
-fn moved_on(before: Option<Timestamp>, after: Option<Timestamp>) -> bool {
-    matches!((before, after), (Some(before), Some(after)) if after.since(before) > Duration::from_secs(60))
 }
 
 fn is_keeping(flights: &BTreeMap<u64, Flight>, number: u64) -> bool {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    ending::Ending,
     id::{CredentialId, UserName},
     snapshot::State,
     time::{Now, Tick, Timestamp},
@@ -38,16 +39,14 @@ pub(super) struct Place {
 }
 
 /// What is known of a credential.
-#[expect(clippy::struct_excessive_bools, reason = "four independent facts, not a state machine")]
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: CredentialId,
     pub(super) provider: usize,
     pub(super) top: Result<Identity, Kind>,
     pub(super) expiry: Option<Timestamp>,
-    pub(super) refresh_ends: Option<Timestamp>,
-    /// Renewals move the refresh token's end on.
-    pub(super) rolling: bool,
+    /// The end of the refresh token.
+    pub(super) ending: Ending,
     pub(super) renewed: Option<Timestamp>,
     pub(super) flagged: Option<Kind>,
     wait: Wait,
@@ -75,8 +74,7 @@ impl Entry {
             provider,
             top,
             expiry: None,
-            refresh_ends: None,
-            rolling: false,
+            ending: Ending::default(),
             renewed: None,
             flagged: None,
             wait: Wait::Parked,
@@ -120,8 +118,8 @@ impl Entry {
             state,
             expires: self.expiry,
             renews,
-            refresh_token_expires: self.refresh_ends,
-            rolling: self.rolling,
+            refresh_token_expires: self.ending.at(),
+            rolling: self.ending.rolling(),
             renewed: self.renewed,
             generation: self.generation,
             error: kind.map(|kind| (kind, self.failing_since, self.failures)),
@@ -153,8 +151,8 @@ pub struct Row<'a> {
     pub renews: Option<Timestamp>,
     /// When the refresh token ends, if that is known.
     pub refresh_token_expires: Option<Timestamp>,
-    /// Each renewal moves that end on.
-    pub rolling: bool,
+    /// Whether each renewal moves that end on; none: that has not shown yet.
+    pub rolling: Option<bool>,
     /// When it was renewed last.
     pub renewed: Option<Timestamp>,
     /// How often it has been renewed.

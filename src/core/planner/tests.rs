@@ -106,6 +106,50 @@ impl std::fmt::Debug for World {
     }
 }
 
+#[test]
+fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_there_now() {
+    let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "grid").unwrap();
+    let top = |ino| Identity { dev: 1, ino, size: 3, mtime_ns: 4, hash: [5; 16] };
+    let end = |seconds: i64| Timestamp::from_secs(1_700_000_000 + seconds);
+    let at = |tick| Now { wall: end(0).plus(Duration::from_millis(tick)), tick: Tick(tick) };
+    let mut planner = Planner::new(&[PLENTY], Duration::from_secs(20));
+    let look = |planner: &mut Planner, as_of, top, refresh_ends| {
+        let found = Found { id: id.clone(), provider: 0, top: Ok(top), use_file: None, refresh_ends, top_newer: true };
+        let event = Event::Scanned { user: id.user.clone(), as_of: Tick(as_of), found: vec![found] };
+        planner.handle(at(as_of + 5), event);
+        while planner.next_action(at(as_of + 5)).is_some() {}
+    };
+    let renewed = |planner: &mut Planner, tick, number, kept, refresh_lifetime| {
+        planner.handle(at(tick), Event::Renew { id: id.clone() });
+        while planner.next_action(at(tick)).is_some() {}
+        let lifetime = Duration::from_secs(3600);
+        let brought = Brought { lifetime, refresh_lifetime, rotated: true, flagged: None };
+        planner.handle(at(tick), Event::Answered { number, result: Ok(brought) });
+        planner.handle(at(tick + 1), Event::Kept { number, identity: kept, stored_anew: false });
+        planner.handle(at(tick + 2), Event::Published { number });
+        while planner.next_action(at(tick + 2)).is_some() {}
+    };
+    let told = |planner: &Planner| {
+        let row = planner.rows(at(0), None).next().unwrap();
+        (row.refresh_token_expires, row.rolling)
+    };
+    look(&mut planner, 1, top(1), Some(end(90_000)));
+    // The issuer tells the end of what it gave.
+    renewed(&mut planner, 1_800_000, 1, top(2), Some(Duration::from_secs(200_000)));
+    let after = told(&planner);
+    assert_eq!(after, (Some(end(201_800)), Some(true)));
+    look(&mut planner, 1_799_999, top(1), Some(end(90_000)));
+    assert_eq!(told(&planner), after, "a look from before is late");
+    // It does not: the refresh token itself does, once somebody looks.
+    renewed(&mut planner, 3_600_000, 2, top(3), None);
+    assert_eq!(told(&planner), after);
+    look(&mut planner, 3_600_010, top(3), Some(end(201_801)));
+    assert_eq!(told(&planner), (Some(end(201_800)), Some(false)));
+    // Somebody stores another one: nothing is known of whether its end moves.
+    look(&mut planner, 3_700_000, top(4), Some(end(201_801)));
+    assert_eq!(told(&planner), (Some(end(201_801)), None));
+}
+
 proptest! {
     // `PROPTEST_CASES=5000` for a long run.
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
