@@ -52,6 +52,26 @@ pub struct Standing {
     pub well: bool,
 }
 
+/// How a provider stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provider {
+    /// Its name.
+    pub name: String,
+    /// Its issuer is not down, and has renewed a credential since the daemon started with which nothing is wrong since.
+    pub well: bool,
+}
+
+/// How everything stands that notices look at.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standings {
+    /// Credentials that are in trouble, will be, or were: others need not be there.
+    pub credentials: Vec<Standing>,
+    /// All providers.
+    pub providers: Vec<Provider>,
+    /// All sites.
+    pub sites: Vec<Site>,
+}
+
 /// What people have been told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -167,11 +187,11 @@ pub fn decide(
     policy: &Policy,
     memory: &mut Memory,
     now: Timestamp,
-    standings: &[Standing],
+    all: &Standings,
     jobs: &Jobs,
-    sites: &[Site],
 ) -> Vec<Notice> {
-    forget(memory, standings, sites);
+    forget(memory, all);
+    let standings = all.credentials.as_slice();
     let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();
     let mut providers: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
     let found: Vec<(&Standing, Matter)> = due(policy, memory, now, standings).collect();
@@ -201,26 +221,29 @@ pub fn decide(
         items: Vec::new(),
         troubles,
     }));
-    notices.extend(sites.iter().filter_map(|site| stays_behind(policy, memory, now, site)));
+    notices.extend(all.sites.iter().filter_map(|site| stays_behind(policy, memory, now, site)));
     notices
 }
 
 /// Drop what is mended.
-fn forget(memory: &mut Memory, standings: &[Standing], sites: &[Site]) {
-    let by_name: BTreeMap<String, &Standing> = standings.iter().map(|s| (s.id.to_string(), s)).collect();
+fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) {
+    let by_name: BTreeMap<String, &Standing> = credentials.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
         if standing.well {
             told.refused = None;
         }
-        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_some_and(|end| same_end(end, *at)));
+        // After a start only a renewal may tell it again.
+        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
         told.ending.is_some() || told.refused.is_some()
     });
-    memory.providers.retain(|provider, kinds| {
+    memory.providers.retain(|name, kinds| {
+        let Some(provider) = providers.iter().find(|provider| provider.name == *name) else { return false };
         let failing = |kind: &Kind| {
-            standings.iter().any(|s| s.provider == *provider && s.error.is_some_and(|(found, _)| found == *kind))
+            credentials.iter().any(|s| s.provider == *name && s.error.is_some_and(|(found, _)| found == *kind))
         };
-        kinds.retain(failing);
+        // That nothing fails may only mean that nothing was tried yet.
+        kinds.retain(|kind| !provider.well || failing(kind));
         !kinds.is_empty()
     });
     // After a start it takes a moment until sites and their copies are known again.
@@ -338,9 +361,15 @@ mod tests {
         Standing { error: Some((kind, times)), ..standing(user) }
     }
 
+    /// Credentials, and a provider that is well if one of them is.
+    fn all(credentials: &[Standing]) -> Standings {
+        let provider = Provider { name: "grid".into(), well: credentials.iter().any(|standing| standing.well) };
+        Standings { credentials: credentials.to_vec(), providers: vec![provider], sites: Vec::new() }
+    }
+
     /// Whom the notices are for.
     fn told(memory: &mut Memory, after: u64, standings: &[Standing], jobs: &Jobs) -> Vec<String> {
-        decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), standings, jobs, &[])
+        decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs)
             .into_iter()
             .map(|notice| match notice {
                 Notice::User { user, items, .. } => format!("{user} {}", items.len()),
@@ -358,7 +387,8 @@ mod tests {
         let mut site = Site { name: "farm".into(), replicas: 2, ..Site::default() };
         let told = |memory: &mut Memory, after: u64, site: &Site| {
             let now = NOW.plus(Duration::from_secs(after));
-            let notices = decide(&policy(), memory, now, &[], &Jobs::Unknown, std::slice::from_ref(site));
+            let all = Standings { sites: vec![site.clone()], ..Standings::default() };
+            let notices = decide(&policy(), memory, now, &all, &Jobs::Unknown);
             *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
             notices.len()
         };
@@ -424,7 +454,10 @@ mod tests {
         for jitter in [1, 0, 3, 59] {
             assert_eq!(told(&mut memory, 60, &[at(jitter, Some(false))], &Jobs::Unknown), [""; 0]);
         }
-        // After a restart the next step comes before the second renewal.
+        // After a restart the end is not known at first, and the next step comes before the second renewal.
+        let unknown = Standing { refresh_ends: None, ..at(0, None) };
+        assert_eq!(told(&mut memory, 120, &[unknown], &Jobs::Unknown), [""; 0]);
+        assert_eq!(told(&mut memory, 120, &[at(0, Some(false))], &Jobs::Unknown), [""; 0]);
         assert_eq!(told(&mut memory, DAY - 3600, &[at(1, None)], &Jobs::Unknown).len(), 2);
         assert_eq!(told(&mut memory, DAY - 3500, &[at(0, None)], &Jobs::Unknown), [""; 0]);
     }
@@ -469,7 +502,10 @@ mod tests {
         let down = [failing("a", Kind::Timeout, 3), failing("b", Kind::Timeout, 9), failing("c", Kind::Tls, 1)];
         assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), ["admins of grid 0 1"]);
         assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), [""; 0]);
+        // A restart: nothing was tried yet.
         assert_eq!(told(&mut memory, 0, &[standing("a")], &Jobs::Unknown), [""; 0]);
+        assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), [""; 0], "it is still the same");
+        assert_eq!(told(&mut memory, 0, &[Standing { well: true, ..standing("a") }], &Jobs::Unknown), [""; 0]);
         assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), ["admins of grid 0 1"], "it came again");
     }
 }

@@ -24,7 +24,7 @@ use super::{
     log::LogHandle,
     replicas::{self, Replication},
     revoker::{self, Revoker},
-    scanner::{Look, Ticket},
+    scanner::{FirstScan, Look, Ticket},
     status,
 };
 use crate::{
@@ -291,7 +291,6 @@ pub enum End {
 }
 
 /// The parts that the loop drives.
-#[expect(clippy::struct_excessive_bools, reason = "four independent facts, not a state machine")]
 #[derive(Debug)]
 pub struct Driver {
     /// The decisions.
@@ -326,6 +325,8 @@ pub struct Driver {
     pub courses: Courses,
     /// To those who tell people.
     pub notices: Option<Sender<round::Event>>,
+    /// Whether everything has been looked at.
+    pub first_scan: FirstScan,
     started: Timestamp,
     held: HashMap<u64, Box<Held>>,
     asked: BTreeSet<u64>,
@@ -338,7 +339,6 @@ pub struct Driver {
     /// Admins who wait for a revocation.
     waiting: HashMap<CredentialId, SyncSender<Reply>>,
     stop_by: Option<(Instant, End)>,
-    scanned: bool,
     failed: bool,
 }
 
@@ -380,6 +380,7 @@ impl Driver {
             readers: status::Tally::default(),
             courses: Courses::default(),
             notices: None,
+            first_scan: FirstScan::default(),
             started: clock.started(),
             held: HashMap::new(),
             asked: BTreeSet::new(),
@@ -389,7 +390,6 @@ impl Driver {
             revoker,
             waiting: HashMap::new(),
             stop_by: None,
-            scanned: false,
             failed: false,
         }
     }
@@ -408,7 +408,7 @@ impl Driver {
                 }
                 return end;
             }
-            if self.once && self.scanned && self.settled() {
+            if self.once && self.first_scan.is_over() && self.settled() {
                 return End::Done { failed: self.failed };
             }
             self.revoke(now);
@@ -457,14 +457,7 @@ impl Driver {
                 self.planner.handle(now, event);
                 drop(ticket);
             }
-            Input::FullScan { as_of, users } => {
-                self.planner.handle(now, Event::FullScan { as_of, users });
-                if let Err(error) = self.spool.touch_complete() {
-                    tracing::warn!(%error, "cannot touch CREDMON_COMPLETE");
-                }
-                self.announcer.tally.last_scan = Some(now.wall);
-                self.scanned = true;
-            }
+            Input::FullScan { as_of, users } => self.scanned(now, as_of, users),
             Input::Ask { number, grant, held } => {
                 let provider = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)).unwrap_or(usize::MAX);
                 self.held.insert(number, held);
@@ -539,6 +532,18 @@ impl Driver {
                 self.bring_home(now, STOP_PATIENCE, End::Stopped);
             }
             other => self.serve(now, other),
+        }
+    }
+
+    /// A full scan ended.
+    fn scanned(&mut self, now: Now, as_of: Tick, users: BTreeSet<UserName>) {
+        self.planner.handle(now, Event::FullScan { as_of, users });
+        if let Err(error) = self.spool.touch_complete() {
+            tracing::warn!(%error, "cannot touch CREDMON_COMPLETE");
+        }
+        self.announcer.tally.last_scan = Some(now.wall);
+        if self.first_scan.ended(as_of) {
+            self.tell_notices(round::Event::Poke);
         }
     }
 

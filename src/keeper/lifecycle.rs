@@ -127,6 +127,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     replicate(&replication, &settings, courier_args, &spool, clock, ears(&audit, &settings, &owners))?;
     let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
+    let mut scan_from = clock.now().tick;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock)?;
     reloader(sources, log.clone(), fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
     let mut notices = None;
@@ -152,6 +153,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         driver.log = Some(log.clone());
         driver.readers = readers.clone();
         driver.notices.clone_from(&notices);
+        driver.first_scan = scanner::FirstScan::from(scan_from);
         driver.courses = Courses::new(settings.daemon.otlp.is_some());
         if let Some(mut before) = before.take() {
             driver.inherit(&mut before);
@@ -187,6 +189,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             tracing::error!("{}", report.line());
         }
         // The scanner keeps its watches and tells the new planner everything.
+        scan_from = clock.now().tick;
         drop(looks.send(scanner::Look::Owners(owners.clone())));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }

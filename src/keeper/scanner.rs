@@ -74,6 +74,32 @@ enum Scope {
     Part,
 }
 
+/// Whether everything has been told to a planner that knew nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FirstScan {
+    from: Tick,
+    ended: bool,
+}
+
+impl FirstScan {
+    /// Scans that began before told half of it to the planner before a reload.
+    #[must_use]
+    pub fn from(tick: Tick) -> Self {
+        Self { from: tick, ended: false }
+    }
+
+    /// A full scan that began then ended: whether it was the first of all.
+    pub fn ended(&mut self, as_of: Tick) -> bool {
+        as_of >= self.from && !std::mem::replace(&mut self.ended, true)
+    }
+
+    /// Whether there was one.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        self.ended
+    }
+}
+
 /// What the scanner is told.
 #[derive(Debug)]
 pub enum Look {
@@ -304,5 +330,18 @@ impl From<Hint> for Look {
             Hint::User(user) => Self::User(user),
             Hint::All => Self::All,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_reload_only_a_scan_that_began_since_is_the_first_and_it_is_so_once() {
+        let mut first = FirstScan::from(Tick(100));
+        assert!(!first.ended(Tick(99)) && !first.is_over(), "its first half went to the planner before");
+        assert!(first.ended(Tick(100)) && first.is_over());
+        assert!(!first.ended(Tick(200)) && first.is_over());
     }
 }

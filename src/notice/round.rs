@@ -28,8 +28,7 @@ use crate::{
     },
     core::{
         id::{CredentialId, UserName},
-        notice::{self, Jobs, Notice, Standing},
-        site::Site,
+        notice::{self, Jobs, Notice, Standings},
         time::Timestamp,
     },
     keeper::driver::Input,
@@ -86,8 +85,8 @@ pub struct Question {
     pub before: Timestamp,
     /// Tell of these in any case.
     pub remembered: BTreeSet<CredentialId>,
-    /// Where the answer goes.
-    pub reply: SyncSender<(Vec<Standing>, Vec<Site>)>,
+    /// Where the answer goes; it is dropped as long as not everything has been looked at.
+    pub reply: SyncSender<Standings>,
 }
 
 /// What became of a letter, for counts and audit.
@@ -216,14 +215,14 @@ impl Rounds {
         if self.inputs.send(Input::Standings(question)).is_err() {
             return;
         }
-        let Ok((standings, sites)) = answer.recv_timeout(ANSWER) else { return };
-        let users = notice::asks_for_jobs(policy, &outbox.memory, now(), &standings);
+        let Ok(standings) = answer.recv_timeout(ANSWER) else { return };
+        let users = notice::asks_for_jobs(policy, &outbox.memory, now(), &standings.credentials);
         let jobs = match (users.is_empty(), recipe.notices.jobs) {
             (false, true) => jobs::of(jobs::program().as_deref(), recipe.ids, &users),
             _ => Jobs::Unknown,
         };
         let before = outbox.memory.clone();
-        let notices = notice::decide(policy, &mut outbox.memory, now(), &standings, &jobs, &sites);
+        let notices = notice::decide(policy, &mut outbox.memory, now(), &standings, &jobs);
         if notices.is_empty() && outbox.memory == before {
             return;
         }

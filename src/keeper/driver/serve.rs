@@ -15,7 +15,7 @@ use crate::{
         answer::ExchangeError,
         figures::Figures,
         id::{CredentialId, UserName},
-        notice::Standing,
+        notice::{Provider, Standing, Standings},
         planner::{Event, Found, Row},
         snapshot::{Credential, Issuer, Page, SCHEMA, SiteStanding, State, Status, Trouble},
         time::Now,
@@ -131,8 +131,13 @@ impl Driver {
         scanner::owner(&self.owners, &id.base())
     }
 
-    /// Tell how the credentials stand that notices ask about: one pass over all of them.
+    /// Tell how the credentials stand that notices ask about: one pass over all of them. Before all were looked at, what
+    /// is not there is no news, and nothing is told.
     fn standings(&self, now: Now, question: &round::Question) {
+        if !self.first_scan.is_over() {
+            return;
+        }
+        let is_well = |row: &Row<'_>| row.renewed.is_some() && row.error.is_none();
         let standing = |row: Row<'_>| Standing {
             id: row.id.clone(),
             provider: self.owners.get(row.provider).map(|owner| owner.provider.name.clone()).unwrap_or_default(),
@@ -141,16 +146,33 @@ impl Driver {
             rolling: row.rolling,
             error: row.error.map(|(kind, _, times)| (kind, times)),
             parked: matches!(row.state, State::Parked | State::Unusable),
-            well: row.renewed.is_some() && row.error.is_none(),
+            well: is_well(&row),
         };
         let asked = |row: &Row<'_>| {
             row.error.is_some()
                 || row.refresh_token_expires.is_some_and(|ends| ends <= question.before)
                 || question.remembered.contains(row.id)
         };
+        let mut well = vec![false; self.owners.len()];
+        let mut credentials = Vec::new();
+        for row in self.planner.rows(now, None) {
+            if let Some(well) = well.get_mut(row.provider) {
+                *well |= is_well(&row);
+            }
+            if asked(&row) {
+                credentials.push(standing(row));
+            }
+        }
+        let provider = |(index, owner): (usize, &Arc<Owner>)| {
+            let (down, ..) = self.planner.issuer(index);
+            Provider { name: owner.provider.name.clone(), well: !down && well.get(index).is_some_and(|well| *well) }
+        };
         // A round that gave up meanwhile needs no answer.
-        let standings = self.planner.rows(now, None).filter(asked).map(standing).collect();
-        drop(question.reply.try_send((standings, self.replication.board.sites())));
+        drop(question.reply.try_send(Standings {
+            credentials,
+            providers: self.owners.iter().enumerate().map(provider).collect(),
+            sites: self.replication.board.sites(),
+        }));
     }
 
     pub(super) fn tell_notices(&self, event: round::Event) {
