@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::{MytokenWish, Rotation};
+use evercred::demo::issuer::{MytokenWish, Outage, Rotation};
 use serde_json::Value;
 
 use self::site::Site;
@@ -282,6 +282,37 @@ fn a_webhook_gets_json_and_a_slack_webhook_text_for_admins_and_no_secret_is_told
     for place in [site.log(), audit] {
         assert!(!place.contains(TOKEN) && !place.contains("canary-path"), "a secret in\n{place}");
     }
+}
+
+#[test]
+fn admins_hear_once_that_an_issuer_is_down_for_all_its_credentials_and_once_that_it_answers() {
+    let webhook = Webhook::start(200);
+    let mut site = Site::new(600, Rotation::None);
+    let home = site.home.path().display().to_string();
+    let section = format!("[notices]\nevery = \"1s\"\nafter_failures = 2\nwebhook = \"{}\"\n", webhook.url);
+    site.configure_with(&format!("state_directory = \"{home}/state\""), "", &section);
+    site.issuer.control().set_outage(Outage::Unavailable);
+    // Each of them fails once or twice: probes go round.
+    for n in 0..20 {
+        site.grid(&format!("user{n:02}"));
+    }
+    site.start();
+    let documents = || -> Vec<Value> {
+        webhook.heard().iter().map(|(_, body)| serde_json::from_str(body).unwrap()).collect()
+    };
+    site.wait("the outage", 60, |_| !documents().is_empty());
+    thread::sleep(Duration::from_secs(3));
+    let told = documents();
+    assert_eq!(told.len(), 1, "{told:#?}");
+    let trouble = &told[0]["troubles"][0];
+    assert_eq!((&told[0]["for"], &told[0]["provider"]), (&"admins".into(), &"grid".into()));
+    assert_eq!((&trouble["kind"], &trouble["credentials"]), (&"server-error".into(), &20.into()));
+    assert!(trouble["down_since"].is_string(), "{told:#?}");
+    site.issuer.control().set_outage(Outage::Off);
+    site.wait("the end of it", 90, |_| documents().len() >= 2);
+    thread::sleep(Duration::from_secs(3));
+    let told = documents();
+    assert_eq!((told.len(), &told[1]["over"]), (2, &serde_json::json!(["server-error"])), "{told:#?}");
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     schedule::{RETRY_FIRST, RETRY_MOST},
-    time::Tick,
+    time::{Tick, Timestamp},
 };
+use crate::error::Kind;
 
 /// Limits of one issuer, from the provider's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,20 @@ pub struct Budget {
     good: Option<usize>,
     open_for: Option<Duration>,
     parked: bool,
+    outage: Option<Outage>,
+    /// When the last outage ended.
+    recovered: Option<Tick>,
+}
+
+/// Why an issuer is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outage {
+    /// What the exchange failed with that showed it.
+    pub kind: Kind,
+    /// When that was.
+    pub since: Timestamp,
+    /// Failures since, that one and probes: in a row, because any proper answer ends it.
+    pub times: u32,
 }
 
 impl Budget {
@@ -58,6 +73,8 @@ impl Budget {
             good: None,
             open_for: None,
             parked: false,
+            outage: None,
+            recovered: None,
         }
     }
 
@@ -114,6 +131,7 @@ impl Budget {
         let was_down = self.is_open();
         self.parked = false;
         self.open_for = None;
+        self.outage = None;
         was_down
     }
 
@@ -156,6 +174,32 @@ impl Budget {
         !std::mem::replace(&mut self.parked, true)
     }
 
+    /// It is down, and this failure (`probe`: of a probe) is why, or one more of it.
+    pub fn note_outage(&mut self, now: Timestamp, kind: Kind, probe: bool) {
+        if let Some(outage) = &mut self.outage {
+            outage.times = outage.times.saturating_add(u32::from(probe));
+        } else if self.is_open() {
+            self.outage = Some(Outage { kind, since: now, times: 1 });
+        }
+    }
+
+    /// It was down, and answers again.
+    pub fn note_recovery(&mut self, now: Tick) {
+        self.recovered = Some(now);
+    }
+
+    /// When the last outage ended.
+    #[must_use]
+    pub fn recovered(&self) -> Option<Tick> {
+        self.recovered
+    }
+
+    /// Why it is down; none: it is not.
+    #[must_use]
+    pub fn outage(&self) -> Option<Outage> {
+        self.outage
+    }
+
     /// Exchanges under way.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
@@ -172,6 +216,28 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_counts_what_showed_it_and_probes_until_a_proper_answer() {
+        let mut budget = Budget::new(Limits { in_flight: 64, per_second: 100 });
+        let (now, at) = (Tick(1000), Timestamp(5));
+        let fail = |budget: &mut Budget, slot, probe, kind| {
+            budget.failed(now, slot, probe);
+            budget.note_outage(at, kind, probe);
+            budget.outage().map(|outage| (outage.kind, outage.times))
+        };
+        for slot in 0..4 {
+            assert_eq!(fail(&mut budget, slot, false, Kind::Timeout), None);
+        }
+        assert_eq!(fail(&mut budget, 4, false, Kind::Network), Some((Kind::Network, 1)));
+        assert_eq!(fail(&mut budget, 5, false, Kind::Timeout), Some((Kind::Network, 1)), "it was under way before");
+        assert_eq!(fail(&mut budget, 6, true, Kind::Timeout), Some((Kind::Network, 2)));
+        budget.answered(6);
+        assert_eq!(budget.outage(), None);
+        budget.refused(now, 6);
+        budget.note_outage(at, Kind::ClientRefused, false);
+        assert_eq!(budget.outage(), Some(Outage { kind: Kind::ClientRefused, since: at, times: 1 }));
+    }
 
     #[test]
     fn a_full_house_that_fails_at_once_opens_the_circuit_for_the_first_delay_only() {

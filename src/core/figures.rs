@@ -93,9 +93,7 @@ impl ProviderFigures {
     #[must_use]
     pub fn demand(&self) -> Option<f64> {
         let lifetime = self.counts.lifetime?;
-        let parked = [State::Parked, State::Unusable];
-        let living: u64 =
-            State::ALL.iter().zip(self.states).filter(|(state, _)| !parked.contains(state)).map(|(_, n)| n).sum();
+        let living: u64 = State::ALL.iter().zip(self.states).filter(|(state, _)| state.lives()).map(|(_, n)| n).sum();
         #[expect(clippy::cast_precision_loss, reason = "a figure for a graph")]
         let living = living as f64;
         // Each is renewed after half of its life (rule 4).
@@ -198,6 +196,13 @@ pub fn is_users(kind: Kind) -> bool {
                 | Kind::AudienceShortfall
                 | Kind::RequestRefused
         )
+}
+
+/// Whether the kind may be an issuer's doing, towards all credentials alike, and not this machine's.
+#[must_use]
+pub fn is_issuers(kind: Kind) -> bool {
+    matches!(kind.class(), Class::Transient | Class::Ours)
+        && !matches!(kind, Kind::CourierLost | Kind::NoSpace | Kind::PublishFailed)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
 //!
 //! A person is told once a step before a refresh token ends, and once when the issuer refuses it while jobs need it;
-//! admins once a provider, and once a site, for each kind of trouble. What was told is [`Memory`], which outlives restarts. It is cleared
+//! admins once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
+//! credentials show meanwhile), and once when it works again. What was told is [`Memory`], which outlives restarts. It is cleared
 //! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
 
 use std::{
@@ -12,8 +13,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    budget::Outage,
     ending::same_end,
-    figures::is_users,
+    figures::{is_issuers, is_users},
     id::{CredentialId, UserName},
     site::{Late, Site},
     time::Timestamp,
@@ -44,7 +46,7 @@ pub struct Standing {
     pub refresh_ends: Option<Timestamp>,
     /// Whether each renewal moves that end on, so that it comes only if renewals fail; none: that has not shown yet.
     pub rolling: Option<bool>,
-    /// What is wrong, and how often in a row.
+    /// What is wrong, and how often in a row; not what may only be left of an issuer's outage that is over.
     pub error: Option<(Kind, u32)>,
     /// Nothing is asked any more.
     pub parked: bool,
@@ -57,6 +59,12 @@ pub struct Standing {
 pub struct Provider {
     /// Its name.
     pub name: String,
+    /// Its issuer is down, or refuses our client.
+    pub outage: Option<Outage>,
+    /// Credentials that need it.
+    pub living: usize,
+    /// The soonest end of their access tokens.
+    pub soonest: Option<Timestamp>,
     /// Its issuer is not down, and has renewed a credential since the daemon started with which nothing is wrong since.
     pub well: bool,
 }
@@ -79,6 +87,9 @@ pub struct Memory {
     pub credentials: BTreeMap<String, Told>,
     /// Kinds of trouble that admins were told, by provider.
     pub providers: BTreeMap<String, BTreeSet<Kind>>,
+    /// Providers whose issuer is down, as admins were told.
+    #[serde(default)]
+    pub outages: BTreeSet<String>,
     /// Reasons for which copies are behind that admins were told, by site; none: they were not tried.
     #[serde(default)]
     pub sites: BTreeMap<String, BTreeSet<Option<Kind>>>,
@@ -139,8 +150,18 @@ pub struct Item {
     pub expires: Option<Timestamp>,
 }
 
-/// A kind of trouble, how many credentials have it, and the soonest end of their access tokens.
-pub type Failing = (Kind, usize, Option<Timestamp>);
+/// A kind of trouble with a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failing {
+    /// What.
+    pub kind: Kind,
+    /// How many credentials have it.
+    pub count: usize,
+    /// The soonest end of their access tokens.
+    pub soonest: Option<Timestamp>,
+    /// Since when the issuer is down or refuses our client; none: that is not what it is.
+    pub down_since: Option<Timestamp>,
+}
 
 /// What one recipient is to be told now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +183,13 @@ pub enum Notice {
         items: Vec<Item>,
         /// What is the admins' to mend.
         troubles: Vec<Failing>,
+    },
+    /// The admins, about a provider that works again.
+    Over {
+        /// Which provider.
+        provider: String,
+        /// What they had been told.
+        kinds: Vec<Kind>,
     },
     /// The admins, about a site.
     Site {
@@ -190,7 +218,7 @@ pub fn decide(
     all: &Standings,
     jobs: &Jobs,
 ) -> Vec<Notice> {
-    forget(memory, all);
+    let over = forget(memory, all);
     let standings = all.credentials.as_slice();
     let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();
     let mut providers: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
@@ -211,7 +239,7 @@ pub fn decide(
     }
     let mut notices: Vec<Notice> =
         users.into_iter().map(|(user, items)| Notice::User { jobs: jobs.of(&user).to_vec(), user, items }).collect();
-    let mut troubles = troubles(policy, memory, standings);
+    let mut troubles = troubles(policy, memory, all);
     for (provider, items) in providers {
         let troubles = troubles.remove(provider).unwrap_or_default();
         notices.push(Notice::Admins { provider: provider.to_owned(), items, troubles });
@@ -221,12 +249,13 @@ pub fn decide(
         items: Vec::new(),
         troubles,
     }));
+    notices.extend(over);
     notices.extend(all.sites.iter().filter_map(|site| stays_behind(policy, memory, now, site)));
     notices
 }
 
-/// Drop what is mended.
-fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) {
+/// Drop what is mended; what admins want to hear of that.
+fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) -> Vec<Notice> {
     let by_name: BTreeMap<String, &Standing> = credentials.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
@@ -237,19 +266,31 @@ fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Sta
         told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
         told.ending.is_some() || told.refused.is_some()
     });
-    memory.providers.retain(|name, kinds| {
-        let Some(provider) = providers.iter().find(|provider| provider.name == *name) else { return false };
+    let configured: BTreeSet<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
+    memory.providers.retain(|name, _| configured.contains(name.as_str()));
+    memory.outages.retain(|name| configured.contains(name.as_str()));
+    let mut over = Vec::new();
+    // That nothing fails may only mean that nothing was tried yet.
+    for provider in providers.iter().filter(|provider| provider.well) {
         let failing = |kind: &Kind| {
-            credentials.iter().any(|s| s.provider == *name && s.error.is_some_and(|(found, _)| found == *kind))
+            credentials.iter().any(|s| s.provider == provider.name && s.error.is_some_and(|(found, _)| found == *kind))
         };
-        // That nothing fails may only mean that nothing was tried yet.
-        kinds.retain(|kind| !provider.well || failing(kind));
-        !kinds.is_empty()
-    });
+        memory.outages.remove(&provider.name);
+        let Some(kinds) = memory.providers.get_mut(&provider.name) else { continue };
+        let ended: Vec<Kind> = kinds.iter().copied().filter(|kind| !failing(kind)).collect();
+        kinds.retain(|kind| !ended.contains(kind));
+        if kinds.is_empty() {
+            memory.providers.remove(&provider.name);
+        }
+        if !ended.is_empty() {
+            over.push(Notice::Over { provider: provider.name.clone(), kinds: ended });
+        }
+    }
     // After a start it takes a moment until sites and their copies are known again.
     let caught_up = |site: &&Site| site.replicas > 0 && site.late.is_empty();
     let well: BTreeSet<&str> = sites.iter().filter(caught_up).map(|site| site.name.as_str()).collect();
     memory.sites.retain(|name, _| !well.contains(name.as_str()));
+    over
 }
 
 /// What users have to hear, and have not heard.
@@ -289,12 +330,30 @@ fn step(policy: &Policy, now: Timestamp, at: Timestamp) -> Option<u64> {
 }
 
 /// What admins have to mend, and have not heard: by provider, each kind once.
-fn troubles<'a>(policy: &Policy, memory: &mut Memory, standings: &'a [Standing]) -> BTreeMap<&'a str, Vec<Failing>> {
+fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTreeMap<&'a str, Vec<Failing>> {
+    let mut troubles: BTreeMap<&str, Vec<Failing>> = BTreeMap::new();
+    let mut down: BTreeSet<&str> = BTreeSet::new();
+    for Provider { name, outage, living, soonest, .. } in &all.providers {
+        if outage.is_some() || memory.outages.contains(name) {
+            down.insert(name);
+        }
+        let lasts = outage.filter(|outage| outage.times >= policy.after_failures);
+        if let Some(Outage { kind, since, .. }) = lasts
+            && memory.outages.insert(name.clone())
+        {
+            // Single credentials may have shown it before.
+            if memory.providers.entry(name.clone()).or_default().insert(kind) {
+                let failing = Failing { kind, count: *living, soonest: *soonest, down_since: Some(since) };
+                troubles.entry(name).or_default().push(failing);
+            }
+        }
+    }
     let mut counts: BTreeMap<(&str, Kind), (usize, Option<Timestamp>)> = BTreeMap::new();
-    for standing in standings {
+    for standing in &all.credentials {
         if let Some((kind, times)) = standing.error
             && !is_users(kind)
             && times >= policy.after_failures
+            && !(is_issuers(kind) && down.contains(standing.provider.as_str()))
         {
             let (count, soonest) = counts.entry((&standing.provider, kind)).or_default();
             *count += 1;
@@ -304,10 +363,9 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, standings: &'a [Standing])
             };
         }
     }
-    let mut troubles: BTreeMap<&str, Vec<_>> = BTreeMap::new();
     for ((provider, kind), (count, soonest)) in counts {
         if memory.providers.entry(provider.to_owned()).or_default().insert(kind) {
-            troubles.entry(provider).or_default().push((kind, count, soonest));
+            troubles.entry(provider).or_default().push(Failing { kind, count, soonest, down_since: None });
         }
     }
     troubles
@@ -363,19 +421,25 @@ mod tests {
 
     /// Credentials, and a provider that is well if one of them is.
     fn all(credentials: &[Standing]) -> Standings {
-        let provider = Provider { name: "grid".into(), well: credentials.iter().any(|standing| standing.well) };
+        let well = credentials.iter().any(|standing| standing.well);
+        let provider = Provider { name: "grid".into(), outage: None, living: credentials.len(), soonest: None, well };
         Standings { credentials: credentials.to_vec(), providers: vec![provider], sites: Vec::new() }
     }
 
     /// Whom the notices are for.
     fn told(memory: &mut Memory, after: u64, standings: &[Standing], jobs: &Jobs) -> Vec<String> {
-        decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs)
+        words(decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs))
+    }
+
+    fn words(notices: Vec<Notice>) -> Vec<String> {
+        notices
             .into_iter()
             .map(|notice| match notice {
                 Notice::User { user, items, .. } => format!("{user} {}", items.len()),
                 Notice::Admins { provider, items, troubles } => {
                     format!("admins of {provider} {} {}", items.len(), troubles.len())
                 }
+                Notice::Over { provider, kinds } => format!("{provider} is well: {} over", kinds.len()),
                 Notice::Site { site, .. } => format!("site {site}"),
             })
             .collect()
@@ -505,7 +569,46 @@ mod tests {
         // A restart: nothing was tried yet.
         assert_eq!(told(&mut memory, 0, &[standing("a")], &Jobs::Unknown), [""; 0]);
         assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), [""; 0], "it is still the same");
-        assert_eq!(told(&mut memory, 0, &[Standing { well: true, ..standing("a") }], &Jobs::Unknown), [""; 0]);
+        let well = [Standing { well: true, ..standing("a") }];
+        assert_eq!(told(&mut memory, 0, &well, &Jobs::Unknown), ["grid is well: 1 over"]);
+        assert_eq!(told(&mut memory, 0, &well, &Jobs::Unknown), [""; 0]);
         assert_eq!(told(&mut memory, 0, &down, &Jobs::Unknown), ["admins of grid 0 1"], "it came again");
+    }
+
+    #[test]
+    fn an_issuer_that_is_down_is_told_once_whatever_its_credentials_show_and_once_that_it_answers_again() {
+        let mut memory = Memory::default();
+        // Each of them has failed once, a probe each: none of them is what shows it.
+        let mut one: Vec<Standing> = (0..100).map(|n| failing(&format!("u{n}"), Kind::Timeout, 1)).collect();
+        let down = |times, kind, credentials: &[Standing]| {
+            let mut all = all(credentials);
+            all.providers[0].outage = Some(Outage { kind, since: NOW, times });
+            all
+        };
+        let decided = |memory: &mut Memory, all: &Standings| {
+            let notices = decide(&policy(), memory, NOW, all, &Jobs::Unknown);
+            *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+            notices
+        };
+        assert_eq!(decided(&mut memory, &down(2, Kind::Timeout, &one)), [], "a passing thing");
+        let notices = decided(&mut memory, &down(3, Kind::Timeout, &one));
+        let trouble = Failing { kind: Kind::Timeout, count: 100, soonest: None, down_since: Some(NOW) };
+        let (provider, items, troubles) = ("grid".to_owned(), Vec::new(), vec![trouble]);
+        assert_eq!(notices, [Notice::Admins { provider, items, troubles }]);
+        for standing in &mut one {
+            standing.error = Some((Kind::Network, 7));
+        }
+        assert_eq!(decided(&mut memory, &down(90, Kind::Timeout, &one)), [], "another word for the same");
+        // A restart, in which it is found down for another reason.
+        assert_eq!(decided(&mut memory, &all(&[standing("u1")])), []);
+        assert_eq!(decided(&mut memory, &all(&one)), []);
+        assert_eq!(decided(&mut memory, &down(3, Kind::ServerError, &one)), []);
+        // It answers; what is left of it is not told as an error any more.
+        one[0] = Standing { well: true, error: None, ..one[0].clone() };
+        one[1].error = None;
+        let over = ["grid is well: 1 over"];
+        assert_eq!(words(decided(&mut memory, &all(&one[..2]))), over);
+        assert_eq!(decided(&mut memory, &all(&one[..2])), []);
+        assert_eq!(words(decided(&mut memory, &down(3, Kind::Timeout, &one[..2]))), ["admins of grid 0 1"]);
     }
 }

@@ -19,8 +19,9 @@ pub use super::{
     roster::Row,
 };
 use super::{
-    budget::{Budget, Limits},
+    budget::{Budget, Limits, Outage},
     ending::Ending,
+    figures::is_issuers,
     id::{CredentialId, UserName},
     roster::{Entry, Home, Place, Roster, Wait},
     schedule,
@@ -299,6 +300,20 @@ impl Planner {
         self.roster.rows(now, user)
     }
 
+    /// Why a provider's issuer is down, since when and after how many failures; none: it is not.
+    #[must_use]
+    pub fn outage(&self, provider: usize) -> Option<Outage> {
+        self.budgets.get(provider).and_then(Budget::outage)
+    }
+
+    /// Whether what is wrong with a credential may be its issuer's doing from before the end of an outage: it has not been
+    /// tried since.
+    #[must_use]
+    pub fn is_of_an_outage(&self, row: &Row<'_>) -> bool {
+        let recovered = self.budgets.get(row.provider).and_then(Budget::recovered);
+        row.error.is_some_and(|(kind, ..)| is_issuers(kind)) && recovered.is_some_and(|at| row.failed_at <= Some(at))
+    }
+
     /// A provider's issuer: whether it is down, exchanges under way, renewals that wait for their turn.
     #[must_use]
     pub fn issuer(&self, provider: usize) -> (bool, u32, usize) {
@@ -483,10 +498,13 @@ impl Planner {
                 if !budget.answered(slot) {
                     return;
                 }
+                budget.note_recovery(now.tick);
                 None
             }
             Some((kind, Class::Ours)) => {
-                if !budget.refused(now.tick, slot) {
+                let parks = budget.refused(now.tick, slot);
+                budget.note_outage(now.wall, kind, probe);
+                if !parks {
                     return;
                 }
                 Some(kind)
@@ -499,7 +517,9 @@ impl Planner {
                     budget.pause(now.tick, wait);
                     return;
                 }
-                if !budget.failed(now.tick, slot, probe) {
+                let opens = budget.failed(now.tick, slot, probe);
+                budget.note_outage(now.wall, kind, probe);
+                if !opens {
                     return;
                 }
                 Some(kind)
@@ -653,6 +673,7 @@ impl Planner {
         let (kind, wish) = (failure.kind, failure.retry_after);
         entry.failures = entry.failures.saturating_add(1);
         entry.last_kind = Some(kind);
+        entry.failed_at = Some(now.tick);
         entry.failing_since.get_or_insert(now.wall);
         let left = entry.expiry.unwrap_or_default().since(now.wall);
         let (id, provider, times, spread) = (entry.id.clone(), entry.provider, entry.failures, entry.id.spread());

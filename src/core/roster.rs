@@ -54,6 +54,7 @@ pub(super) struct Entry {
     pub(super) failures: u32,
     pub(super) last_kind: Option<Kind>,
     pub(super) failing_since: Option<Timestamp>,
+    pub(super) failed_at: Option<Tick>,
     pub(super) refused_at: Option<Tick>,
     pub(super) generation: u64,
     /// This `.top` has brought no token yet.
@@ -81,6 +82,7 @@ impl Entry {
             failures: 0,
             last_kind: None,
             failing_since: None,
+            failed_at: None,
             refused_at: None,
             generation: 0,
             fresh_top: true,
@@ -123,6 +125,7 @@ impl Entry {
             renewed: self.renewed,
             generation: self.generation,
             error: kind.map(|kind| (kind, self.failing_since, self.failures)),
+            failed_at: self.failed_at,
             flagged: self.flagged,
         }
     }
@@ -159,6 +162,8 @@ pub struct Row<'a> {
     pub generation: u64,
     /// What is wrong, since when, how often in a row.
     pub error: Option<(Kind, Option<Timestamp>, u32)>,
+    /// When it failed last.
+    pub failed_at: Option<Tick>,
     /// The last token came with less than was asked for.
     pub flagged: Option<Kind>,
 }

@@ -233,6 +233,12 @@ impl State {
     /// All states.
     pub const ALL: [Self; 5] = [Self::Fresh, Self::Renewing, Self::Retrying, Self::Parked, Self::Unusable];
 
+    /// Whether renewals go on without a person.
+    #[must_use]
+    pub fn lives(self) -> bool {
+        !matches!(self, Self::Parked | Self::Unusable)
+    }
+
     /// How much attention it needs: the most first.
     #[must_use]
     pub fn urgency(self) -> u8 {

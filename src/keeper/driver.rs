@@ -719,7 +719,7 @@ impl Driver {
             Action::Announce(announcement) => {
                 use crate::core::planner::Announcement as A;
                 self.failed |= matches!(announcement, A::Failed { .. } | A::Parked { .. } | A::Unusable { .. });
-                if matches!(announcement, A::Parked { .. } | A::Unusable { .. }) {
+                if matches!(announcement, A::Parked { .. } | A::Unusable { .. } | A::Issuer { .. }) {
                     self.tell_notices(round::Event::Poke);
                 }
                 if let A::Forgotten { id } = &announcement {

@@ -9,7 +9,7 @@ use crate::{
     advice::advice,
     core::{
         id::Handle,
-        notice::{Item, Matter, Notice},
+        notice::{Failing, Item, Matter, Notice},
         site::Late,
         time::{Timestamp, rfc3339},
     },
@@ -68,7 +68,7 @@ pub struct Letter {
 pub fn whom(notice: &Notice) -> String {
     match notice {
         Notice::User { user, .. } => format!("user {user}"),
-        Notice::Admins { provider, .. } => format!("admins of {provider}"),
+        Notice::Admins { provider, .. } | Notice::Over { provider, .. } => format!("admins of {provider}"),
         Notice::Site { site, .. } => format!("admins of the site {site}"),
     }
 }
@@ -79,14 +79,26 @@ pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
     match notice {
         Notice::User { user, items, jobs } => to_user(user.as_str(), items, jobs, now, host),
         Notice::Site { site, kind, replicas, late } => of_site((site, kind), *replicas, late, now, host),
+        Notice::Over { provider, kinds } => {
+            let mut text = format!("Renewals at the provider {provider} work again. It is over with:\n\n");
+            for kind in kinds {
+                // Writing to a string does not fail.
+                writeln!(text, "  {kind}: {}", advice(*kind).meaning).ok();
+            }
+            write!(text, "\nHow things stand: evercred status\n\n-- \nevercred on {host}\n").ok();
+            (format!("evercred on {host}: renewals at {provider} work again"), text)
+        }
         Notice::Admins { provider, items, troubles } => {
             let mut text = String::new();
             // Writing to a string does not fail.
             if !troubles.is_empty() {
                 writeln!(text, "Renewals at the provider {provider} fail, and it is yours to mend:\n").ok();
-                for (kind, count, soonest) in troubles {
+                for Failing { kind, count, soonest, down_since } in troubles {
                     let words = advice(*kind);
                     writeln!(text, "  {kind}: {count} credentials. {}", words.meaning).ok();
+                    if let Some(since) = down_since {
+                        writeln!(text, "    No renewal at all since {}; single probes go on.", when(*since, now)).ok();
+                    }
                     if let Some(soonest) = soonest {
                         writeln!(text, "    The first token of a job ends {}.", when(*soonest, now)).ok();
                     }
@@ -240,11 +252,13 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         Notice::Admins { provider, items, troubles } => {
             ("admins", None, Some(provider.as_str()), items.as_slice(), &[][..], troubles.as_slice())
         }
+        Notice::Over { provider, .. } => ("admins", None, Some(provider.as_str()), &[][..], &[][..], &[][..]),
         Notice::Site { .. } => ("admins", None, None, &[][..], &[][..], &[][..]),
     };
+    let over = if let Notice::Over { kinds, .. } = notice { kinds.as_slice() } else { &[] };
     let (site, late) = match notice {
         Notice::Site { site, late, .. } => (Some(site.as_str()), late.as_slice()),
-        Notice::User { .. } | Notice::Admins { .. } => (None, &[][..]),
+        Notice::User { .. } | Notice::Admins { .. } | Notice::Over { .. } => (None, &[][..]),
     };
     json!({
         "schema": 1,
@@ -259,10 +273,12 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         "jobs": jobs,
         "troubles": troubles
             .iter()
-            .map(|(kind, count, soonest)| {
-                json!({ "kind": kind, "credentials": count, "soonest_expiry": soonest.map(rfc3339::show) })
+            .map(|Failing { kind, count, soonest, down_since }| {
+                json!({ "kind": kind, "credentials": count, "soonest_expiry": soonest.map(rfc3339::show),
+                    "down_since": down_since.map(rfc3339::show) })
             })
             .collect::<Vec<_>>(),
+        "over": over,
         "site": site,
         "behind": late
             .iter()
@@ -354,21 +370,37 @@ evercred on ap1.example.org
     }
 
     #[test]
+    fn admins_read_that_it_is_over() {
+        let notice = Notice::Over { provider: "wlcg".into(), kinds: vec![Kind::Timeout] };
+        let (subject, text) = text(&notice, NOW, "ap1");
+        assert_eq!(subject, "evercred on ap1: renewals at wlcg work again");
+        assert!(text.contains("\n  timeout: "), "{text}");
+        let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
+        assert_eq!((&document["over"][0], &document["provider"]), (&"timeout".into(), &"wlcg".into()));
+    }
+
+    #[test]
     fn admins_read_what_fails_for_how_many_and_what_to_do() {
         let notice = Notice::Admins {
             provider: "wlcg".into(),
             items: vec![item("wlcg", Matter::Refused(Kind::Revoked))],
-            troubles: vec![(Kind::ClientRefused, 12, Some(Timestamp(NOW.0 + 600_000)))],
+            troubles: vec![Failing {
+                kind: Kind::ClientRefused,
+                count: 12,
+                soonest: Some(Timestamp(NOW.0 + 600_000)),
+                down_since: Some(Timestamp(NOW.0 - 180_000)),
+            }],
         };
         let (subject, text) = text(&notice, NOW, "ap1");
         assert_eq!(subject, "evercred on ap1: renewals at wlcg fail");
         for part in
-            ["client-refused: 12 credentials.", "in 10 minutes", "What to do: Correct client_id", "alice/wlcg: "]
+            ["client-refused: 12 credentials.", "22:10 UTC, 3 minutes ago;", "in 10 minutes", "What to do: Correct client_id", "alice/wlcg: "]
         {
             assert!(text.contains(part), "{part}\n{text}");
         }
         let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
         assert_eq!(document["troubles"][0]["kind"], "client-refused");
+        assert_eq!(document["troubles"][0]["down_since"], "2023-11-14T22:10:20Z");
         assert_eq!(document["credentials"][0]["matter"], "refused");
         assert_eq!((&document["schema"], &document["for"]), (&1.into(), &"admins".into()));
     }

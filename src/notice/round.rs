@@ -306,7 +306,7 @@ fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host
             let template = || notices.mail_to.as_ref().map(|template| template.replace("{user}", name));
             map.get(name).cloned().or_else(template).into_iter().collect()
         }
-        Notice::Admins { .. } | Notice::Site { .. } => notices.admins.clone(),
+        Notice::Admins { .. } | Notice::Over { .. } | Notice::Site { .. } => notices.admins.clone(),
     };
     let letter = |way, to: Vec<String>, body: &str| Letter {
         way,

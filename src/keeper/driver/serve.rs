@@ -17,7 +17,7 @@ use crate::{
         id::{CredentialId, UserName},
         notice::{Provider, Standing, Standings},
         planner::{Event, Found, Row},
-        snapshot::{Credential, Issuer, Page, SCHEMA, SiteStanding, State, Status, Trouble},
+        snapshot::{Credential, Issuer, Page, SCHEMA, SiteStanding, Status, Trouble},
         time::Now,
         top::Identity,
     },
@@ -144,8 +144,8 @@ impl Driver {
             expires: row.expires,
             refresh_ends: row.refresh_token_expires,
             rolling: row.rolling,
-            error: row.error.map(|(kind, _, times)| (kind, times)),
-            parked: matches!(row.state, State::Parked | State::Unusable),
+            error: row.error.filter(|_| !self.planner.is_of_an_outage(&row)).map(|(kind, _, times)| (kind, times)),
+            parked: !row.state.lives(),
             well: is_well(&row),
         };
         let asked = |row: &Row<'_>| {
@@ -153,24 +153,31 @@ impl Driver {
                 || row.refresh_token_expires.is_some_and(|ends| ends <= question.before)
                 || question.remembered.contains(row.id)
         };
-        let mut well = vec![false; self.owners.len()];
+        let provider = |(index, owner): (usize, &Arc<Owner>)| Provider {
+            name: owner.provider.name.clone(),
+            outage: self.planner.outage(index),
+            living: 0,
+            soonest: None,
+            well: false,
+        };
+        let mut providers: Vec<Provider> = self.owners.iter().enumerate().map(provider).collect();
         let mut credentials = Vec::new();
         for row in self.planner.rows(now, None) {
-            if let Some(well) = well.get_mut(row.provider) {
-                *well |= is_well(&row);
+            if let Some(provider) = providers.get_mut(row.provider) {
+                provider.well |= is_well(&row) && provider.outage.is_none();
+                if row.state.lives() {
+                    provider.living += 1;
+                    provider.soonest = [provider.soonest, row.expires].into_iter().flatten().min();
+                }
             }
             if asked(&row) {
                 credentials.push(standing(row));
             }
         }
-        let provider = |(index, owner): (usize, &Arc<Owner>)| {
-            let (down, ..) = self.planner.issuer(index);
-            Provider { name: owner.provider.name.clone(), well: !down && well.get(index).is_some_and(|well| *well) }
-        };
         // A round that gave up meanwhile needs no answer.
         drop(question.reply.try_send(Standings {
             credentials,
-            providers: self.owners.iter().enumerate().map(provider).collect(),
+            providers,
             sites: self.replication.board.sites(),
         }));
     }
