@@ -101,6 +101,21 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
 }
 
 #[test]
+fn an_ordered_renewal_is_not_judged_by_what_was_wrong_before_the_order() {
+    let site = started(&["alice"]);
+    let renew = || {
+        let output = evercred(&site, &["renew", "alice/grid"]);
+        (output.status.code(), text(&output))
+    };
+    site.issuer.control().set_outage(Outage::Unavailable);
+    let (code, told) = renew();
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("not renewed, server-error"), "{told}");
+    site.issuer.control().set_outage(Outage::Off);
+    assert_eq!(renew(), (Some(0), "alice/grid: renewed\n".to_owned()), "{}", site.log());
+}
+
+#[test]
 fn watch_tells_anew_until_the_daemon_is_gone_and_each_time_a_whole_object() {
     let mut site = started(&["alice"]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));

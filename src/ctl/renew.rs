@@ -11,7 +11,10 @@ use crate::{
     advice::advice,
     cli,
     config::{self, Sources},
-    core::snapshot::{Credential, State},
+    core::{
+        snapshot::{Credential, State},
+        time::Timestamp,
+    },
     error::{Report, exit},
     keeper::control::{Order, Reply},
 };
@@ -37,11 +40,11 @@ fn renew(args: &cli::Renew) -> Result<String, Report> {
         return Err(Report::new(format!("{:?} is not USER/SERVICE", args.which), exit::USAGE)
             .advise("name the credential as evercred status does"));
     };
-    let find = || -> Result<Option<Credential>, Report> {
+    let find = || -> Result<(Timestamp, Option<Credential>), Report> {
         let status = daemon::status(&socket).map_err(|error| error.report())?;
-        Ok(chosen(&status, Some(&args.which)).next().cloned())
+        Ok((status.now, chosen(&status, Some(&args.which)).next().cloned()))
     };
-    let before = find()?.map_or(0, |credential| credential.generation);
+    let before = find()?.1.map_or(0, |credential| credential.generation);
     let order = Order::Renew { user: user.to_owned(), credential: Some(base.to_owned()) };
     match daemon::order(&socket, &order).map_err(|error| error.report())? {
         Reply::Done { .. } => {}
@@ -49,15 +52,21 @@ fn renew(args: &cli::Renew) -> Result<String, Report> {
             return Err(Report::new(why, exit::MISSING).advise("evercred status shows those that are there"));
         }
     }
+    // The daemon is on this host: by the same clock.
+    let ordered = Timestamp(jiff::Timestamp::now().as_millisecond());
     let end = Instant::now() + args.wait;
     loop {
-        let Some(now) = find()? else {
+        let (as_of, found) = find()?;
+        let Some(now) = found else {
             return Err(Report::new(format!("{} was removed meanwhile", args.which), exit::MISSING));
         };
         if now.generation > before {
             return Ok(format!("{}: renewed", args.which));
         }
-        if let (Some(error), State::Retrying | State::Parked | State::Unusable) = (&now.error, now.state) {
+        // Readers share a document for a moment: one from before the order tells the trouble that it is to mend.
+        if as_of > ordered
+            && let (Some(error), State::Retrying | State::Parked | State::Unusable) = (&now.error, now.state)
+        {
             let words = advice(error.kind);
             return Err(Report::new(format!("{}: not renewed, {}: {}", args.which, error.kind, words.meaning), 1)
                 .with_details((!error.detail.is_empty()).then(|| error.detail.clone()))
