@@ -316,6 +316,35 @@ fn admins_hear_once_that_an_issuer_is_down_for_all_its_credentials_and_once_that
 }
 
 #[test]
+fn a_reload_takes_up_what_changed_in_notices_also_a_secret_in_its_place() {
+    let (before, after) = (Webhook::start(200), Webhook::start(200));
+    let mut site = Site::new(600, Rotation::None);
+    let home = site.home.path().display().to_string();
+    let daemon = format!("state_directory = \"{home}/state\"");
+    let url = secret(&site, "slack", &before.url);
+    let store = |site: &Site, user: &str| {
+        let wish = MytokenWish { user: user.into(), lifetime: Some(3600), ..MytokenWish::default() };
+        site.store(user, "mt", site.issuer.control().mytoken(wish).unwrap().as_bytes());
+    };
+    site.configure_with(&daemon, "", "");
+    store(&site, "alice");
+    site.start();
+    site.wait("a token", 30, |s| s.file("alice", "mt.use").is_some());
+    site.configure_with(&daemon, "", &format!("[notices]\nevery = \"1s\"\nslack_webhook_file = \"{url}\"\n"));
+    site.signal("-HUP");
+    let reloads = |site: &Site| site.log().matches("configuration reloaded").count();
+    site.wait("the first reload", 30, |s| reloads(s) == 1);
+    store(&site, "bob");
+    site.wait("a notice", 60, |_| before.heard().iter().any(|(_, body)| body.contains("bob/mt")));
+    secret(&site, "slack", &after.url);
+    site.signal("-HUP");
+    site.wait("the second reload", 30, |s| reloads(s) == 2);
+    store(&site, "carol");
+    site.wait("another notice", 60, |_| after.heard().iter().any(|(_, body)| body.contains("carol/mt")));
+    assert!(!before.heard().iter().any(|(_, body)| body.contains("carol/mt")));
+}
+
+#[test]
 fn a_chat_that_refuses_is_told_again_later_and_its_url_stays_secret() {
     let slack = Webhook::start(403);
     let site = troubled(|site| format!("slack_webhook_file = \"{}\"\n", secret(site, "slack", &slack.url)));

@@ -473,6 +473,15 @@ fn fingerprint(settings: &Settings) -> Vec<u8> {
             hash.update(&*zeroize::Zeroizing::new(std::fs::read(path).unwrap_or_default()));
         }
     }
+    if let Some(notices) = &settings.notices {
+        // Secrets are in the one, what the keeper goes by is in the other.
+        if let Ok(bytes) = postcard::to_stdvec(&notices.post).map(zeroize::Zeroizing::new) {
+            hash.update(&*bytes);
+        }
+        hash.update(format!("{notices:?}"));
+        let certificates = notices.post.ca_file.as_ref().and_then(|path| std::fs::read(path).ok());
+        hash.update(certificates.unwrap_or_default());
+    }
     hash.update(format!("{:?}", settings.daemon));
     hash.finalize().to_vec()
 }
