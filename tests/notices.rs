@@ -297,9 +297,8 @@ fn admins_hear_once_that_an_issuer_is_down_for_all_its_credentials_and_once_that
         site.grid(&format!("user{n:02}"));
     }
     site.start();
-    let documents = || -> Vec<Value> {
-        webhook.heard().iter().map(|(_, body)| serde_json::from_str(body).unwrap()).collect()
-    };
+    let documents =
+        || -> Vec<Value> { webhook.heard().iter().map(|(_, body)| serde_json::from_str(body).unwrap()).collect() };
     site.wait("the outage", 60, |_| !documents().is_empty());
     thread::sleep(Duration::from_secs(3));
     let told = documents();
@@ -342,6 +341,28 @@ fn a_reload_takes_up_what_changed_in_notices_also_a_secret_in_its_place() {
     store(&site, "carol");
     site.wait("another notice", 60, |_| after.heard().iter().any(|(_, body)| body.contains("carol/mt")));
     assert!(!before.heard().iter().any(|(_, body)| body.contains("carol/mt")));
+}
+
+#[test]
+fn a_mail_server_that_hangs_holds_up_no_webhook() {
+    let webhook = Webhook::start(200);
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = hanging.local_addr().unwrap().port();
+    let held: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    let holder = Arc::clone(&held);
+    // It accepts, and never says a word.
+    thread::spawn(move || hanging.incoming().flatten().for_each(|stream| holder.lock().unwrap().push(stream)));
+    let site = troubled(|_| {
+        format!(
+            "smtp = \"smtp://127.0.0.1:{port}\"\nmail_from = \"evercred@ap.example.org\"\n\
+             mail_to = \"{{user}}@example.org\"\nwebhook = \"{}\"\n",
+            webhook.url
+        )
+    });
+    site.wait("the mail server", 60, |_| !held.lock().unwrap().is_empty());
+    site.wait("both notices", 60, |_| webhook.heard().len() >= 2);
+    assert!(!site.log().contains("notice not delivered"), "the mail is still under way\n{}", site.log());
+    site.wait("the failure", 60, |s| s.log().contains("notice not delivered; trying again later way=smtp"));
 }
 
 #[test]

@@ -211,13 +211,7 @@ pub fn asks_for_jobs(policy: &Policy, memory: &Memory, now: Timestamp, standings
 }
 
 /// What is to be told now; `memory` takes note that it is told.
-pub fn decide(
-    policy: &Policy,
-    memory: &mut Memory,
-    now: Timestamp,
-    all: &Standings,
-    jobs: &Jobs,
-) -> Vec<Notice> {
+pub fn decide(policy: &Policy, memory: &mut Memory, now: Timestamp, all: &Standings, jobs: &Jobs) -> Vec<Notice> {
     let over = forget(memory, all);
     let standings = all.credentials.as_slice();
     let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();

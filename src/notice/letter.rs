@@ -20,7 +20,7 @@ use crate::{
 const NAMED: usize = 50;
 
 /// How a letter travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
     /// A mail through a mail server.
@@ -393,9 +393,13 @@ evercred on ap1.example.org
         };
         let (subject, text) = text(&notice, NOW, "ap1");
         assert_eq!(subject, "evercred on ap1: renewals at wlcg fail");
-        for part in
-            ["client-refused: 12 credentials.", "22:10 UTC, 3 minutes ago;", "in 10 minutes", "What to do: Correct client_id", "alice/wlcg: "]
-        {
+        for part in [
+            "client-refused: 12 credentials.",
+            "22:10 UTC, 3 minutes ago;",
+            "in 10 minutes",
+            "What to do: Correct client_id",
+            "alice/wlcg: ",
+        ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();

@@ -1,8 +1,10 @@
 //! What people were told and which letters wait, in `<state_directory>/notices.json` (mode 0600, written beside and
 //! renamed). What is told is noted, and its letters are on disk, before the first one is sent: a crash may send a
 //! letter twice, never none and never all of them again. A file that is no such state is set aside, with a word.
+//! Each way of delivery has its own turn and its own pause after failures, so that one that hangs holds up no other.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -14,7 +16,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::letter::Letter;
+use super::letter::{Letter, Way};
 use crate::core::{
     notice::Memory,
     time::{Timestamp, rfc3339},
@@ -23,6 +25,9 @@ use crate::core::{
 /// After the first failure; it doubles, to [`LONGEST`].
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
+/// How long a way is left alone after a first failure; it doubles with each further one, to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A letter that could not be delivered for so long is given up.
 const GIVE_UP: Duration = Duration::from_secs(3 * 86_400);
 /// So many letters wait at most; what comes on top is given up at once.
@@ -41,6 +46,9 @@ pub struct OutboxError {
 /// A letter that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
+    /// Its number, as long as the outbox is open.
+    #[serde(skip)]
+    pub number: u64,
     /// It.
     pub letter: Letter,
     /// Since when.
@@ -67,6 +75,10 @@ pub struct Outbox {
     /// What people were told.
     pub memory: Memory,
     letters: Vec<Waiting>,
+    /// The last number.
+    number: u64,
+    /// Ways that failed: how often in a row, and until when they are left alone.
+    pauses: BTreeMap<Way, (u32, Timestamp)>,
 }
 
 impl Outbox {
@@ -91,47 +103,68 @@ impl Outbox {
             Err(e) if e.kind() == io::ErrorKind::NotFound => State::default(),
             Err(e) => return Err(failed(e)),
         };
-        Ok(Self { path, memory: state.memory, letters: state.letters })
+        let State { memory, mut letters, .. } = state;
+        let mut number = 0;
+        for waiting in &mut letters {
+            number += 1;
+            waiting.number = number;
+        }
+        Ok(Self { path, memory, letters, number, pauses: BTreeMap::new() })
     }
 
     /// Put a letter in; whether there was room.
     pub fn post(&mut self, now: Timestamp, letter: Letter) -> bool {
         let room = self.letters.len() < MOST;
         if room {
-            self.letters.push(Waiting { letter, since: now, next: now, tries: 0 });
+            self.number += 1;
+            self.letters.push(Waiting { number: self.number, letter, since: now, next: now, tries: 0 });
         }
         room
     }
 
-    /// The letter whose turn it is, with its place.
-    #[must_use]
-    pub fn due(&self, now: Timestamp) -> Option<(usize, &Letter)> {
-        let found = self.letters.iter().enumerate().find(|(_, waiting)| waiting.next <= now);
-        found.map(|(place, waiting)| (place, &waiting.letter))
+    /// Not before this moment by its way.
+    fn turn(&self, waiting: &Waiting) -> Timestamp {
+        self.pauses.get(&waiting.letter.way).map_or(waiting.next, |(_, until)| waiting.next.max(*until))
     }
 
-    /// The letter at this place.
+    /// The letter whose turn it is by a way that is `free`, with its number: of those that are due, the least tried.
     #[must_use]
-    pub fn letter(&self, place: usize) -> Option<&Letter> {
-        self.letters.get(place).map(|waiting| &waiting.letter)
+    pub fn due(&self, now: Timestamp, free: impl Fn(Way) -> bool) -> Option<(u64, &Letter)> {
+        let due = self.letters.iter().filter(|waiting| free(waiting.letter.way) && self.turn(waiting) <= now);
+        due.min_by_key(|waiting| waiting.tries).map(|waiting| (waiting.number, &waiting.letter))
     }
 
-    /// When the next letter is due.
+    /// The letter of this number.
     #[must_use]
-    pub fn next(&self) -> Option<Timestamp> {
-        self.letters.iter().map(|waiting| waiting.next).min()
+    pub fn letter(&self, number: u64) -> Option<&Letter> {
+        self.letters.get(self.place(number)?).map(|waiting| &waiting.letter)
     }
 
-    /// The letter at this place was delivered.
-    pub fn delivered(&mut self, place: usize) {
-        if place < self.letters.len() {
-            self.letters.remove(place);
+    fn place(&self, number: u64) -> Option<usize> {
+        self.letters.iter().position(|waiting| waiting.number == number)
+    }
+
+    /// When the next letter by a way that is `free` is due.
+    #[must_use]
+    pub fn next(&self, free: impl Fn(Way) -> bool) -> Option<Timestamp> {
+        self.letters.iter().filter(|waiting| free(waiting.letter.way)).map(|waiting| self.turn(waiting)).min()
+    }
+
+    /// The letter of this number was delivered.
+    pub fn delivered(&mut self, number: u64) {
+        if let Some(place) = self.place(number) {
+            let Waiting { letter, .. } = self.letters.remove(place);
+            self.pauses.remove(&letter.way);
         }
     }
 
     /// It was not; whether it is given up.
-    pub fn failed(&mut self, now: Timestamp, place: usize) -> bool {
+    pub fn failed(&mut self, now: Timestamp, number: u64) -> bool {
+        let Some(place) = self.place(number) else { return false };
         let Some(waiting) = self.letters.get_mut(place) else { return false };
+        let (times, until) = self.pauses.entry(waiting.letter.way).or_default();
+        *until = now.plus(PAUSE.saturating_mul(1 << (*times).min(16)).min(LONGEST_PAUSE));
+        *times = times.saturating_add(1);
         if now.since(waiting.since) >= GIVE_UP {
             self.letters.remove(place);
             return true;
@@ -201,20 +234,56 @@ mod tests {
         let mut outbox = Outbox::open(&state).unwrap();
         assert!(outbox.post(NOW, letter("one")) && outbox.post(NOW, letter("two")));
         outbox.memory.providers.entry("grid".into()).or_default().insert(crate::error::Kind::Tls);
-        assert!(!outbox.failed(NOW, 0));
+        assert!(!outbox.failed(NOW, 1));
         outbox.save().unwrap();
         let mut outbox = Outbox::open(&state).unwrap();
-        assert_eq!(outbox.due(NOW).unwrap().1.subject, "two");
+        let (number, two) = outbox.due(NOW, all).unwrap();
+        assert_eq!(two.subject, "two");
         assert!(outbox.memory.providers.contains_key("grid"));
-        outbox.delivered(1);
-        assert_eq!((outbox.due(NOW), outbox.next()), (None, Some(NOW.plus(FIRST))));
+        outbox.delivered(number);
+        assert_eq!((outbox.due(NOW, all), outbox.next(all)), (None, Some(NOW.plus(FIRST))));
         let mut now = NOW;
-        while let Some(next) = outbox.next() {
+        while let Some(next) = outbox.next(all) {
             now = next;
-            let (place, _) = outbox.due(now).unwrap();
-            outbox.failed(now, place);
+            let (number, _) = outbox.due(now, all).unwrap();
+            outbox.failed(now, number);
         }
         assert!(now.since(NOW) >= GIVE_UP && now.since(NOW) < GIVE_UP + LONGEST, "{:?}", now.since(NOW));
+    }
+
+    fn all(_: Way) -> bool {
+        true
+    }
+
+    #[test]
+    fn a_way_that_fails_is_left_alone_for_a_while_and_others_go_on_with_the_least_tried_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = Outbox::open(dir.path()).unwrap();
+        let mail = |subject| Letter { way: Way::Smtp, ..letter(subject) };
+        for one in [mail("mail 1"), mail("mail 2"), letter("hook 1"), letter("hook 2")] {
+            assert!(outbox.post(NOW, one));
+        }
+        let due = |outbox: &Outbox, now, busy: Option<Way>| {
+            outbox.due(now, |way| Some(way) != busy).map(|(number, letter)| (number, letter.subject.clone()))
+        };
+        assert_eq!(due(&outbox, NOW, Some(Way::Smtp)).unwrap().1, "hook 1", "the mail server hangs");
+        outbox.failed(NOW, 1);
+        assert_eq!(due(&outbox, NOW, None).unwrap().1, "hook 1", "mails are left alone");
+        let later = NOW.plus(PAUSE);
+        assert_eq!(due(&outbox, later, Some(Way::Webhook)).unwrap(), (2, "mail 2".into()));
+        // Failure by failure the pause grows, to its longest.
+        let mut now = later;
+        for _ in 0..20 {
+            outbox.failed(now, 2);
+            now = outbox.next(|way| way == Way::Smtp).unwrap();
+        }
+        assert!(outbox.pauses[&Way::Smtp].1.since(now) <= LONGEST_PAUSE);
+        outbox.failed(now, 3);
+        let now = now.plus(LONGEST);
+        assert_eq!(due(&outbox, now, Some(Way::Smtp)).unwrap().1, "hook 2", "the least tried first");
+        assert_eq!(due(&outbox, now, Some(Way::Webhook)).unwrap().1, "mail 1");
+        outbox.delivered(1);
+        assert!(!outbox.pauses.contains_key(&Way::Smtp), "it works again");
     }
 
     #[test]
@@ -222,7 +291,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("notices.json"), "half a").unwrap();
         let outbox = Outbox::open(dir.path()).unwrap();
-        assert!(outbox.next().is_none());
+        assert!(outbox.next(all).is_none());
         assert_eq!(fs::read_to_string(dir.path().join("notices.json.bad")).unwrap(), "half a");
     }
 }

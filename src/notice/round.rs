@@ -3,7 +3,7 @@
 //! `condor_q`, a mail server) delays no renewal.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::OpenOptions,
     io::Read,
     os::unix::fs::OpenOptionsExt,
@@ -108,9 +108,10 @@ pub struct Delivery {
 /// The system refuses a thread.
 pub fn start(recipe: Recipe, inputs: Sender<Input>) -> std::io::Result<Sender<Event>> {
     let (events, heard) = channel();
+    let own = events.clone();
     std::thread::Builder::new().name("notices".into()).spawn(move || {
-        let mut rounds = Rounds::new(recipe, inputs);
-        // The sender goes with the daemon.
+        let mut rounds = Rounds::new(recipe, inputs, own);
+        // It ends only with the process.
         while rounds.turn(&heard) {}
     })?;
     Ok(events)
@@ -120,12 +121,24 @@ struct Rounds {
     recipe: Option<Recipe>,
     outbox: Option<Outbox>,
     inputs: Sender<Input>,
+    /// To ourselves, for those who deliver.
+    events: Sender<Event>,
     host: String,
     look_at: Instant,
-    /// The letter that the courier has: number, place in the outbox, since when.
-    under_way: Option<(u64, usize, Instant)>,
+    /// At most one delivery by each way.
+    under_way: BTreeMap<Way, UnderWay>,
     number: u64,
     troubled: bool,
+}
+
+/// A letter that somebody delivers.
+#[derive(Debug, Clone, Copy)]
+struct UnderWay {
+    /// The delivery's number.
+    number: u64,
+    /// The letter's number in the outbox.
+    letter: u64,
+    since: Instant,
 }
 
 fn now() -> Timestamp {
@@ -133,11 +146,12 @@ fn now() -> Timestamp {
 }
 
 impl Rounds {
-    fn new(recipe: Recipe, inputs: Sender<Input>) -> Self {
+    fn new(recipe: Recipe, inputs: Sender<Input>, events: Sender<Event>) -> Self {
         let host = gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into());
         // The first look comes after the first exchanges.
         let look_at = Instant::now() + GATHER.min(recipe.notices.every);
-        Self { recipe: Some(recipe), outbox: None, inputs, host, look_at, under_way: None, number: 0, troubled: false }
+        let (recipe, under_way) = (Some(recipe), BTreeMap::new());
+        Self { recipe, outbox: None, inputs, events, host, look_at, under_way, number: 0, troubled: false }
     }
 
     /// One turn; false: the daemon ends.
@@ -157,20 +171,15 @@ impl Rounds {
         }
         self.send(&recipe);
         let mut wait = self.look_at.saturating_duration_since(Instant::now());
-        match self.under_way {
-            Some((number, _, since)) => {
-                let left = DELIVERY.saturating_sub(since.elapsed());
-                if left.is_zero() {
-                    self.delivered(number, Err("no answer of the network process".into()));
-                    return true;
-                }
-                wait = wait.min(left);
+        for UnderWay { number, since, .. } in self.under_way.values().copied().collect::<Vec<_>>() {
+            let left = DELIVERY.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                self.delivered(number, Err("no answer of who delivers it".into()));
             }
-            None => {
-                if let Some(next) = self.outbox.as_ref().and_then(Outbox::next) {
-                    wait = wait.min(next.since(now()));
-                }
-            }
+            wait = wait.min(left);
+        }
+        if let Some(next) = self.outbox.as_ref().and_then(|outbox| outbox.next(|way| self.is_free(way))) {
+            wait = wait.min(next.since(now()));
         }
         match heard.recv_timeout(wait.max(Duration::from_millis(10))) {
             Ok(event) => {
@@ -188,11 +197,20 @@ impl Rounds {
             Event::Delivered { number, result } => self.delivered(number, result),
             Event::Configure(recipe) => {
                 self.recipe = recipe.map(|recipe| *recipe);
-                self.outbox = None;
-                self.under_way = None;
+                self.close();
                 self.look_at = Instant::now() + GATHER;
             }
         }
+    }
+
+    /// What is on disk counts: letters under way are nobody's any more.
+    fn close(&mut self) {
+        self.outbox = None;
+        self.under_way.clear();
+    }
+
+    fn is_free(&self, way: Way) -> bool {
+        !self.under_way.contains_key(&way)
     }
 
     fn trouble(&mut self, error: &str) {
@@ -238,34 +256,47 @@ impl Rounds {
         }
         if let Err(error) = outbox.save() {
             // What is not on disk was not told: it is decided anew in the next round.
-            self.outbox = None;
+            self.close();
             self.trouble(&error.to_string());
         } else if std::mem::take(&mut self.troubled) {
             tracing::info!("what was told can be remembered again");
         }
     }
 
-    /// Send the letter whose turn it is.
+    /// Send the letters whose turn it is, one by each way.
     fn send(&mut self, recipe: &Recipe) {
-        while self.under_way.is_none() {
-            let Some((place, letter)) = self.outbox.as_ref().and_then(|outbox| outbox.due(now())) else { return };
-            let letter = letter.clone();
+        loop {
+            let due = self.outbox.as_ref().and_then(|outbox| outbox.due(now(), |way| self.is_free(way)));
+            let Some((place, letter)) = due.map(|(number, letter)| (number, letter.clone())) else { return };
             self.number += 1;
-            self.under_way = Some((self.number, place, Instant::now()));
+            let number = self.number;
+            self.under_way.insert(letter.way, UnderWay { number, letter: place, since: Instant::now() });
             if letter.way == Way::Sendmail {
-                let result = match &recipe.notices.sendmail {
-                    Some(program) => sendmail::send(program, recipe.ids, &letter),
-                    None => Err("no sendmail is configured any more".into()),
+                let (program, ids, events) = (recipe.notices.sendmail.clone(), recipe.ids, self.events.clone());
+                let send = move || {
+                    let result = match program {
+                        Some(program) => sendmail::send(&program, ids, &letter),
+                        None => Err("no sendmail is configured any more".into()),
+                    };
+                    // We end only with the process.
+                    events.send(Event::Delivered { number, result }).ok();
                 };
-                self.delivered(self.number, result);
-            } else if self.inputs.send(Input::Deliver { number: self.number, letter: Box::new(letter) }).is_err() {
+                if let Err(error) = std::thread::Builder::new().name("sendmail".into()).spawn(send) {
+                    self.delivered(number, Err(format!("no thread for sendmail: {error}")));
+                }
+            } else if self.inputs.send(Input::Deliver { number, letter: Box::new(letter) }).is_err() {
                 return;
             }
         }
     }
 
     fn delivered(&mut self, number: u64, result: Result<(), String>) {
-        let Some((_, place, _)) = self.under_way.take_if(|(expected, ..)| *expected == number) else { return };
+        let Some((way, place)) =
+            self.under_way.iter().find(|(_, one)| one.number == number).map(|(w, o)| (*w, o.letter))
+        else {
+            return;
+        };
+        self.under_way.remove(&way);
         let Some(outbox) = &mut self.outbox else { return };
         let Some(letter) = outbox.letter(place).cloned() else { return };
         let Letter { way, whom, subject, .. } = letter;

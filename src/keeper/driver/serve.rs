@@ -175,11 +175,7 @@ impl Driver {
             }
         }
         // A round that gave up meanwhile needs no answer.
-        drop(question.reply.try_send(Standings {
-            credentials,
-            providers,
-            sites: self.replication.board.sites(),
-        }));
+        drop(question.reply.try_send(Standings { credentials, providers, sites: self.replication.board.sites() }));
     }
 
     pub(super) fn tell_notices(&self, event: round::Event) {
