@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{planner::Announcement, site::Site, snapshot::State, time::Timestamp};
+use super::{
+    planner::{Announcement, Row},
+    site::Site,
+    snapshot::State,
+    time::Timestamp,
+};
 use crate::error::{Class, Kind};
 
 /// Everything at one moment.
@@ -61,11 +66,11 @@ pub struct ProviderFigures {
     pub name: String,
     /// Credentials by state, in the order of [`State::ALL`].
     pub states: [u64; State::ALL.len()],
-    /// The soonest end of an access token.
+    /// The soonest end of an access token that is renewed: what is dead waits for its user, and hides no other.
     pub soonest_expiry: Option<Timestamp>,
     /// Credentials whose access token has ended.
     pub expired: u64,
-    /// The soonest end of a refresh token.
+    /// The soonest end of a refresh token, of such credentials and of ends that come.
     pub soonest_refresh_token_expiry: Option<Timestamp>,
     /// Renewals that wait for their turn.
     pub queued: u64,
@@ -82,6 +87,23 @@ pub struct ProviderFigures {
 }
 
 impl ProviderFigures {
+    /// Take in how one more credential stands.
+    pub fn take(&mut self, now: Timestamp, row: &Row<'_>) {
+        let place = State::ALL.iter().position(|state| *state == row.state);
+        if let Some(count) = place.and_then(|place| self.states.get_mut(place)) {
+            *count += 1;
+        }
+        self.expired += u64::from(row.expires.is_some_and(|expires| expires <= now));
+        if row.state.lives() {
+            let soonest = |known: Option<Timestamp>, one| known.into_iter().chain(one).min();
+            self.soonest_expiry = soonest(self.soonest_expiry, row.expires);
+            // An end that each renewal moves on comes only if they fail.
+            let comes = row.rolling == Some(false) || row.error.is_some();
+            let ends = row.refresh_token_expires.filter(|_| comes);
+            self.soonest_refresh_token_expiry = soonest(self.soonest_refresh_token_expiry, ends);
+        }
+    }
+
     /// Renewals a second that its issuer's latency and our limits allow; none before the first exchange.
     #[must_use]
     pub fn capacity(&self) -> Option<f64> {
@@ -218,6 +240,43 @@ mod tests {
         assert_eq!((histogram.counts[0], histogram.counts[1], histogram.counts[12]), (1, 1, 1));
         assert_eq!(histogram.count(), 3);
         assert!((histogram.sum - 60.003).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_dead_is_not_what_ends_first_nor_is_an_end_that_renewals_move_on() {
+        use crate::core::id::{CredentialId, UserName};
+
+        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "grid").unwrap();
+        let at = Timestamp::from_secs;
+        let row = |state, expires, refresh, rolling| Row {
+            id: &id,
+            provider: 0,
+            state,
+            expires: Some(at(expires)),
+            renews: None,
+            refresh_token_expires: Some(at(refresh)),
+            rolling,
+            renewed: None,
+            generation: 0,
+            error: None,
+            failed_at: None,
+            flagged: None,
+        };
+        let failing = Row { error: Some((Kind::Timeout, None, 9)), ..row(State::Retrying, 95, 850, Some(true)) };
+        let mut figures = ProviderFigures::default();
+        for row in [
+            row(State::Parked, 10, 20, Some(false)),
+            row(State::Unusable, 11, 21, Some(false)),
+            row(State::Fresh, 150, 300, Some(true)),
+            row(State::Fresh, 160, 310, None),
+            row(State::Renewing, 140, 900, Some(false)),
+        ] {
+            figures.take(at(100), &row);
+        }
+        assert_eq!((figures.soonest_expiry, figures.soonest_refresh_token_expiry), (Some(at(140)), Some(at(900))));
+        assert_eq!((figures.expired, figures.states), (2, [2, 1, 0, 1, 1]));
+        figures.take(at(100), &failing);
+        assert_eq!((figures.soonest_expiry, figures.soonest_refresh_token_expiry), (Some(at(95)), Some(at(850))));
     }
 
     #[test]

@@ -11,7 +11,6 @@ use super::{driver::Owner, scanner};
 use crate::core::{
     figures::{Counts, Figures, Histogram, ProviderFigures},
     planner::{Announcement, Planner},
-    snapshot::State,
     time::{Now, Timestamp},
 };
 
@@ -100,13 +99,7 @@ impl Tally {
             .collect();
         for row in planner.rows(now, None) {
             let Some(figures) = providers.get_mut(row.provider) else { continue };
-            let place = State::ALL.iter().position(|state| *state == row.state);
-            if let Some(count) = place.and_then(|place| figures.states.get_mut(place)) {
-                *count += 1;
-            }
-            figures.expired += u64::from(row.expires.is_some_and(|expires| expires <= now.wall));
-            soonest(&mut figures.soonest_expiry, row.expires);
-            soonest(&mut figures.soonest_refresh_token_expiry, row.refresh_token_expires);
+            figures.take(now.wall, &row);
         }
         Figures {
             now: now.wall,
@@ -120,11 +113,4 @@ impl Tally {
             ..Figures::default()
         }
     }
-}
-
-fn soonest(known: &mut Option<Timestamp>, other: Option<Timestamp>) {
-    *known = match (*known, other) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (one, None) | (None, one) => one,
-    };
 }

@@ -44,8 +44,8 @@ metrics! {
     SCAN = "last_full_scan_timestamp_seconds", Gauge, [], "When all credentials were looked at last, in seconds since 1970";
     CREDENTIALS = "credentials", Gauge, ["provider", "state"], "Credentials by where they stand";
     EXPIRED = "expired_credentials", Gauge, ["provider"], "Credentials whose access token has ended";
-    EXPIRY = "soonest_expiry_seconds", Gauge, ["provider"], "Seconds until the first access token ends; negative once it has";
-    REFRESH_EXPIRY = "soonest_refresh_token_expiry_seconds", Gauge, ["provider"], "Seconds until the first refresh token ends, of those that tell";
+    EXPIRY = "soonest_expiry_seconds", Gauge, ["provider"], "Seconds until the first access token ends, of credentials that are renewed (parked and unusable ones wait for their users); negative once it has";
+    REFRESH_EXPIRY = "soonest_refresh_token_expiry_seconds", Gauge, ["provider"], "Seconds until the first refresh token ends, of the same credentials, where that is known and renewals do not move it on";
     RENEWALS = "renewals", Counter, ["provider"], "Good renewals";
     ROTATIONS = "rotations", Counter, ["provider"], "Renewals that brought a new refresh token";
     ERRORS = "errors", Counter, ["provider", "kind"], "Failed renewals by kind (evercred explain KIND)";
