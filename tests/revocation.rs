@@ -112,5 +112,12 @@ fn an_admin_revokes_one_and_is_told_how_it_ended_and_the_files_stay() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("there is no credential nobody/grid"), "{text}");
     let by = format!("uid {}", nix::unistd::geteuid());
+    // What is refused is audited, too.
+    let refused = |line: &serde_json::Value| line.get("result").is_some_and(|result| result == "refused");
+    site.wait("the audit line", 10, |s| audit(s).iter().any(refused));
+    let line = audit(&site).into_iter().find(refused).unwrap();
+    let member = |name: &str| line.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    assert_eq!((member("event"), member("by")), ("admin".into(), by.clone()));
+    assert_eq!(member("detail"), "revoke nobody/grid: there is no credential nobody/grid");
     assert!(audit(&site).iter().any(|l| l.get("event").unwrap() == "revoked" && l.get("by").unwrap() == by.as_str()));
 }

@@ -115,6 +115,11 @@ pub fn start(path: &Path, inputs: Sender<Input>) -> io::Result<()> {
     Ok(())
 }
 
+/// Root, and who we are.
+fn may_order(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
 /// How many there are of something.
 #[derive(Debug, Clone, Default)]
 struct Count(Arc<AtomicUsize>);
@@ -144,10 +149,36 @@ struct Desk {
     waiting: Count,
 }
 
+impl Order {
+    /// The command's name.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Renew { .. } => "renew",
+            Self::Revoke { .. } => "revoke",
+            Self::Replicate { .. } => "replicate",
+            Self::Imported { .. } => "import",
+        }
+    }
+
+    /// What it is about, as the caller named it: `USER/S_H`, `USER`, or nothing in particular.
+    #[must_use]
+    pub fn whose(&self) -> String {
+        match self {
+            Self::Renew { user, credential: None } => user.clone(),
+            Self::Renew { user, credential: Some(base) }
+            | Self::Revoke { user, credential: base }
+            | Self::Imported { user, credential: base, .. } => format!("{user}/{base}"),
+            Self::Replicate { credential, .. } => credential.clone().unwrap_or_default(),
+        }
+    }
+}
+
 impl Desk {
     fn serve(&self, mut caller: &UnixStream) -> io::Result<()> {
         let uid = getsockopt(&caller, PeerCredentials)?.uid();
-        if uid != 0 && uid != geteuid().as_raw() {
+        if !may_order(uid) {
+            self.refused(uid, None, "this user may not order anything");
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         caller.set_read_timeout(Some(PATIENCE))?;
@@ -156,11 +187,21 @@ impl Desk {
         BufReader::new(caller.take(MAX_ORDER)).read_line(&mut line)?;
         let reply = match serde_json::from_str::<Order>(&line) {
             Ok(order) => self.order(uid, order)?,
-            Err(error) => Reply::Refused { why: format!("not an order: {error}") },
+            Err(error) => {
+                let why = format!("not an order: {error}");
+                self.refused(uid, None, &why);
+                Reply::Refused { why }
+            }
         };
         let mut text = serde_json::to_vec(&reply)?;
         text.push(b'\n');
         caller.write_all(&text)
+    }
+
+    /// For the audit log.
+    fn refused(&self, uid: u32, order: Option<Order>, why: &str) {
+        // The driver goes with the daemon.
+        self.inputs.send(Input::OrderRefused { uid, order, why: why.to_owned() }).ok();
     }
 
     fn order(&self, uid: u32, order: Order) -> io::Result<Reply> {
@@ -169,6 +210,7 @@ impl Desk {
         let _waiting = if asks_issuer {
             let Some(place) = self.waiting.place(WAITING) else {
                 let why = format!("{WAITING} revocations wait for their issuers already; try again in a minute");
+                self.refused(uid, Some(order), &why);
                 return Ok(Reply::Refused { why });
             };
             Some(place)
@@ -210,6 +252,7 @@ mod tests {
         start(&path, inputs).unwrap();
         // The driver: an issuer never answers a revocation, a renewal is taken at once.
         let (arrived, arrivals) = channel();
+        let (told, refusals) = channel();
         std::thread::spawn(move || {
             let mut held = Vec::new();
             for input in orders {
@@ -221,6 +264,7 @@ mod tests {
                         held.push(reply);
                         arrived.send(()).unwrap();
                     }
+                    Input::OrderRefused { order, why, .. } => told.send((order, why)).unwrap(),
                     _ => {}
                 }
             }
@@ -245,6 +289,18 @@ mod tests {
         assert!(refused.contains("try again in a minute"), "{refused}");
         drop((stuck, silent));
         assert!(matches!(ask(&path, "nonsense"), Reply::Refused { .. }));
+        // Both are told for the audit log.
+        let (order, why) = refusals.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((order.unwrap().whose().as_str(), why), ("alice/grid", refused));
+        let (order, why) = refusals.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(order.is_none() && why.starts_with("not an order: "), "{why}");
+    }
+
+    #[test]
+    fn only_root_and_ourselves_may_order() {
+        let us = geteuid().as_raw();
+        assert!(may_order(0) && may_order(us));
+        assert!(!may_order(us + 1));
     }
 
     #[test]

@@ -229,6 +229,15 @@ pub enum Input {
         /// Where the answer goes.
         reply: SyncSender<Reply>,
     },
+    /// An order that did not get as far as that.
+    OrderRefused {
+        /// Who.
+        uid: u32,
+        /// What, if it was one.
+        order: Option<Order>,
+        /// Why not.
+        why: String,
+    },
     /// SIGHUP.
     Hangup,
     /// The configuration was read again, is valid and differs.

@@ -62,21 +62,32 @@ impl Driver {
             Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
             // A reader that gave up meanwhile needs no answer.
             Input::Status { user, reply } => drop(reply.try_send(Box::new(self.status(now, user.as_ref())))),
-            Input::Order { uid, order: Order::Revoke { user, credential }, reply } => {
-                self.order_revocation(now, uid, &user, &credential, reply);
-            }
-            Input::Order { uid, order: Order::Renew { user, credential }, reply } => {
-                drop(reply.try_send(self.order_renewal(now, uid, &user, credential.as_deref())));
-            }
-            Input::Order { uid, order: Order::Replicate { credential, site }, reply } => {
-                drop(reply.try_send(self.order_replication(now, uid, credential.as_deref(), site)));
-            }
-            Input::Order { uid, order: Order::Imported { user, credential, from }, reply } => {
-                drop(reply.try_send(self.imported(now, uid, &user, &credential, &from)));
-            }
+            Input::Order { uid, order, reply } => self.order(now, uid, &order, &reply),
+            Input::OrderRefused { uid, order, why } => self.refusal_is_audited(now, uid, order.as_ref(), &why),
             // Of a courier that is gone, or of what `take` has dealt with.
             _ => {}
         }
+    }
+
+    /// What is refused is audited as what is done.
+    fn order(&mut self, now: Now, uid: u32, order: &Order, reply: &SyncSender<Reply>) {
+        let answer = match order {
+            Order::Revoke { user, credential } => match self.order_revocation(now, uid, user, credential, reply) {
+                // The answer comes when the issuer's does.
+                Ok(()) => return,
+                Err(why) => Reply::Refused { why },
+            },
+            Order::Renew { user, credential } => self.order_renewal(now, uid, user, credential.as_deref()),
+            Order::Replicate { credential, site } => {
+                self.order_replication(now, uid, credential.as_deref(), site.clone())
+            }
+            Order::Imported { user, credential, from } => self.imported(now, uid, user, credential, from),
+        };
+        if let Reply::Refused { why } = &answer {
+            self.refusal_is_audited(now, uid, Some(order), why);
+        }
+        // Whoever gave it may be gone.
+        drop(reply.try_send(answer));
     }
 
     /// Send what sites have or should have once more.
@@ -125,6 +136,18 @@ impl Driver {
             entry = entry.of(id).from(self.owner_of(id).map(|owner| &owner.provider));
         }
         self.announcer.audit().record(Entry { site, ..entry });
+    }
+
+    /// The audit line of a command that was refused. What it names may be no user or credential at all, and stands in
+    /// the detail alone.
+    fn refusal_is_audited(&self, now: Now, uid: u32, order: Option<&Order>, why: &str) {
+        let words = [order.map_or("order", Order::word), &order.map(Order::whose).unwrap_or_default()]
+            .into_iter()
+            .filter(|word| !word.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ");
+        let entry = Entry::new(now.wall, Decision::Admin).ordered_by(uid).saying(format!("{words}: {why}"));
+        self.announcer.audit().record(Entry { result: "refused", ..entry });
     }
 
     fn owner_of(&self, id: &CredentialId) -> Option<&Owner> {
@@ -348,17 +371,22 @@ impl Driver {
             .collect()
     }
 
-    /// An admin gives a refresh token back now; the answer comes when the issuer's does.
-    fn order_revocation(&mut self, now: Now, uid: u32, user: &str, credential: &str, reply: SyncSender<Reply>) {
+    /// An admin gives a refresh token back now; the answer comes when the issuer's does, or at once: why not.
+    fn order_revocation(
+        &mut self,
+        now: Now,
+        uid: u32,
+        user: &str,
+        credential: &str,
+        reply: &SyncSender<Reply>,
+    ) -> Result<(), String> {
         let known = self.named(now, user, Some(credential)).into_iter().next();
         let owner = known.and_then(|(id, provider)| Some((id, Arc::clone(self.owners.get(provider)?))));
-        let Some((id, owner)) = owner else {
-            drop(reply.try_send(Reply::Refused { why: format!("there is no credential {user}/{credential}") }));
-            return;
-        };
+        let (id, owner) = owner.ok_or_else(|| format!("there is no credential {user}/{credential}"))?;
         self.order_is_audited(now, uid, "revoke", Some(&id), None);
-        self.waiting.insert(id.clone(), reply);
+        self.waiting.insert(id.clone(), reply.clone());
         self.disk.submit(Job::Learn { id, owner, order: Some(uid) });
+        Ok(())
     }
 
     /// A revocation ended: tell, and ask the issuer at once whether it is so, if it was ordered.
