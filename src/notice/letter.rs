@@ -149,12 +149,16 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
         let rest = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         writeln!(text, "\nYour jobs in the queue: {}{rest}", named.join(", ")).ok();
     }
-    let mut services: Vec<&str> = items.iter().map(|item| item.id.service.as_str()).collect();
-    services.sort_unstable();
-    services.dedup();
+    let mut names: Vec<String> = items.iter().map(|item| item.id.base()).collect();
+    names.sort_unstable();
+    let more_names = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
     text.push_str("\nWhat to do, on the login node (running jobs get the new token by themselves):\n\n");
-    for service in services {
-        writeln!(text, "  evercred login {service}").ok();
+    for name in names {
+        writeln!(text, "  evercred login {name}").ok();
+    }
+    if more_names > 0 {
+        writeln!(text, "  and so on for the {more_names} others that evercred status shows").ok();
     }
     write!(text, "\nHow things stand: evercred status\n\n-- \nevercred on {host}\n").ok();
     let subject = match (refused, items.len()) {
@@ -328,7 +332,7 @@ Your jobs in the queue: 17.0, 17.1
 
 What to do, on the login node (running jobs get the new token by themselves):
 
-  evercred login wlcg
+  evercred login wlcg_prod
 
 How things stand: evercred status
 

@@ -301,7 +301,7 @@ fn credential(one: &Credential, now: Timestamp) -> Markup {
                     @if error.times > 1 { " (" (error.times) " times)" }
                     @let words = advice(error.kind);
                     @let todo = if words.admin.is_empty() { words.user } else { words.admin };
-                    small { (todo.replace("SERVICE", &one.service)) }
+                    small { (todo.replace("SERVICE", &one.base())) }
                 } @else if behind > 0 {
                     (behind) " of " (one.replicas.len()) " replicas behind"
                     @let late = one.replicas.iter().filter(|replica| replica.behind);
@@ -346,7 +346,7 @@ mod tests {
         let credential = Credential {
             user: "alice".into(),
             service: "wlcg".into(),
-            handle: None,
+            handle: Some("prod".into()),
             provider: "<b>wlcg</b>".into(),
             state,
             expires: Some(Timestamp(NOW.0 + 90_000)),
@@ -382,7 +382,14 @@ mod tests {
     fn states_are_told_in_words_and_signs_and_nothing_from_outside_is_markup() {
         let (told, figures) = page(State::Parked);
         let text = render(&told, &figures);
-        for part in ["parked", "data-sign=\"✗\"", "1 credential needs a person.", "<code>revoked</code>", "1m 30s"] {
+        for part in [
+            "parked",
+            "data-sign=\"✗\"",
+            "1 credential needs a person.",
+            "<code>revoked</code>",
+            "1m 30s",
+            "evercred login wlcg_prod",
+        ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("<b>") && !text.contains("<script"), "{text}");
