@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use super::{daemon, show, status::chosen};
+use super::{daemon, show, status::one};
 use crate::{
     advice::advice,
     cli,
@@ -67,7 +67,7 @@ pub fn run(args: &cli::NeedsRenewal) -> ExitCode {
         Ok(status) => status,
         Err(error) => return error.report().print("evercred"),
     };
-    let credential = chosen(&status, Some(&args.which)).next();
+    let credential = one(&status, &args.which);
     let need = Need::of(credential, status.now, args.min);
     let mut line = format!("{}: {}", args.which, need.word());
     if let Some(credential) = credential {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{daemon, status::chosen};
+use super::{daemon, status::one};
 use crate::{
     advice::advice,
     cli,
@@ -42,7 +42,7 @@ fn renew(args: &cli::Renew) -> Result<String, Report> {
     };
     let find = || -> Result<(Timestamp, Option<Credential>), Report> {
         let status = daemon::status(&socket).map_err(|error| error.report())?;
-        Ok((status.now, chosen(&status, Some(&args.which)).next().cloned()))
+        Ok((status.now, one(&status, &args.which).cloned()))
     };
     let before = find()?.1.map_or(0, |credential| credential.generation);
     let order = Order::Renew { user: user.to_owned(), credential: Some(base.to_owned()) };

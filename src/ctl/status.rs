@@ -94,13 +94,22 @@ pub fn list(args: &cli::List) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// `USER`, `USER/S_H`, or for the own credentials `S_H` alone.
+/// `USER`, `USER/S_H`, or for the own credentials `S_H` alone, which a user of that name does not stand for.
 pub(super) fn chosen<'a>(status: &'a Status, which: Option<&'a str>) -> impl Iterator<Item = &'a Credential> {
-    let everybody = status.everybody;
+    let own = which.filter(|one| !status.everybody && status.credentials.iter().any(|c| c.base() == *one));
     status.credentials.iter().filter(move |credential| match which.map(|which| which.split_once('/').ok_or(which)) {
         None => true,
         Some(Ok((user, base))) => credential.user == user && credential.base() == base,
-        Some(Err(one)) => credential.user == one || (!everybody && credential.base() == one),
+        Some(Err(one)) if own.is_some() => credential.base() == one,
+        Some(Err(one)) => credential.user == one,
+    })
+}
+
+/// One credential: `USER/S_H`, or for the own ones `S_H` alone. A user's name alone stands for none.
+pub(super) fn one<'a>(status: &'a Status, which: &str) -> Option<&'a Credential> {
+    status.credentials.iter().find(|credential| match which.split_once('/') {
+        Some((user, base)) => credential.user == user && credential.base() == base,
+        None => !status.everybody && credential.base() == which,
     })
 }
 
@@ -409,7 +418,19 @@ mod tests {
         assert_eq!(chosen(&status, Some("alice/wlcg")).count(), 1);
         assert_eq!(chosen(&status, Some("alice")).count(), 2);
         assert_eq!(chosen(&status, Some("bob")).count(), 0);
+        assert_eq!(one(&status, "wlcg").map(Credential::name).as_deref(), Some("alice/wlcg"));
+        assert!(one(&status, "alice").is_none(), "that is a user");
+        // A user who is called as one of the services.
+        for credential in &mut status.credentials {
+            credential.user = "wlcg".into();
+        }
+        let names = |which| chosen(&status, Some(which)).map(Credential::base).collect::<Vec<_>>();
+        assert_eq!(names("wlcg"), ["wlcg"]);
+        assert_eq!(names("wlcg/helmholtz"), ["helmholtz"]);
+        assert_eq!(one(&status, "wlcg").map(Credential::base).as_deref(), Some("wlcg"));
         status.everybody = true;
-        assert_eq!(chosen(&status, Some("wlcg")).count(), 0);
+        assert_eq!(chosen(&status, Some("wlcg")).count(), 2, "an admin names users");
+        assert_eq!(chosen(&status, Some("helmholtz")).count(), 0);
+        assert!(one(&status, "wlcg").is_none() && one(&status, "wlcg/wlcg").is_some());
     }
 }
