@@ -140,6 +140,9 @@ pub struct Credential {
     /// When the refresh token ends, if it tells.
     #[serde(with = "rfc3339::option")]
     pub refresh_token_expires: Option<Timestamp>,
+    /// Whether each renewal moves that end on, so that it comes only if renewals fail; absent: that has not shown yet.
+    #[serde(default)]
+    pub rolling: Option<bool>,
     /// When this daemon last renewed it.
     #[serde(with = "rfc3339::option")]
     pub renewed: Option<Timestamp>,
@@ -168,6 +171,12 @@ impl Credential {
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}/{}", self.user, self.base())
+    }
+
+    /// When the refresh token ends, unless renewals go well and each moves that end on: nobody needs to do anything then.
+    #[must_use]
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.refresh_token_expires.filter(|_| self.rolling != Some(true) || self.error.is_some())
     }
 
     /// Whether jobs have a token that lives at `now`.

@@ -32,7 +32,7 @@ impl Need {
         match credential {
             None => Self::Missing,
             Some(c) if matches!(c.state, State::Parked | State::Unusable) => Self::Dead,
-            Some(c) => match c.refresh_token_expires {
+            Some(c) => match c.ends() {
                 Some(end) if end <= now => Self::Dead,
                 Some(end) if end < now.plus(min) => Self::Soon,
                 _ => Self::Good,
@@ -87,6 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::{core::snapshot::Trouble, error::Kind};
 
     #[test]
     fn a_refused_or_ended_refresh_token_is_dead_one_that_ends_within_the_asked_time_is_soon() {
@@ -100,6 +101,7 @@ mod tests {
             expires: None,
             renews: None,
             refresh_token_expires: Some(Timestamp(now.0 + left * 1000)),
+            rolling: None,
             renewed: None,
             generation: 0,
             error: None,
@@ -112,6 +114,10 @@ mod tests {
         assert_eq!(need(Some(&with(State::Fresh, 0))), Need::Dead);
         assert_eq!(need(Some(&with(State::Parked, 99_999))), Need::Dead);
         assert_eq!(need(None), Need::Missing);
+        let rolling = Credential { rolling: Some(true), ..with(State::Fresh, 600) };
+        assert_eq!(need(Some(&rolling)), Need::Good, "each renewal moves it on");
+        let error = Some(Trouble { kind: Kind::Timeout, detail: String::new(), since: None, times: 3 });
+        assert_eq!(need(Some(&Credential { error, ..rolling })), Need::Soon, "unless they fail");
         let unlimited = Credential { refresh_token_expires: None, ..with(State::Fresh, 0) };
         assert_eq!(need(Some(&unlimited)), Need::Good);
     }

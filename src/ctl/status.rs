@@ -68,7 +68,7 @@ pub fn list(args: &cli::List) -> ExitCode {
     let ends = |c: &Credential| match c.state {
         // Refused or unusable: it has ended already.
         State::Parked | State::Unusable => Some(status.now),
-        _ => c.refresh_token_expires,
+        _ => c.ends(),
     };
     let due =
         |c: &&Credential| args.expiring.is_none_or(|within| ends(c).is_some_and(|end| end <= status.now.plus(within)));
@@ -319,6 +319,7 @@ mod tests {
             expires: Some(NOW.plus(Duration::from_secs(2530))),
             renews: Some(NOW.plus(Duration::from_secs(700))),
             refresh_token_expires: Some(NOW.plus(Duration::from_secs(604_798))),
+            rolling: None,
             renewed: Some(NOW),
             generation: 3,
             error: None,

@@ -126,7 +126,7 @@ pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case
         (Some(kind), None) if kind.class() == Class::Input => return Case::Unusable(kind),
         _ => {}
     }
-    match known.refresh_token_expires.map(|end| end.since(now)) {
+    match known.ends().map(|end| end.since(now)) {
         None => Case::Valid(Left::Unknown),
         Some(left) if left <= SOON => Case::Ending(left),
         Some(left) => Case::Valid(Left::For(left)),
@@ -149,6 +149,7 @@ mod tests {
             expires: None,
             renews: None,
             refresh_token_expires: Some(Timestamp(NOW.0 + left * 1000)),
+            rolling: None,
             renewed: None,
             generation: 1,
             error: kind.map(|kind| Trouble { kind, detail: String::new(), since: Some(NOW), times: 2 }),

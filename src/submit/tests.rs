@@ -123,6 +123,7 @@ impl Desk {
             expires: None,
             renews: None,
             refresh_token_expires: Some(end),
+            rolling: None,
             renewed: None,
             generation: 1,
             error: kind.map(|kind| Trouble { kind, detail: "so it says".into(), since: Some(now()), times: 2 }),

@@ -336,6 +336,7 @@ impl Driver {
             expires: row.expires,
             renews: row.renews,
             refresh_token_expires: row.refresh_token_expires,
+            rolling: row.rolling,
             renewed: row.renewed,
             generation: row.generation,
             error: row.error.map(|(kind, since, times)| Trouble {
