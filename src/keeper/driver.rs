@@ -422,7 +422,9 @@ impl Driver {
             }
             self.revoke(now);
             let mut wait = self.planner.next_deadline(now);
-            wait = self.revoker.wait(now.tick).map_or(wait, |other| wait.min(other.max(Duration::from_millis(1))));
+            if let Some(other) = self.revocations_wait(now) {
+                wait = wait.min(other.max(Duration::from_millis(1)));
+            }
             if let Some((by, _)) = &self.stop_by {
                 wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
             }

@@ -119,7 +119,7 @@ impl Revoker {
 
     /// What to ask now. Of a token that another credential holds, too, nothing is asked: it lives on with that one.
     pub fn next(&mut self, now: Tick) -> Option<Ask> {
-        if self.ended.values().filter(|ended| ended.flying.is_some()).count() >= AT_ONCE {
+        if self.is_full() {
             return None;
         }
         loop {
@@ -139,9 +139,16 @@ impl Revoker {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.ended.values().filter(|ended| ended.flying.is_some()).count() >= AT_ONCE
+    }
+
     /// How long there is nothing to ask; none: until something ends.
     #[must_use]
     pub fn wait(&self, now: Tick) -> Option<Duration> {
+        if self.is_full() {
+            return None;
+        }
         self.ended.values().filter(|ended| ended.flying.is_none()).map(|ended| ended.due.since(now)).min()
     }
 
@@ -211,6 +218,18 @@ mod tests {
         assert!(revoker.next(AFTER).is_none());
         assert!(revoker.answered(AFTER, ask.number, Ok(())).unwrap().result.is_ok());
         assert!(revoker.next(Tick(u64::MAX)).is_none());
+    }
+
+    #[test]
+    fn a_full_house_waits_for_an_answer_and_not_for_a_time() {
+        let mut revoker = Revoker::default();
+        for n in 0..=AT_ONCE {
+            revoker.order(Tick(0), id(&format!("grid_{n}")), held("t"), 0);
+        }
+        let asks: Vec<Ask> = std::iter::from_fn(|| revoker.next(Tick(1))).collect();
+        assert_eq!((asks.len(), revoker.wait(Tick(1))), (AT_ONCE, None));
+        revoker.answered(Tick(1), asks[0].number, Ok(()));
+        assert_eq!(revoker.wait(Tick(1)), Some(Duration::ZERO));
     }
 
     #[test]

@@ -248,10 +248,19 @@ impl Driver {
         }
     }
 
+    fn may_revoke(&self) -> bool {
+        self.courier_up && self.stop_by.is_none()
+    }
+
+    /// How long no revocation is due; none: until something happens that reaches the loop.
+    pub(super) fn revocations_wait(&self, now: Now) -> Option<Duration> {
+        self.revoker.wait(now.tick).filter(|_| self.may_revoke())
+    }
+
     /// Ask for the revocations that are due. The directory must still be the one that we know: what looks swept in
     /// another one is not.
     pub(super) fn revoke(&mut self, now: Now) {
-        if !self.courier_up || self.stop_by.is_some() {
+        if !self.may_revoke() {
             return;
         }
         while let Some(ask) = self.revoker.next(now.tick) {
