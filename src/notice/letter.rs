@@ -53,6 +53,9 @@ pub struct Letter {
     pub way: Way,
     /// Whom it is for, in words: `user alice`, `admins of wlcg`.
     pub whom: String,
+    /// It is for admins: these go first.
+    #[serde(default)]
+    pub for_admins: bool,
     /// Sender of a mail.
     pub from: String,
     /// Addresses of a mail; empty for a webhook.

@@ -1,6 +1,6 @@
 //! What people were told and which letters wait, in `<state_directory>/notices.json` (mode 0600, written beside and
 //! renamed). What is told is noted, and its letters are on disk, before the first one is sent: a crash may send a
-//! letter twice, never none and never all of them again. A file that is no such state is set aside, with a word.
+//! letter twice (what became of letters is written at most once a second while more are due), never none and never all of them again. A file that is no such state is set aside, with a word.
 //! Each way of delivery has its own turn and its own pause after failures, so that one that hangs holds up no other.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::libc;
@@ -32,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const GIVE_UP: Duration = Duration::from_secs(3 * 86_400);
 /// So many letters wait at most; what comes on top is given up at once.
 pub const MOST: usize = 10_000;
+/// Between two writes of what became of letters, as long as more are due.
+const BETWEEN_SAVES: Duration = Duration::from_secs(1);
 /// No state is larger.
 const MAX_FILE: u64 = 256 << 20;
 
@@ -79,6 +81,9 @@ pub struct Outbox {
     number: u64,
     /// Ways that failed: how often in a row, and until when they are left alone.
     pauses: BTreeMap<Way, (u32, Timestamp)>,
+    /// Something became of a letter that is not on disk.
+    unsaved: bool,
+    saved: Option<Instant>,
 }
 
 impl Outbox {
@@ -109,7 +114,7 @@ impl Outbox {
             number += 1;
             waiting.number = number;
         }
-        Ok(Self { path, memory, letters, number, pauses: BTreeMap::new() })
+        Ok(Self { path, memory, letters, number, pauses: BTreeMap::new(), unsaved: false, saved: None })
     }
 
     /// Put a letter in; whether there was room.
@@ -127,11 +132,13 @@ impl Outbox {
         self.pauses.get(&waiting.letter.way).map_or(waiting.next, |(_, until)| waiting.next.max(*until))
     }
 
-    /// The letter whose turn it is by a way that is `free`, with its number: of those that are due, the least tried.
+    /// The letter whose turn it is by a way that is `free`, with its number: of those that are due, the least
+    /// tried, and of these the admins' before users'.
     #[must_use]
     pub fn due(&self, now: Timestamp, free: impl Fn(Way) -> bool) -> Option<(u64, &Letter)> {
         let due = self.letters.iter().filter(|waiting| free(waiting.letter.way) && self.turn(waiting) <= now);
-        due.min_by_key(|waiting| waiting.tries).map(|waiting| (waiting.number, &waiting.letter))
+        due.min_by_key(|waiting| (waiting.tries, !waiting.letter.for_admins))
+            .map(|waiting| (waiting.number, &waiting.letter))
     }
 
     /// The letter of this number.
@@ -172,6 +179,44 @@ impl Outbox {
         waiting.next = now.plus(FIRST.saturating_mul(1 << waiting.tries.min(6)).min(LONGEST));
         waiting.tries += 1;
         false
+    }
+
+    /// Something became of a letter: it is to be saved.
+    pub fn changed(&mut self) {
+        self.unsaved = true;
+    }
+
+    /// How long until [`Self::save_in_time`] saves for sure; none: there is nothing to save.
+    #[must_use]
+    pub fn save_wait(&self, clock: Instant) -> Option<Duration> {
+        let left = |saved: Instant| BETWEEN_SAVES.saturating_sub(clock.saturating_duration_since(saved));
+        self.unsaved.then(|| self.saved.map_or(Duration::ZERO, left))
+    }
+
+    /// Save what became of letters, at most once a second while more of them are due. Whether it did.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_in_time(&mut self, now: Timestamp, clock: Instant) -> Result<bool, OutboxError> {
+        let Some(wait) = self.save_wait(clock) else { return Ok(false) };
+        if !wait.is_zero() && self.due(now, |_| true).is_some() {
+            return Ok(false);
+        }
+        // A disk that refuses is not asked again at once.
+        self.saved = Some(clock);
+        self.flush().map(|()| true)
+    }
+
+    /// Save what became of letters, now.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn flush(&mut self) -> Result<(), OutboxError> {
+        if self.unsaved {
+            self.save()?;
+            self.unsaved = false;
+        }
+        Ok(())
     }
 
     /// Make all of it durable.
@@ -218,6 +263,7 @@ mod tests {
         Letter {
             way: Way::Webhook,
             whom: "user alice".into(),
+            for_admins: false,
             from: String::new(),
             to: vec![],
             subject: subject.into(),
@@ -284,6 +330,31 @@ mod tests {
         assert_eq!(due(&outbox, now, Some(Way::Webhook)).unwrap().1, "mail 1");
         outbox.delivered(1);
         assert!(!outbox.pauses.contains_key(&Way::Smtp), "it works again");
+    }
+
+    #[test]
+    fn admins_letters_go_first_and_a_burst_of_them_is_saved_once_a_second_and_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = Outbox::open(dir.path()).unwrap();
+        for n in 0..3 {
+            outbox.post(NOW, letter(&n.to_string()));
+        }
+        outbox.post(NOW, Letter { for_admins: true, ..letter("admins") });
+        let clock = Instant::now();
+        let deliver = |outbox: &mut Outbox, millis| {
+            let (number, letter) =
+                outbox.due(NOW, all).map(|(number, letter)| (number, letter.subject.clone())).unwrap();
+            outbox.delivered(number);
+            outbox.changed();
+            (letter, outbox.save_in_time(NOW, clock + Duration::from_millis(millis)).unwrap())
+        };
+        assert_eq!(deliver(&mut outbox, 0), ("admins".into(), true));
+        assert_eq!(deliver(&mut outbox, 300), ("0".into(), false), "so soon after the last one");
+        assert_eq!(outbox.save_wait(clock + Duration::from_millis(400)), Some(Duration::from_millis(600)));
+        assert_eq!(deliver(&mut outbox, 1000), ("1".into(), true));
+        assert_eq!(deliver(&mut outbox, 1001), ("2".into(), true), "the last one that is due");
+        assert_eq!(outbox.save_wait(clock), None);
+        assert!(Outbox::open(dir.path()).unwrap().next(all).is_none());
     }
 
     #[test]

@@ -178,8 +178,10 @@ impl Rounds {
             }
             wait = wait.min(left);
         }
-        if let Some(next) = self.outbox.as_ref().and_then(|outbox| outbox.next(|way| self.is_free(way))) {
-            wait = wait.min(next.since(now()));
+        self.save();
+        if let Some(outbox) = &self.outbox {
+            let next = outbox.next(|way| self.is_free(way)).map(|next| next.since(now()));
+            wait = [next, outbox.save_wait(Instant::now())].into_iter().flatten().fold(wait, Duration::min);
         }
         match heard.recv_timeout(wait.max(Duration::from_millis(10))) {
             Ok(event) => {
@@ -197,6 +199,9 @@ impl Rounds {
             Event::Delivered { number, result } => self.delivered(number, result),
             Event::Configure(recipe) => {
                 self.recipe = recipe.map(|recipe| *recipe);
+                if let Some(Err(error)) = self.outbox.as_mut().map(Outbox::flush) {
+                    self.trouble(&error.to_string());
+                }
                 self.close();
                 self.look_at = Instant::now() + GATHER;
             }
@@ -263,6 +268,14 @@ impl Rounds {
         }
     }
 
+    /// Save what became of letters, if it is time.
+    fn save(&mut self) {
+        let Some(outbox) = &mut self.outbox else { return };
+        if let Err(error) = outbox.save_in_time(now(), Instant::now()) {
+            self.trouble(&error.to_string());
+        }
+    }
+
     /// Send the letters whose turn it is, one by each way.
     fn send(&mut self, recipe: &Recipe) {
         loop {
@@ -313,9 +326,8 @@ impl Rounds {
                 }
             }
         }
-        if let Err(error) = outbox.save() {
-            self.trouble(&error.to_string());
-        }
+        outbox.changed();
+        self.save();
         // The driver goes with the daemon.
         self.inputs.send(Input::Delivery(Delivery { way, whom, subject, result })).ok();
     }
@@ -342,6 +354,7 @@ fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host
     let letter = |way, to: Vec<String>, body: &str| Letter {
         way,
         whom: letter::whom(notice),
+        for_admins: !matches!(notice, Notice::User { .. }),
         from: notices.mail_from.clone().unwrap_or_default(),
         to,
         subject: subject.clone(),
