@@ -1,6 +1,7 @@
 //! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
 //!
-//! A person is told once a step before a refresh token ends, and once when the issuer refuses it while jobs need it;
+//! A person is told once a step before a refresh token ends, once when the issuer refuses it while jobs need it, and once
+//! when it is renewed again after that;
 //! admins once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
 //! credentials show meanwhile), and once when it works again. What was told is [`Memory`], which outlives restarts. It is cleared
 //! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
@@ -175,6 +176,13 @@ pub enum Notice {
         /// The user's jobs, as far as known.
         jobs: Vec<String>,
     },
+    /// A user, about own credentials that are renewed again after a notice of a refusal.
+    Well {
+        /// Whom.
+        user: UserName,
+        /// Which.
+        credentials: Vec<CredentialId>,
+    },
     /// The admins, about a provider.
     Admins {
         /// Which provider.
@@ -248,13 +256,14 @@ pub fn decide(policy: &Policy, memory: &mut Memory, now: Timestamp, all: &Standi
     notices
 }
 
-/// Drop what is mended; what admins want to hear of that.
+/// Drop what is mended; what people want to hear of that.
 fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) -> Vec<Notice> {
+    let mut healed: BTreeMap<&UserName, Vec<CredentialId>> = BTreeMap::new();
     let by_name: BTreeMap<String, &Standing> = credentials.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
-        if standing.well {
-            told.refused = None;
+        if standing.well && told.refused.take().is_some() {
+            healed.entry(&standing.id.user).or_default().push(standing.id.clone());
         }
         // After a start only a renewal may tell it again.
         told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
@@ -263,7 +272,8 @@ fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Sta
     let configured: BTreeSet<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
     memory.providers.retain(|name, _| configured.contains(name.as_str()));
     memory.outages.retain(|name| configured.contains(name.as_str()));
-    let mut over = Vec::new();
+    let well = |(user, credentials): (&UserName, _)| Notice::Well { user: user.clone(), credentials };
+    let mut over: Vec<Notice> = healed.into_iter().map(well).collect();
     // That nothing fails may only mean that nothing was tried yet.
     for provider in providers.iter().filter(|provider| provider.well) {
         let failing = |kind: &Kind| {
@@ -433,6 +443,7 @@ mod tests {
                 Notice::Admins { provider, items, troubles } => {
                     format!("admins of {provider} {} {}", items.len(), troubles.len())
                 }
+                Notice::Well { user, credentials } => format!("{user} is well: {}", credentials.len()),
                 Notice::Over { provider, kinds } => format!("{provider} is well: {} over", kinds.len()),
                 Notice::Site { site, .. } => format!("site {site}"),
             })
@@ -532,7 +543,9 @@ mod tests {
         // A restart: not tried yet, nothing known to be wrong.
         assert_eq!(told(&mut memory, 0, &[standing("alice")], &some), [""; 0]);
         assert_eq!(told(&mut memory, 0, &refused, &some), [""; 0]);
-        assert_eq!(told(&mut memory, 0, &[Standing { well: true, ..standing("alice") }], &some), [""; 0]);
+        let well = [Standing { well: true, ..standing("alice") }];
+        assert_eq!(told(&mut memory, 0, &well, &some), ["alice is well: 1"]);
+        assert_eq!(told(&mut memory, 0, &well, &some), [""; 0]);
         assert_eq!(told(&mut memory, 0, &refused, &some).len(), 2);
     }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     advice::advice,
     core::{
-        id::Handle,
+        id::{CredentialId, Handle},
         notice::{Failing, Item, Matter, Notice},
         site::Late,
         time::{Timestamp, rfc3339},
@@ -70,7 +70,7 @@ pub struct Letter {
 #[must_use]
 pub fn whom(notice: &Notice) -> String {
     match notice {
-        Notice::User { user, .. } => format!("user {user}"),
+        Notice::User { user, .. } | Notice::Well { user, .. } => format!("user {user}"),
         Notice::Admins { provider, .. } | Notice::Over { provider, .. } => format!("admins of {provider}"),
         Notice::Site { site, .. } => format!("admins of the site {site}"),
     }
@@ -82,6 +82,20 @@ pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
     match notice {
         Notice::User { user, items, jobs } => to_user(user.as_str(), items, jobs, now, host),
         Notice::Site { site, kind, replicas, late } => of_site((site, kind), *replicas, late, now, host),
+        Notice::Well { user, credentials } => {
+            let mut text = format!("Dear {user},\n\ncredentials of your jobs on {host} are renewed again:\n\n");
+            for id in credentials.iter().take(NAMED) {
+                // Writing to a string does not fail.
+                writeln!(text, "  {}", id.base()).ok();
+            }
+            more(&mut text, credentials.len());
+            write!(
+                text,
+                "\nThere is nothing left to do.\n\nHow things stand: evercred status\n\n-- \nevercred on {host}\n"
+            )
+            .ok();
+            ("Your jobs' credentials are renewed again".to_owned(), text)
+        }
         Notice::Over { provider, kinds } => {
             let mut text = format!("Renewals at the provider {provider} work again. It is over with:\n\n");
             for kind in kinds {
@@ -256,16 +270,18 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         Notice::User { user, items, jobs } => {
             ("user", Some(user.as_str()), None, items.as_slice(), jobs.as_slice(), &[][..])
         }
+        Notice::Well { user, .. } => ("user", Some(user.as_str()), None, &[][..], &[][..], &[][..]),
         Notice::Admins { provider, items, troubles } => {
             ("admins", None, Some(provider.as_str()), items.as_slice(), &[][..], troubles.as_slice())
         }
         Notice::Over { provider, .. } => ("admins", None, Some(provider.as_str()), &[][..], &[][..], &[][..]),
         Notice::Site { .. } => ("admins", None, None, &[][..], &[][..], &[][..]),
     };
+    let well = if let Notice::Well { credentials, .. } = notice { credentials.as_slice() } else { &[] };
     let over = if let Notice::Over { kinds, .. } = notice { kinds.as_slice() } else { &[] };
     let (site, late) = match notice {
         Notice::Site { site, late, .. } => (Some(site.as_str()), late.as_slice()),
-        Notice::User { .. } | Notice::Admins { .. } | Notice::Over { .. } => (None, &[][..]),
+        Notice::User { .. } | Notice::Well { .. } | Notice::Admins { .. } | Notice::Over { .. } => (None, &[][..]),
     };
     json!({
         "schema": 1,
@@ -286,6 +302,7 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
             })
             .collect::<Vec<_>>(),
         "over": over,
+        "renewed_again": well.iter().map(CredentialId::base).collect::<Vec<_>>(),
         "site": site,
         "behind": late
             .iter()
@@ -301,7 +318,7 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::id::{CredentialId, UserName};
+    use crate::core::id::UserName;
 
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -374,6 +391,20 @@ evercred on ap1.example.org
         }
         let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
         assert_eq!((&document["site"], &document["behind"][0]["kind"]), (&"farm".into(), &"site-auth".into()));
+    }
+
+    #[test]
+    fn a_user_reads_that_all_is_well_again() {
+        let credentials = vec![item("wlcg_prod", Matter::Refused(Kind::Revoked)).id];
+        let notice = Notice::Well { user: UserName::parse("alice").unwrap(), credentials };
+        let (subject, text) = text(&notice, NOW, "ap1");
+        assert_eq!(
+            (subject.as_str(), whom(&notice).as_str()),
+            ("Your jobs' credentials are renewed again", "user alice")
+        );
+        assert!(text.contains("renewed again:\n\n  wlcg_prod\n\nThere is nothing left to do."), "{text}");
+        let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
+        assert_eq!((&document["for"], &document["renewed_again"][0]), (&"user".into(), &"wlcg_prod".into()));
     }
 
     #[test]

@@ -344,17 +344,18 @@ fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host
     let notices = &recipe.notices;
     let (subject, text) = letter::text(notice, now(), host);
     let to = match notice {
-        Notice::User { user, .. } => {
+        Notice::User { user, .. } | Notice::Well { user, .. } => {
             let name = user.as_str();
             let template = || notices.mail_to.as_ref().map(|template| template.replace("{user}", name));
             map.get(name).cloned().or_else(template).into_iter().collect()
         }
         Notice::Admins { .. } | Notice::Over { .. } | Notice::Site { .. } => notices.admins.clone(),
     };
+    let of_user = matches!(notice, Notice::User { .. } | Notice::Well { .. });
     let letter = |way, to: Vec<String>, body: &str| Letter {
         way,
         whom: letter::whom(notice),
-        for_admins: !matches!(notice, Notice::User { .. }),
+        for_admins: !of_user,
         from: notices.mail_from.clone().unwrap_or_default(),
         to,
         subject: subject.clone(),
@@ -374,7 +375,7 @@ fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host
     if notices.post.webhook.is_some() {
         letters.push(letter(Way::Webhook, Vec::new(), &letter::document(notice, now(), host)));
     }
-    if notices.post.slack.is_some() && !matches!(notice, Notice::User { .. }) {
+    if notices.post.slack.is_some() && !of_user {
         letters.push(letter(Way::Slack, Vec::new(), &text));
     }
     letters
