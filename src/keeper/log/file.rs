@@ -44,15 +44,31 @@ impl LogFile {
         let length = u64::try_from(line.len()).unwrap_or(u64::MAX);
         let limit = self.rotation.limit;
         let full = limit > 0 && self.size > 0 && self.size.saturating_add(length) > limit;
-        if full
-            && rotate(&self.path, self.rotation.keep).is_ok()
-            && let Ok(fresh) = open(&self.path)
-        {
-            (self.file, self.size) = fresh;
+        if full {
+            self.rotate();
         }
         self.file.write_all(line)?;
         self.size = self.size.saturating_add(length);
         Ok(())
+    }
+
+    /// Once renamed, or gone, the file is nothing to write on to, whatever becomes of older ones. What fails is tried again
+    /// at the next line.
+    fn rotate(&mut self) {
+        let keep = self.rotation.keep;
+        match rename(&self.path, keep) {
+            Ok(()) => {}
+            // Renamed before, when no new one could be opened.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return,
+        }
+        if let Ok(fresh) = open(&self.path) {
+            (self.file, self.size) = fresh;
+        }
+        if keep > 1 {
+            // One that cannot be removed now stays; the next rotation tries again.
+            prune(&self.path, keep).ok();
+        }
     }
 }
 
@@ -74,7 +90,7 @@ fn open(path: &Path) -> Result<(File, u64), LogError> {
     Ok((file, size))
 }
 
-fn rotate(path: &Path, keep: u32) -> io::Result<()> {
+fn rename(path: &Path, keep: u32) -> io::Result<()> {
     if keep <= 1 {
         return std::fs::rename(path, beside(path, "old"));
     }
@@ -83,8 +99,7 @@ fn rotate(path: &Path, keep: u32) -> io::Result<()> {
         // Twice in a second: the next line tries again, and nothing is overwritten.
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    std::fs::rename(path, name)?;
-    prune(path, keep)
+    std::fs::rename(path, name)
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -113,7 +128,8 @@ fn prune(path: &Path, keep: u32) -> io::Result<()> {
     }
     old.sort();
     let surplus = old.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
-    old.iter().take(surplus).try_for_each(std::fs::remove_file)
+    let removed: Vec<io::Result<()>> = old.iter().take(surplus).map(std::fs::remove_file).collect();
+    removed.into_iter().collect()
 }
 
 /// `YYYYMMDDTHHMMSS`
@@ -124,6 +140,32 @@ fn is_stamp(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rotated_log_is_followed_although_an_older_one_cannot_be_removed_and_others_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::create_dir(dir.path().join("log.20250101T000000")).unwrap();
+        for name in ["log.20250102T000000", "log.20250103T000000"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let mut log = LogFile::open(&path, Rotation { limit: 10, keep: 2 }).unwrap();
+        log.write(b"0123456789").unwrap();
+        log.write(b"next\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"next\n");
+        assert!(!dir.path().join("log.20250102T000000").exists());
+    }
+
+    #[test]
+    fn a_log_that_could_not_be_opened_after_it_was_renamed_is_once_that_is_possible() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogFile::open(&path, Rotation { limit: 10, keep: 1 }).unwrap();
+        log.write(b"0123456789").unwrap();
+        std::fs::rename(&path, dir.path().join("log.old")).unwrap();
+        log.write(b"next\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"next\n");
+    }
 
     #[test]
     fn of_several_rotated_logs_the_newest_stay_and_other_files_are_left_alone() {
