@@ -10,9 +10,12 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpListener,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -89,17 +92,26 @@ fn has(found: &[(String, String)], check: &str, verdict: &str) -> bool {
     found.iter().any(|(c, v)| c == check && v == verdict)
 }
 
+/// They look at all processes of this host, among which one test plants another credential monitor.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 const GOOD: &str = "[provider.grid]\nkind = \"oauth2\"\nissuer = \"ISSUER\"\nclient_id = \"test\"\n\
                     [provider.mt]\nkind = \"mytoken\"\nserver = \"ISSUER/mytoken\"\nissuer = \"ISSUER\"\n";
 
 #[test]
 fn a_good_installation_has_no_failure_and_exit_code_0() {
+    let _alone = alone();
     let mut site = Site::new();
     site.configure(GOOD);
     site.start();
     let (code, text, found) = site.doctor();
     assert_eq!(code, Some(0), "{text}");
-    for check in ["file", "owner", "mode", "running", "second", "courier", "dns", "tls", "clock", "discovery"] {
+    for check in ["file", "owner", "group", "mode", "running", "second", "courier", "dns", "tls", "clock", "discovery"]
+    {
         assert!(has(&found, check, "ok"), "{check}\n{text}");
     }
     assert!(has(&found, "client", "ok"), "{text}");
@@ -110,6 +122,7 @@ fn a_good_installation_has_no_failure_and_exit_code_0() {
 
 #[test]
 fn eight_planted_faults_are_all_found_and_nothing_is_changed() {
+    let _alone = alone();
     let mut site = Site::new();
     site.configure(GOOD);
     site.start();
@@ -154,6 +167,89 @@ fn eight_planted_faults_are_all_found_and_nothing_is_changed() {
     }
     assert!(!text.contains("not-the-secret"), "{text}");
     assert_eq!(before, snapshot(&site.credentials()), "doctor changed something");
+}
+
+/// Killed, or taken away, when it is dropped.
+enum Planted {
+    Process(Child),
+    Mount(PathBuf),
+}
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        match self {
+            Self::Process(child) => {
+                child.kill().ok();
+                child.wait().ok();
+            }
+            Self::Mount(path) => {
+                Command::new("umount").arg("--lazy").arg(path).status().ok();
+            }
+        }
+    }
+}
+
+/// An issuer whose clock stands still in 2024.
+fn slow_clock() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let issuer = url.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let body = format!("{{\"issuer\":\"{issuer}\",\"token_endpoint\":\"{issuer}/token\"}}");
+            // Whoever hung up has what it wanted.
+            let read = stream.read(&mut [0; 8192]);
+            let head = "HTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Type: application/json";
+            let answer = format!("{head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            read.and_then(|_| stream.write_all(answer.as_bytes())).ok();
+        }
+    });
+    url
+}
+
+#[test]
+fn faults_of_tls_clock_disk_users_directories_and_another_monitor_are_found() {
+    let _alone = alone();
+    let mut site = Site::new();
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let [chain, secret] = ["chain.pem", "key.pem"].map(|name| site.home.path().join(name));
+    fs::write(&chain, key.cert.pem()).unwrap();
+    fs::write(&secret, key.signing_key.serialize_pem()).unwrap();
+    let stranger = Issuer::start(&Options { tls: Some((chain, secret)), ..Options::default() }).unwrap();
+    site.configure(&format!(
+        "{GOOD}[provider.stranger]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"test\"\n\
+         [provider.slow]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"test\"\n",
+        stranger.url(),
+        slow_clock(),
+    ));
+    // HTCondor's own was there first: what it wrote to `pid`, ours has overwritten.
+    let program = site.home.path().join("condor_credmon_oauth");
+    fs::write(&program, "#!/bin/sh\nwhile sleep 1; do :; done\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let _other = Planted::Process(Command::new(&program).stdin(Stdio::null()).spawn().unwrap());
+    let mut faults = vec![("tls", "failed"), ("clock", "failed"), ("second", "warning"), ("users", "failed")];
+    let options = "size=900k,nr_inodes=24,mode=0700";
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(site.credentials()).output();
+    let mounted = mount.is_ok_and(|output| output.status.success());
+    let _small = mounted.then(|| Planted::Mount(site.credentials()));
+    if mounted {
+        faults.extend([("space", "failed"), ("inodes", "failed")]);
+    } else {
+        println!("skipped: no small file system can be mounted here");
+    }
+    site.start();
+    let home = site.credentials().join("alice");
+    fs::DirBuilder::new().mode(0o700).create(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    for n in 0..(if mounted { 10 } else { 0 }) {
+        fs::write(site.credentials().join(format!("filler-{n}")), "").unwrap();
+    }
+    let (code, text, found) = site.doctor();
+    assert_eq!(code, Some(1), "{text}");
+    for (check, verdict) in faults {
+        assert!(has(&found, check, verdict), "{check}\n{text}");
+    }
+    assert!(text.contains("condor_credmon_oauth (process "), "{text}");
 }
 
 fn snapshot(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {

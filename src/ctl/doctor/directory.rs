@@ -1,13 +1,14 @@
-//! The credential directory: kind, owner, modes, what lies in it, room on its file system.
+//! The credential directory: kind, owner, group, modes, what lies in it, users' directories, room on its file system.
 
 use std::{
+    collections::BTreeMap,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
 };
 
 use nix::{
     sys::statvfs::statvfs,
-    unistd::{Gid, Group, Uid, User, geteuid},
+    unistd::{Gid, Group, Uid, User, getegid, geteuid},
 };
 
 use super::Finding;
@@ -44,15 +45,65 @@ pub(super) fn examine(path: &Path) -> Vec<Finding> {
                 .advise("name the directory itself in SEC_CREDENTIAL_DIRECTORY_OAUTH; symbolic links are not followed"),
         ];
     }
+    let who = Accepted::here(meta.uid());
     let mut findings = vec![owner(path, meta.uid(), meta.gid(), geteuid().as_raw()), mode(meta.permissions().mode())];
+    findings.push(group(meta.permissions().mode(), meta.gid(), &who));
     findings.extend(room(path));
-    findings.extend(contents(path));
+    findings.extend(contents(path, &who));
     findings
+}
+
+/// Whose directories these may be.
+struct Accepted {
+    users: Vec<u32>,
+    groups: Vec<u32>,
+}
+
+impl Accepted {
+    /// Root, condor, who we are, and whose the credential directory is.
+    fn here(owner: u32) -> Self {
+        let (mut users, mut groups) = (vec![0, geteuid().as_raw(), owner], vec![0, getegid().as_raw()]);
+        if let Some(condor) = User::from_name("condor").ok().flatten() {
+            users.push(condor.uid.as_raw());
+            groups.push(condor.gid.as_raw());
+        }
+        Self { users, groups }
+    }
+}
+
+fn name_of_group(gid: u32) -> String {
+    Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
+}
+
+/// A group that is not condor's may have no right there.
+fn group(mode: u32, gid: u32, who: &Accepted) -> Finding {
+    let name = name_of_group(gid);
+    if mode & 0o070 == 0 || who.groups.contains(&gid) {
+        return Finding::ok(AREA, "group", format!("the group {name} may be there"));
+    }
+    let what = if mode & 0o020 == 0 { "may look into it" } else { "may put and remove credentials there" };
+    Finding::failed(AREA, "group", format!("the group {name}, which is not condor's, {what}"))
+        .advise("give it to condor's group: chgrp condor, then chmod 2770")
+}
+
+/// What is wrong with a user's directory, and whether nothing in it is renewed for that.
+fn of_user(mode: u32, uid: u32, gid: u32, who: &Accepted) -> Option<(&'static str, bool)> {
+    if !who.users.contains(&uid) {
+        Some(("belong to somebody else than root and condor", true))
+    } else if mode & 0o002 != 0 {
+        Some(("others may write to", true))
+    } else if mode & 0o020 != 0 && !who.groups.contains(&gid) {
+        Some(("a group that is not condor's may write to", false))
+    } else if mode & 0o005 != 0 {
+        Some(("others may look into", false))
+    } else {
+        None
+    }
 }
 
 fn owner(path: &Path, uid: u32, gid: u32, us: u32) -> Finding {
     let user = User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
-    let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name);
+    let group = name_of_group(gid);
     let what = format!("{} belongs to {user}:{group}", path.display());
     if uid == 0 || uid == us {
         Finding::ok(AREA, "owner", what)
@@ -101,22 +152,44 @@ fn share(check: &'static str, what: &str, free: u64, all: u64, limits: &Limits) 
 }
 
 /// Whether what lies in there is what ought to.
-fn contents(path: &Path) -> Vec<Finding> {
+fn contents(path: &Path, who: &Accepted) -> Vec<Finding> {
+    const ADVICE: &str = "chown them to root:condor and chmod them to 2700, as credd makes them";
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries.flatten(),
         Err(e) => return vec![Finding::skipped(AREA, "contents", format!("users' directories: {e}"))],
     };
     let (mut users, mut links, mut temporary) = (0_usize, Vec::new(), 0_usize);
+    let mut unfit: BTreeMap<(&str, bool), Vec<String>> = BTreeMap::new();
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
         match entry.file_type() {
-            Ok(kind) if kind.is_dir() => users += 1,
+            Ok(kind) if kind.is_dir() => {
+                users += 1;
+                // One that was swept meanwhile has nothing wrong.
+                let meta = std::fs::symlink_metadata(entry.path()).ok();
+                let wrong = meta.and_then(|meta| of_user(meta.permissions().mode(), meta.uid(), meta.gid(), who));
+                if let Some(wrong) = wrong {
+                    unfit.entry(wrong).or_default().push(name);
+                }
+            }
             Ok(kind) if kind.is_symlink() => links.push(name),
             _ if name.starts_with(TEMPORARY) => temporary += 1,
             _ => {}
         }
     }
     let mut findings = vec![Finding::ok(AREA, "contents", format!("{users} users have credentials"))];
+    for ((what, refused), mut names) in unfit {
+        let count = names.len();
+        names.sort_unstable();
+        names.truncate(5);
+        let more = if count > names.len() { format!(" and {} more", count - names.len()) } else { String::new() };
+        let what = format!("users' directories that {what}: {}{more}", names.join(", "));
+        findings.push(if refused {
+            Finding::failed(AREA, "users", format!("{what}; nothing in them is renewed")).advise(ADVICE)
+        } else {
+            Finding::warning(AREA, "users", what).advise(ADVICE)
+        });
+    }
     if !links.is_empty() {
         links.truncate(5);
         findings.push(
@@ -161,6 +234,28 @@ mod tests {
         assert_eq!(owner(Path::new("/c"), 0, 0, 5).verdict, Verdict::Ok);
         assert_eq!(owner(Path::new("/c"), 5, 0, 5).verdict, Verdict::Ok);
         assert_eq!(owner(Path::new("/c"), 6, 0, 5).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_group_that_is_not_condor_s_and_users_directories_that_are_open_or_somebody_s_are_found() {
+        let who = Accepted { users: vec![0, 64], groups: vec![0, 64] };
+        assert_eq!(group(0o2770, 64, &who).verdict, Verdict::Ok);
+        assert_eq!(group(0o700, 1000, &who).verdict, Verdict::Ok);
+        assert_eq!(group(0o2770, 1000, &who).verdict, Verdict::Failed);
+        let refused = |mode, uid, gid| of_user(mode, uid, gid, &who).map(|(_, refused)| refused);
+        assert_eq!((refused(0o2700, 64, 1000), refused(0o2770, 0, 64)), (None, None));
+        assert_eq!((refused(0o2700, 1000, 64), refused(0o702, 0, 0)), (Some(true), Some(true)));
+        assert_eq!((refused(0o770, 0, 1000), refused(0o755, 0, 0)), (Some(false), Some(false)));
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("alice");
+        std::fs::create_dir(&home).unwrap();
+        let users = |mode| {
+            std::fs::set_permissions(&home, std::fs::Permissions::from_mode(mode)).unwrap();
+            verdicts(&examine(dir.path())).into_iter().filter(|(check, _)| *check == "users").collect::<Vec<_>>()
+        };
+        assert_eq!(users(0o700), []);
+        assert_eq!(users(0o705), [("users", Verdict::Warning)]);
+        assert_eq!(users(0o702), [("users", Verdict::Failed)]);
     }
 
     #[test]

@@ -32,6 +32,8 @@ struct Facts {
     named: Option<Process>,
     /// Who holds our lock.
     locked_by: Option<i32>,
+    /// HTCondor's own credential monitors that run here, whichever directory they keep.
+    others: Vec<(i32, String)>,
     condor: Option<(u32, u32)>,
 }
 
@@ -54,6 +56,7 @@ pub(super) fn examine(directory: &Path) -> Vec<Finding> {
         named: pid.and_then(process),
         // The number stays in the lock file after its writer's end.
         locked_by: number(&directory.join(LOCK)).filter(|holder| process(*holder).is_some()),
+        others: stock_monitors(),
         condor: User::from_name("condor").ok().flatten().map(|user| (user.uid.as_raw(), user.gid.as_raw())),
     };
     judge(&facts)
@@ -98,6 +101,33 @@ fn process(pid: i32) -> Option<Process> {
     Some(Process { name: field("Name:")?.to_owned(), real, saved })
 }
 
+/// They take no lock, and one that started before us has its number in `pid` no more: `/proc` alone tells.
+fn stock_monitors() -> Vec<(i32, String)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let ours = namespace("self");
+    let mut found: Vec<(i32, String)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let pid = name.parse().ok()?;
+            let monitor = stock_monitor(&std::fs::read(entry.path().join("cmdline")).ok()?)?;
+            // One in a container keeps the container's directory.
+            let elsewhere = namespace(&name).is_some_and(|other| ours.as_ref() != Some(&other));
+            (!elsewhere).then_some((pid, monitor))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// What of HTCondor's this command line runs: a script, behind its interpreter and that one's flags.
+fn stock_monitor(command_line: &[u8]) -> Option<String> {
+    let words = command_line.split(|byte| *byte == 0).take(4).filter_map(|word| std::str::from_utf8(word).ok());
+    let name = |word: &str| word.rsplit('/').next().unwrap_or_default().trim_end_matches(".py").to_owned();
+    words.map(name).find(|name| ["condor_credmon_oauth", "condor_credmon_vault"].contains(&name.as_str()))
+}
+
 fn judge(facts: &Facts) -> Vec<Finding> {
     let Some(pid) = facts.pid else {
         return vec![
@@ -129,6 +159,15 @@ fn judge(facts: &Facts) -> Vec<Finding> {
             )
             .advise("take the other one out of DAEMON_LIST, or give it another directory; then restart evercred"),
         ),
+        Some(_) if !facts.others.is_empty() => {
+            let names: Vec<_> = facts.others.iter().map(|(pid, name)| format!("{name} (process {pid})")).collect();
+            findings.push(
+                Finding::warning(AREA, "second", format!("HTCondor's own runs here, too: {}", names.join(", "))).advise(
+                    "unless it keeps another directory, take it out of DAEMON_LIST and stop it: two that renew the same \
+                     refresh tokens revoke them",
+                ),
+            );
+        }
         Some(_) => findings.push(Finding::ok(AREA, "second", "it is the only one in the directory")),
         None => findings.push(
             Finding::failed(AREA, "second", "the directory is kept by a credential monitor that is not evercred")
@@ -175,6 +214,7 @@ mod tests {
             pid_file: (0o100_644, 0, 0),
             named: Some(named),
             locked_by: Some(7),
+            others: Vec::new(),
             condor: Some((64, 64)),
         }
     }
@@ -196,6 +236,22 @@ mod tests {
         assert_eq!(failed(&other("cron", 0, 0)), ["running"]);
         assert_eq!(failed(&other("condor_credmon_", 500, 500)), ["signal"]);
         assert_eq!(failed(&other("condor_credmon_", 64, 64)), [""; 0]);
+    }
+
+    #[test]
+    fn a_monitor_of_htcondor_s_is_known_by_its_command_line_and_warned_of_whoever_started_first() {
+        for (line, name) in [
+            ("/usr/bin/python3\0-s\0/usr/sbin/condor_credmon_oauth\0-f\0", Some("condor_credmon_oauth")),
+            ("/usr/sbin/condor_credmon_vault\0", Some("condor_credmon_vault")),
+            ("/usr/sbin/condor_credmon_evercred\0--log\0x\0", None),
+            ("less\0-R\0-S\0-M\0/var/log/condor_credmon_oauth\0", None),
+            ("", None),
+        ] {
+            assert_eq!(stock_monitor(line.as_bytes()).as_deref(), name, "{line:?}");
+        }
+        let both = Facts { others: vec![(5, "condor_credmon_oauth".into())], ..good() };
+        let second = judge(&both).into_iter().find(|finding| finding.check == "second").unwrap();
+        assert_eq!(second.verdict, Verdict::Warning);
     }
 
     #[test]
