@@ -133,12 +133,13 @@ impl Voice for Human {
             }
             Event::Found(request, case) if chats => self.say_about(request, &words::case(case)),
             Event::Found(request, case) => self.warn(request, case),
-            Event::Waiting if chats => {
+            Event::Waiting(holder, length) if chats => {
                 self.say("Another program of yours asks for approval at this moment; waiting for it ...");
+                self.say(&format!("It is {}, and may take another {}.", words::holder(holder), words::spoken(length)));
             }
             Event::Created(request, left) => self.say_about(request, &words::created(left)),
             Event::Done if chats && self.purpose == Purpose::Submit => self.say(words::SUBMITTED),
-            Event::Greeting | Event::Waiting | Event::Done => {}
+            Event::Greeting | Event::Waiting(..) | Event::Done => {}
         }
     }
 

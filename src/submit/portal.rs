@@ -94,7 +94,10 @@ impl Voice for Portal {
                 }
                 self.event(members);
             }
-            Event::Waiting => self.event(json!({ "event": "another-approval" })),
+            Event::Waiting(holder, length) => self.event(json!({
+                "event": "another-approval", "pid": holder.map(|holder| holder.pid),
+                "credential": holder.map(|holder| &holder.name), "seconds_left": length.as_secs(),
+            })),
             Event::Created(request, left) => self.event(about(request, "created", left)),
             Event::Done => self.event(json!({ "event": "done" })),
             Event::Greeting => {}
@@ -116,7 +119,10 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::core::id::{Handle, Service};
+    use crate::{
+        core::id::{Handle, Service},
+        submit::lock::Holder,
+    };
 
     struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -163,7 +169,9 @@ mod tests {
         ] {
             portal.tell(Event::Found(&plain, case));
         }
-        portal.tell(Event::Waiting);
+        let holder = Holder { pid: 4711, name: "helmholtz_eu".into(), until: 0 };
+        portal.tell(Event::Waiting(Some(&holder), Duration::from_secs(420)));
+        portal.tell(Event::Waiting(None, Duration::from_secs(120)));
         portal.invite(&invitation(None, None));
         portal.invite(&invitation(Some("ABCD-EFGH"), Some("https://login.example.org/device?user_code=ABCDEFGH")));
         for secs in [300, 299, 240, 239, 0] {

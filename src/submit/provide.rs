@@ -14,8 +14,8 @@ use std::{
 use super::{
     cases::{self, Case, Left},
     error::SubmitError,
-    flow::{self, Fresh, Wish},
-    lock::{Lock, Locked},
+    flow::{self, Fresh, Invitation, Watcher, Wish},
+    lock::{Holder, Lock, Locked},
     note::Note,
     remote,
     request::Request,
@@ -32,6 +32,8 @@ use crate::{
 
 /// How often credd is asked whether the `.use` is there, at first and later.
 const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// What issuer and credd may take, beside the approval itself and the wait for the `.use`.
+const AROUND: Duration = Duration::from_secs(120);
 
 /// What the keeper says of the user's credentials, by base name; `None`: it cannot be asked.
 pub type Known = Option<HashMap<String, Credential>>;
@@ -50,6 +52,8 @@ pub struct Counter<'a> {
     pub use_wait: Duration,
     /// Where the lock may be.
     pub lock_places: Vec<PathBuf>,
+    /// Where notes may be.
+    pub note_places: Vec<PathBuf>,
     /// Set by signals.
     pub cancelled: &'a AtomicBool,
     /// Renew whatever is valid, too.
@@ -125,11 +129,11 @@ impl Counter<'_> {
     }
 
     /// Which case it is, as far as it can be known on this host.
-    fn judge(&self, request: &Request, stored: Stored, known: &Known) -> Case {
+    pub(crate) fn judge(&self, request: &Request, stored: Stored, known: &Known) -> Case {
         if let Some(known) = known {
             return cases::judge(stored, known.get(&request.name()), now());
         }
-        let end = || Note::read(&self.lock_places, request).filter(|note| stored.top() == Some(note.top))?.end;
+        let end = || Note::read(&self.note_places, request).filter(|note| stored.top() == Some(note.top))?.end;
         cases::without_keeper(stored, end(), now())
     }
 
@@ -142,10 +146,8 @@ impl Counter<'_> {
         before: Option<i64>,
         voice: &mut dyn Voice,
     ) -> Result<(), SubmitError> {
-        let waiting = || voice.tell(Event::Waiting);
-        let Locked::Held(lock, _) = Lock::take(&self.lock_places, self.cancelled, waiting) else {
-            return Err(SubmitError::Cancelled);
-        };
+        let waiting = |holder: Option<&Holder>, length| voice.tell(Event::Waiting(holder, length));
+        let lock = self.lock(request, Duration::MAX, waiting)?;
         // Whoever had the lock before may have stored just this: also without having held us up here, while we were at
         // another request or at a question.
         let stored = self.credd.query(request)?;
@@ -156,16 +158,40 @@ impl Counter<'_> {
         }
         self.right_place()?;
         let wish = Wish { provider, request, account: self.account.clone(), host: self.host.clone() };
-        let fresh = flow::approve(&wish, voice, self.cancelled)?;
+        let mut watcher = Inviting { voice, lock: &lock, name: request.name(), after: self.around() };
+        let fresh = flow::approve(&wish, &mut watcher, self.cancelled)?;
         let end = match fresh.left {
             Left::For(left) => Some(now().plus(left).secs()),
             Left::Unlimited | Left::Unknown => None,
         };
         let top = self.put(request, &fresh)?;
-        Note { top, end, sha256: None }.write(&self.lock_places, request);
+        Note { top, end, sha256: None }.write(&self.note_places, request);
         voice.tell(Event::Created(request, fresh.left));
         drop(lock);
         Ok(())
+    }
+
+    /// The lock, for a credential; who has it is waited for as long as it may take, and not beyond `patience`.
+    ///
+    /// # Errors
+    /// [`SubmitError::Busy`], or cancelled.
+    pub fn lock(
+        &self,
+        request: &Request,
+        patience: Duration,
+        waiting: impl FnOnce(Option<&Holder>, Duration),
+    ) -> Result<Lock, SubmitError> {
+        let me = Holder::me(&request.name(), self.around());
+        match Lock::take(&self.lock_places, &me, patience, self.cancelled, waiting) {
+            Locked::Held(lock) => Ok(lock),
+            Locked::Cancelled => Err(SubmitError::Cancelled),
+            Locked::Busy(holder, waited) => Err(SubmitError::Busy { holder, waited }),
+        }
+    }
+
+    /// What an approval may take without the human.
+    fn around(&self) -> Duration {
+        AROUND + self.use_wait
     }
 
     /// Refuse to store where this host's jobs do not go.
@@ -241,6 +267,25 @@ impl Counter<'_> {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LOOK.1);
         }
+    }
+}
+
+/// Tells those who wait for the lock for how long the page is open.
+struct Inviting<'a> {
+    voice: &'a mut dyn Voice,
+    lock: &'a Lock,
+    name: String,
+    after: Duration,
+}
+
+impl Watcher for Inviting<'_> {
+    fn invite(&mut self, invitation: &Invitation) {
+        self.lock.tell(&Holder::me(&self.name, invitation.expires_in.min(flow::LONGEST) + self.after));
+        self.voice.invite(invitation);
+    }
+
+    fn left(&mut self, left: Duration) {
+        self.voice.left(left);
     }
 }
 

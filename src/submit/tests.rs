@@ -28,7 +28,10 @@ use crate::{
     courier::http::now,
     demo::issuer::{Issuer, Options, Running},
     error::Kind,
-    submit::cases::Case,
+    submit::{
+        cases::Case,
+        lock::{Holder, Lock, Locked},
+    },
 };
 
 /// What HTCondor 25.14.1 says, over files beside the script.
@@ -64,7 +67,7 @@ esac
 "#;
 
 /// A place to submit from.
-struct Desk {
+pub(crate) struct Desk {
     dir: tempfile::TempDir,
     issuer: Running,
     settings: Settings,
@@ -73,7 +76,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(more: &str) -> Self {
+    pub(crate) fn new(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let issuer = Issuer::start(&Options::default()).unwrap();
         let script = dir.path().join("condor_store_cred");
@@ -104,7 +107,7 @@ impl Desk {
     }
 
     /// How often credd was asked to do this.
-    fn calls(&self, verb: &str) -> usize {
+    pub(crate) fn calls(&self, verb: &str) -> usize {
         std::fs::read_to_string(self.file("calls")).unwrap_or_default().matches(verb).count()
     }
 
@@ -153,20 +156,34 @@ impl Desk {
                 Ok((request, provider))
             })
             .collect::<Result<_, SubmitError>>()?;
-        let credd = Credd::at(self.file("condor_store_cred"));
-        let keeper = || self.keeper.lock().unwrap().clone();
-        let mut counter = counter(&credd, &keeper, &self.settings, &self.cancelled, false);
-        counter.account = "alice".into();
-        counter.host = "ap1".into();
-        counter.lock_places = vec![self.dir.path().to_owned()];
         let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
         human.several = wanted.len() > 1;
-        let outcome = counter.provide(&wanted, &mut human);
+        let outcome = self.at_counter(false, |counter| counter.provide(&wanted, &mut human));
         if outcome.is_ok() {
             human.tell(Event::Done);
         }
         human.clear();
         outcome
+    }
+
+    /// With what all programs share, as they have it here.
+    pub(crate) fn at_counter<T>(&self, renew: bool, work: impl FnOnce(&Counter<'_>) -> T) -> T {
+        let credd = Credd::at(self.file("condor_store_cred"));
+        let keeper = || self.keeper.lock().unwrap().clone();
+        let mut counter = counter(&credd, &keeper, &self.settings, &self.cancelled, renew);
+        counter.account = "alice".into();
+        counter.host = "ap1".into();
+        counter.lock_places = vec![self.dir.path().to_owned()];
+        counter.note_places = vec![self.dir.path().join("cache")];
+        work(&counter)
+    }
+
+    /// Another program of the user, which has the lock and may take so long.
+    fn busy(&self, length: Duration) -> Lock {
+        let me = Holder { pid: 4711, ..Holder::me("helmholtz_eu", length) };
+        let places = [self.dir.path().to_owned()];
+        let Locked::Held(lock) = Lock::take(&places, &me, length, &self.cancelled, |_, _| ()) else { panic!("free") };
+        lock
     }
 
     /// Submit on a terminal of 100 columns without drawing; what is on it then, with what changes from run to run
@@ -514,6 +531,80 @@ fn two_submits_at_once_make_one_prompt() {
 }
 
 #[test]
+fn another_submit_is_waited_for_as_long_as_it_may_take_and_then_told() {
+    let desk = Desk::new("");
+    let other = desk.busy(Duration::from_secs(2));
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("It is process 4711, for helmholtz_eu, and may take another "), "{text}");
+    let end = "process 4711, for helmholtz_eu. Nothing was stored. Approve there, or end it; then submit again. [1]\n";
+    assert!(text.ends_with(end), "{text}");
+    // Where nobody can be asked, nobody is waited for.
+    let asked = Instant::now();
+    let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+    assert_eq!(error.code(), 3);
+    assert!(error.to_string().ends_with("Approve it on a terminal: evercred login helmholtz"), "{error}");
+    assert!(asked.elapsed() < Duration::from_secs(30));
+    assert_eq!(desk.calls("add-oauth"), 0);
+    drop(other);
+}
+
+#[test]
+fn who_waits_is_told_how_long_the_page_of_the_first_is_open() {
+    let desk = Desk::new("");
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::POLLING);
+        let holder = std::fs::read_to_string(desk.file("evercred/storer.lock")).unwrap();
+        let holder: Holder = serde_json::from_str(&holder).unwrap();
+        let left = holder.until - now().secs();
+        // The page for 300 s, issuer and credd for 120, the .use for 3.
+        assert!((400..=423).contains(&left), "{left}");
+        assert_eq!((holder.pid, holder.name.as_str()), (std::process::id(), "helmholtz"));
+        desk.cancel();
+    });
+    assert!(text.ends_with("[130]\n"), "{text}");
+}
+
+#[test]
+fn two_handles_and_another_service_in_one_submit_are_approved_one_after_the_other() {
+    let desk = Desk::new("");
+    let wanted = "helmholtz&handle=eu&scopes=storage.read:/ + helmholtz&handle=us&scopes=a,b&audience=https://x + wlcg";
+    let text = desk.on_terminal(wanted, |desk, screen| {
+        let mut pages = Vec::new();
+        for count in 1..=3 {
+            while screen.seen.matches(words::POLLING).count() < count {
+                screen.read();
+            }
+            let url = screen.url();
+            assert!(!pages.contains(&url), "a page of its own for each");
+            if count < 3 {
+                consent(&url, true);
+            } else {
+                approve_code(desk, screen);
+            }
+            pages.push(url);
+        }
+    });
+    assert!(text.ends_with("will now be submitted!\n"), "{text}");
+    for name in ["helmholtz_eu", "helmholtz_us", "wlcg"] {
+        assert!(text.contains(&format!("{name}: Your credential has been successfully created!")), "{text}");
+        assert!(desk.top(name).is_some(), "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(desk.file("helmholtz_us.wish")).unwrap(), "a,b|https://x");
+    let text = desk.on_terminal(wanted, |_, _| ());
+    assert!(!text.contains(words::VISIT) && text.ends_with("will now be submitted!\n"), "{text}");
+    assert_eq!(desk.calls("add-oauth"), 3);
+}
+
+/// Type the code that is on the screen on the issuer's page.
+fn approve_code(desk: &Desk, screen: &Screen) {
+    let code = screen.seen.rsplit("enter this code there:").next().unwrap().split_whitespace().next().unwrap();
+    assert_eq!(code.len(), 9, "{code}");
+    let form = format!("user_code={code}&user=alice&decision=approve");
+    let url = format!("{}/approve", desk.issuer.url());
+    assert_eq!(post(&url, "application/x-www-form-urlencoded", form).0, 200);
+}
+
+#[test]
 fn two_submits_at_once_that_need_two_credentials_make_two_prompts() {
     let desk = Desk::new("");
     let wanted = "helmholtz&handle=a + helmholtz&handle=b";
@@ -706,11 +797,7 @@ fn the_device_flow_shows_a_code_and_stores_a_refresh_token() {
     let desk = Desk::new("");
     let text = desk.on_terminal("wlcg", |desk, screen| {
         screen.wait_for(words::POLLING);
-        let code = screen.seen.split("enter this code there:").nth(1).unwrap().split_whitespace().next().unwrap();
-        assert_eq!(code.len(), 9, "{code}");
-        let form = format!("user_code={code}&user=alice&decision=approve");
-        let url = format!("{}/approve", desk.issuer.url());
-        assert_eq!(post(&url, "application/x-www-form-urlencoded", form).0, 200);
+        approve_code(desk, screen);
     });
     insta::assert_snapshot!(text);
     assert!(desk.top("wlcg").unwrap()["refresh_token"].as_str().unwrap().starts_with("ert-"));

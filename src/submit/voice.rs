@@ -1,11 +1,12 @@
 //! Who is told how a submit goes: a human, or a portal.
 
-use std::sync::atomic::AtomicBool;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use super::{
     cases::{Case, Left},
     error::SubmitError,
     flow::Watcher,
+    lock::Holder,
     request::Request,
 };
 
@@ -18,8 +19,8 @@ pub enum Event<'a> {
     Greeting,
     /// What there is for a request.
     Found(&'a Request, Case),
-    /// Another submit of the same user asks for approval just now.
-    Waiting,
+    /// Another program of the same user asks for approval just now; which, and for how long it may.
+    Waiting(Option<&'a Holder>, Duration),
     /// A new credential is stored and usable.
     Created(&'a Request, Left),
     /// All requests have a usable credential.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::cases::{Case, Left};
+use super::{
+    cases::{Case, Left},
+    lock::Holder,
+};
 use crate::error::Kind;
 
 /// Whether jobs wait for the outcome.
@@ -65,6 +68,15 @@ pub fn case(case: Case) -> Vec<String> {
             vec![format!("{what} ({kind}). A new one is needed.")]
         }
     }
+}
+
+/// Who has the lock.
+#[must_use]
+pub fn holder(holder: Option<&Holder>) -> String {
+    holder.map_or_else(
+        || "a process that does not say which".to_owned(),
+        |holder| format!("process {}, for {}", holder.pid, holder.name),
+    )
 }
 
 /// What follows the time that is left.
