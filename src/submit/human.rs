@@ -132,6 +132,10 @@ impl Voice for Human {
                 self.say(&words::greeting(&self.user, self.purpose));
             }
             Event::Found(request, case) if chats => self.say_about(request, &words::case(case)),
+            // A login is a human's own question, also where nobody can be asked back.
+            Event::Found(request, case @ (Case::Valid(_) | Case::Stored(_))) if self.purpose == Purpose::Login => {
+                self.say_about(request, &words::case(case));
+            }
             Event::Found(request, case) => self.warn(request, case),
             Event::Waiting(holder, length) if chats => {
                 self.say("Another program of yours asks for approval at this moment; waiting for it ...");

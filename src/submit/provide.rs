@@ -110,7 +110,7 @@ impl Counter<'_> {
                 let before = if case.is_good() { stored.top() } else { None };
                 self.approve(request, provider, before, voice)?;
             } else {
-                missing.push(needs_human(request, case));
+                missing.push(self.needs_human(request, case));
             }
         }
         if missing.is_empty() { Ok(()) } else { Err(SubmitError::NeedsHuman(missing.join("\n"))) }
@@ -137,6 +137,18 @@ impl Counter<'_> {
         cases::without_keeper(stored, end(), now())
     }
 
+    /// The line that names the command.
+    fn needs_human(&self, request: &Request, case: Case) -> String {
+        let (name, command) = (request.name(), request.login_command());
+        if case.is_good() && self.renew {
+            return format!(
+                "evercred: {name}: A new credential needs your approval. Give it on a terminal: {command} --renew"
+            );
+        }
+        let why = words::case(case).first().cloned().unwrap_or_default();
+        format!("evercred: {name}: {why} Approve it on a terminal: {command}")
+    }
+
     /// Let the user approve, unless another submit has done it. `before`: the time of the `.top` that is to be replaced
     /// although it is good.
     fn approve(
@@ -152,7 +164,7 @@ impl Counter<'_> {
         // another request or at a question.
         let stored = self.credd.query(request)?;
         let case = self.judge(request, stored, &(self.keeper)());
-        if case.is_good() && !self.renew && before.is_none_or(|before| stored.top() != Some(before)) {
+        if case.is_good() && before.is_none_or(|before| stored.top() != Some(before)) {
             voice.tell(Event::Found(request, case));
             return self.wait_for_use(request, None).map(drop);
         }
@@ -287,9 +299,4 @@ impl Watcher for Inviting<'_> {
     fn left(&mut self, left: Duration) {
         self.voice.left(left);
     }
-}
-
-fn needs_human(request: &Request, case: Case) -> String {
-    let why = words::case(case).first().cloned().unwrap_or_default();
-    format!("evercred: {}: {why} Approve it on a terminal: {}", request.name(), request.login_command())
 }

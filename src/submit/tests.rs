@@ -31,6 +31,7 @@ use crate::{
     submit::{
         cases::Case,
         lock::{Holder, Lock, Locked},
+        portal::Portal,
     },
 };
 
@@ -148,6 +149,21 @@ impl Desk {
 
     /// Submit on this terminal, or on none; several requests are told apart by ` + `.
     fn submit(&self, requests: &str, terminal: Option<Terminal>, messages: Box<dyn Write>) -> Result<(), SubmitError> {
+        let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
+        human.several = requests.contains(" + ");
+        let outcome = self.provide(requests, false, &mut human);
+        human.clear();
+        outcome
+    }
+
+    /// `evercred login` without a terminal; what it says.
+    fn login(&self, renew: bool) -> (Result<(), SubmitError>, String) {
+        let (said, messages) = recorder();
+        let outcome = self.provide("helmholtz", renew, &mut Human::with("alice", Purpose::Login, None, messages));
+        (outcome, said())
+    }
+
+    fn provide(&self, requests: &str, renew: bool, voice: &mut dyn Voice) -> Result<(), SubmitError> {
         let wanted: Vec<_> = requests
             .split(" + ")
             .map(|request| {
@@ -156,14 +172,9 @@ impl Desk {
                 Ok((request, provider))
             })
             .collect::<Result<_, SubmitError>>()?;
-        let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
-        human.several = wanted.len() > 1;
-        let outcome = self.at_counter(false, |counter| counter.provide(&wanted, &mut human));
-        if outcome.is_ok() {
-            human.tell(Event::Done);
-        }
-        human.clear();
-        outcome
+        self.at_counter(renew, |counter| counter.provide(&wanted, voice))?;
+        voice.tell(Event::Done);
+        Ok(())
     }
 
     /// With what all programs share, as they have it here.
@@ -510,6 +521,60 @@ fn without_a_terminal_a_missing_credential_names_the_command_at_once() {
 }
 
 #[test]
+fn a_login_without_a_terminal_says_what_there_is_and_what_a_renewal_needs() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_401 * 2, None);
+    let (outcome, said) = desk.login(false);
+    assert!(outcome.is_ok());
+    assert!(said.starts_with("A valid credential has been found with a remaining life time of 2 days"), "{said}");
+    let (outcome, said) = desk.login(true);
+    let error = outcome.unwrap_err();
+    assert_eq!((error.code(), error.label()), (3, "needs-human"));
+    assert_eq!(
+        error.line(Purpose::Login),
+        "evercred: helmholtz: A new credential needs your approval. Give it on a terminal: evercred login helmholtz \
+         --renew"
+    );
+    assert!(said.starts_with("A valid credential has been found"), "{said}");
+    assert_eq!((desk.calls("add-oauth"), desk.issuer.control().stats().requests), (0, 0));
+}
+
+#[test]
+fn a_portal_renews_a_valid_credential_by_events() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.age("helmholtz.top", 60);
+    desk.knows(86_401 * 2, None);
+    let (said, messages) = recorder();
+    std::thread::scope(|scope| {
+        let login = scope.spawn(|| desk.provide("helmholtz", true, &mut Portal::to(messages)));
+        let fail = Fail(&desk);
+        let (mut events, end) = (String::new(), Instant::now() + Duration::from_secs(30));
+        let url = loop {
+            events.push_str(&said());
+            let approval = events.lines().find(|line| line.contains("\"approval\"")).map(str::to_owned);
+            if let Some(approval) = approval {
+                break serde_json::from_str::<Value>(&approval).unwrap()["url"].as_str().unwrap().to_owned();
+            }
+            assert!(Instant::now() < end, "{events}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        consent(&url, true);
+        login.join().unwrap().unwrap();
+        std::mem::forget(fail);
+        events.push_str(&said());
+        let names: Vec<_> = events
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].as_str().unwrap().to_owned())
+            .filter(|name| name != "waiting")
+            .collect();
+        assert_eq!(names, ["found", "approval", "created", "done"]);
+    });
+    assert_ne!(desk.top("helmholtz").unwrap()["mytoken"], "old");
+}
+
+#[test]
 fn two_submits_at_once_make_one_prompt() {
     let desk = Desk::new("");
     let (mut first, first_terminal, first_messages) = pty();
@@ -831,7 +896,7 @@ fn services_of_others_go_to_the_stock_storer_as_they_came() {
 }
 
 /// Messages into memory.
-fn recorder() -> (impl Fn() -> String, Box<dyn Write>) {
+fn recorder() -> (impl Fn() -> String, Box<dyn Write + Send>) {
     struct Sender(mpsc::Sender<Vec<u8>>);
     impl Write for Sender {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
