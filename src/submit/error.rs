@@ -146,4 +146,23 @@ impl SubmitError {
             Self::System { .. } => "system",
         }
     }
+
+    /// What to do, for `--json`; the line for people has it where it is not plain.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Declined | Self::NotInTime | Self::Cancelled | Self::Interrupted(_) | Self::NoAnswer => {
+                "ask the user again"
+            }
+            Self::CancelledAfter(_) => "nothing: the new credential is in place",
+            Self::Unreachable { .. } => "try again later; jobs that run keep their token",
+            Self::Refused { .. } | Self::Unsuitable(_) => "approve all that the page offers; else ask the admins",
+            Self::UnsafePage(_) | Self::NotSetUp(_) | Self::Stock(_) | Self::System { .. } => "ask the admins",
+            Self::Busy { .. } => "approve there, or end it, and try again",
+            Self::NeedsHuman(_) => "run the command on a terminal",
+            Self::Request(_) => "write the service, scopes and audience as in a submit file",
+            Self::Store(_) => "see that HTCondor's credd runs and takes this user, and try again",
+            Self::NotUsable { .. } => "run evercred status on the access point",
+        }
+    }
 }

@@ -43,9 +43,9 @@ impl Portal {
         writeln!(self.out, "{members}").and_then(|()| self.out.flush()).ok();
     }
 
-    /// The last event of a failure.
-    pub fn failed(&mut self, error: &SubmitError, line: &str) {
-        self.event(json!({ "event": "failed", "error": error.label(), "message": line }));
+    /// The last event of a failure: its stable label, what is wrong, and what to do.
+    pub fn failed(&mut self, error: &str, message: &str, advice: &str) {
+        self.event(json!({ "event": "failed", "error": error, "message": message, "advice": advice }));
     }
 }
 
@@ -180,7 +180,8 @@ mod tests {
         portal.tell(Event::Created(&request, Left::For(day * 7)));
         portal.tell(Event::Created(&request, Left::Unlimited));
         portal.tell(Event::Done);
-        portal.failed(&SubmitError::Declined, &SubmitError::Declined.line(crate::submit::words::Purpose::Login));
+        let declined = SubmitError::Declined;
+        portal.failed(declined.label(), &declined.line(crate::submit::words::Purpose::Login), declined.advice());
         let kept = kept.lock().unwrap();
         String::from_utf8(kept.clone()).unwrap()
     }
