@@ -121,6 +121,7 @@ impl Entry {
             expires: self.expiry,
             renews,
             refresh_token_expires: self.refresh_ends,
+            stored: self.top.ok().map(Identity::changed),
             rolling: self.rolling,
             renewed: self.renewed,
             generation: self.generation,
@@ -153,6 +154,8 @@ pub struct Row<'a> {
     pub renews: Option<Timestamp>,
     /// When the refresh token ends, if that is known.
     pub refresh_token_expires: Option<Timestamp>,
+    /// When its `.top` was put there, by the file's own time; none: it cannot be used.
+    pub stored: Option<Timestamp>,
     /// Each renewal moves that end on.
     pub rolling: bool,
     /// When it was renewed last.

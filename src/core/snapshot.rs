@@ -140,6 +140,10 @@ pub struct Credential {
     /// When the refresh token ends, if it tells.
     #[serde(with = "rfc3339::option")]
     pub refresh_token_expires: Option<Timestamp>,
+    /// When its `.top` was stored or rotated, by the file's own time; absent: it cannot be used. By it a reader knows
+    /// whether what credd has is what this daemon speaks of.
+    #[serde(default, with = "rfc3339::option")]
+    pub stored: Option<Timestamp>,
     /// When this daemon last renewed it.
     #[serde(with = "rfc3339::option")]
     pub renewed: Option<Timestamp>,

@@ -100,6 +100,7 @@ mod tests {
             expires: None,
             renews: None,
             refresh_token_expires: Some(Timestamp(now.0 + left * 1000)),
+            stored: None,
             renewed: None,
             generation: 0,
             error: None,

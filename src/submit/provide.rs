@@ -130,8 +130,8 @@ impl Counter<'_> {
 
     /// Which case it is, as far as it can be known on this host.
     pub(crate) fn judge(&self, request: &Request, stored: Stored, known: &Known) -> Case {
-        if let Some(known) = known {
-            return cases::judge(stored, known.get(&request.name()), now());
+        if let Some(credential) = spoken_of(request, stored, known) {
+            return cases::judge(stored, credential, now());
         }
         let end = || Note::read(&self.note_places, request).filter(|note| stored.top() == Some(note.top))?.end;
         cases::without_keeper(stored, end(), now())
@@ -258,7 +258,7 @@ impl Counter<'_> {
             // What the issuer refuses now it will not give in a minute.
             if pause >= Duration::from_millis(300)
                 && let Some(trouble) =
-                    (self.keeper)().as_ref().and_then(|known| known.get(&request.name())?.error.clone())
+                    spoken_of(request, stored, &(self.keeper)()).and_then(|credential| credential.error.clone())
                 && trouble
                     .since
                     .is_none_or(|began| Some(began.secs()) >= stored.top() && since.is_none_or(|since| began >= since))
@@ -280,6 +280,11 @@ impl Counter<'_> {
             pause = (pause * 2).min(LOOK.1);
         }
     }
+}
+
+/// What the keeper says of a request's credential, if it is the one that credd has.
+fn spoken_of<'k>(request: &Request, stored: Stored, known: &'k Known) -> Option<&'k Credential> {
+    known.as_ref()?.get(&request.name()).filter(|credential| cases::speaks_of(credential, stored))
 }
 
 /// Tells those who wait for the lock for how long the page is open.

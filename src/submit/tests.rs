@@ -116,6 +116,12 @@ impl Desk {
         self.dir.path().join(name)
     }
 
+    fn stored_at(&self, name: &str) -> Option<Timestamp> {
+        let modified = std::fs::metadata(self.file(name)).ok()?.modified().ok()?;
+        let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Timestamp::from_secs(i64::try_from(since.as_secs()).ok()?))
+    }
+
     fn knows(&self, left: i64, kind: Option<Kind>) {
         let end = Timestamp(now().0 + left * 1000);
         let credential = Credential {
@@ -127,6 +133,7 @@ impl Desk {
             expires: None,
             renews: None,
             refresh_token_expires: Some(end),
+            stored: self.stored_at("helmholtz.top"),
             renewed: None,
             generation: 1,
             error: kind.map(|kind| Trouble { kind, detail: "so it says".into(), since: Some(now()), times: 2 }),
@@ -381,6 +388,25 @@ fn where_no_keeper_can_be_asked_no_more_is_said_than_is_known() {
     // Stored by another hand since.
     desk.age("helmholtz.top", 60);
     insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
+}
+
+#[test]
+fn a_keeper_of_another_credd_is_not_believed() {
+    let desk = Desk::new("");
+    desk.stored();
+    // This host's keeper has a credential of the same name, of another `.top`: the jobs' credd is elsewhere.
+    for kind in [None, Some(Kind::Revoked)] {
+        desk.knows(86_400 * 5, kind);
+        desk.age("helmholtz.top", 60);
+        let text = desk.on_terminal("helmholtz", |_, _| ());
+        assert!(text.contains("Whether it still works, and how long, is not known on this host."), "{text}");
+        assert!(!text.contains("valid credential") && !text.contains("revoked"), "{text}");
+        assert!(text.ends_with("will now be submitted!\n"), "{text}");
+        desk.stored();
+    }
+    // Nor if it has none of that name.
+    *desk.keeper.lock().unwrap() = Some(HashMap::new());
+    assert!(desk.on_terminal("helmholtz", |_, _| ()).contains("not known on this host."));
 }
 
 #[test]

@@ -352,6 +352,7 @@ mod tests {
             expires: Some(Timestamp(NOW.0 + 90_000)),
             renews: None,
             refresh_token_expires: None,
+            stored: None,
             renewed: None,
             generation: 1,
             error,

@@ -288,6 +288,7 @@ impl Driver {
             expires: row.expires,
             renews: row.renews,
             refresh_token_expires: row.refresh_token_expires,
+            stored: row.stored,
             renewed: row.renewed,
             generation: row.generation,
             error: row.error.map(|(kind, since, times)| Trouble {
