@@ -310,7 +310,7 @@ mod tests {
             expires: Some(NOW.plus(Duration::from_secs(2530))),
             renews: Some(NOW.plus(Duration::from_secs(700))),
             refresh_token_expires: Some(NOW.plus(Duration::from_secs(604_798))),
-            stored: None,
+            stored: Some(NOW),
             renewed: Some(NOW),
             generation: 3,
             error: None,

@@ -142,6 +142,28 @@ pub fn judge(stored: Stored, known: &Credential, now: Timestamp) -> Case {
     }
 }
 
+/// What is wrong with the access token that jobs get, although the credential is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stale {
+    /// It ended so long ago, by the keeper's word.
+    Ended(Duration),
+    /// It was made so long ago; when it ends nobody here knows.
+    Old(Duration),
+}
+
+/// Access tokens live for an hour, or a few, and are renewed at half of that: an older one is probably over.
+const OLD: Duration = Duration::from_secs(12 * 3600);
+
+/// Whether the `.use` that is there is of no use any more; `known`: what the keeper says of it, if it can be asked.
+#[must_use]
+pub fn stale(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Option<Stale> {
+    let Stored::Ready { published, .. } = stored else { return None };
+    match known {
+        Some(known) => known.expires.filter(|end| *end <= now).map(|end| Stale::Ended(now.since(end))),
+        None => Some(now.since(Timestamp::from_secs(published))).filter(|age| *age > OLD).map(Stale::Old),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +263,23 @@ mod tests {
         for kind in [Kind::Restricted, Kind::ScopeShortfall, Kind::AudienceShortfall] {
             assert_eq!(judge(READY, &known(86_401, Some(kind)), NOW), Case::Unusable(kind));
         }
+    }
+
+    #[test]
+    fn a_use_that_is_over_is_told_by_its_end_or_by_its_age() {
+        let mut keepers = known(86_401, None);
+        assert_eq!(stale(READY, Some(&keepers), NOW), None, "it does not tell");
+        keepers.expires = Some(Timestamp(NOW.0 + 1));
+        assert_eq!(stale(READY, Some(&keepers), NOW), None);
+        keepers.expires = Some(Timestamp(NOW.0 - 60_000));
+        assert_eq!(stale(READY, Some(&keepers), NOW), Some(Stale::Ended(Duration::from_secs(60))));
+        let made = |ago: u64| {
+            let published = NOW.minus(Duration::from_secs(ago)).secs();
+            stale(Stored::Ready { top: 0, published }, None, NOW)
+        };
+        assert_eq!(made(12 * 3600), None);
+        assert_eq!(made(86_400), Some(Stale::Old(Duration::from_secs(86_400))));
+        assert_eq!(stale(Stored::Waiting { top: 0 }, None, NOW), None);
     }
 
     #[test]

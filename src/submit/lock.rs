@@ -286,7 +286,7 @@ mod tests {
     fn a_cache_is_made_for_its_user_alone_and_without_a_home_there_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("cache");
-        assert_eq!(directory(&[cache.clone()]), Some(cache.join("evercred")));
+        assert_eq!(directory(std::slice::from_ref(&cache)), Some(cache.join("evercred")));
         for made in [&cache, &cache.join("evercred")] {
             assert_eq!(std::fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o700);
         }

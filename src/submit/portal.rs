@@ -12,6 +12,7 @@ use super::{
     flow::{Invitation, Watcher},
     request::Request,
     voice::{Event, Voice},
+    words,
 };
 
 const SCHEMA: u32 = 1;
@@ -99,6 +100,13 @@ impl Voice for Portal {
                 "credential": holder.map(|holder| &holder.name), "seconds_left": length.as_secs(),
             })),
             Event::Created(request, left) => self.event(about(request, "created", left)),
+            Event::Stale(request, stale) => {
+                let mut members = about(request, "stale", Left::Unknown);
+                if let Some(members) = members.as_object_mut() {
+                    members.insert("message".into(), words::stale(stale).into());
+                }
+                self.event(members);
+            }
             Event::Done => self.event(json!({ "event": "done" })),
             Event::Greeting => {}
         }
@@ -121,7 +129,7 @@ mod tests {
     use super::*;
     use crate::{
         core::id::{Handle, Service},
-        submit::lock::Holder,
+        submit::{cases::Stale, lock::Holder},
     };
 
     struct Kept(Arc<Mutex<Vec<u8>>>);
@@ -179,6 +187,7 @@ mod tests {
         }
         portal.tell(Event::Created(&request, Left::For(day * 7)));
         portal.tell(Event::Created(&request, Left::Unlimited));
+        portal.tell(Event::Stale(&request, Stale::Ended(day)));
         portal.tell(Event::Done);
         let declined = SubmitError::Declined;
         portal.failed(declined.label(), &declined.line(crate::submit::words::Purpose::Login), declined.advice());

@@ -102,8 +102,10 @@ impl Counter<'_> {
                 || !case.is_good()
                 || (case.ending().is_some() && voice.renew(provider.approval.renew_default, self.cancelled)?);
             if !create {
-                // A `.use` that is older than the `.top` is of the one before.
-                if !stored.is_usable() {
+                if stored.is_usable() {
+                    self.wait_for_renewal(request, stored, &known, voice)?;
+                } else {
+                    // A `.use` that is older than the `.top` is of the one before.
                     self.wait_for_use(request, None)?;
                 }
             } else if voice.reaches_somebody() {
@@ -237,6 +239,37 @@ impl Counter<'_> {
         })?;
         self.made.borrow_mut().push(request.name());
         self.wait_for_use(request, Some(since))
+    }
+
+    /// Where the access token is over: until the next one is there, as long as the keeper is at it; else say so, and let
+    /// the jobs go: they may start later, and the credential is good.
+    fn wait_for_renewal(
+        &self,
+        request: &Request,
+        mut stored: Stored,
+        known: &Known,
+        voice: &mut dyn Voice,
+    ) -> Result<(), SubmitError> {
+        let end = Instant::now() + self.use_wait;
+        let mut pause = LOOK.0;
+        let mut later = None;
+        loop {
+            let known = later.as_ref().unwrap_or(known);
+            let credential = spoken_of(request, stored, known);
+            let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
+            let is_at_it = credential.is_some_and(|credential| credential.error.is_none());
+            if !is_at_it || Instant::now() + pause > end {
+                voice.tell(Event::Stale(request, stale));
+                return Ok(());
+            }
+            if self.cancelled.load(Relaxed) {
+                return Err(SubmitError::Cancelled);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LOOK.1);
+            stored = self.credd.query(request)?;
+            later = Some((self.keeper)());
+        }
     }
 
     /// Until the `.use` is as young as the `.top`; the time of that one. `since`: when we stored it.

@@ -399,14 +399,60 @@ fn a_keeper_of_another_credd_is_not_believed() {
         desk.knows(86_400 * 5, kind);
         desk.age("helmholtz.top", 60);
         let text = desk.on_terminal("helmholtz", |_, _| ());
-        assert!(text.contains("Whether it still works, and how long, is not known on this host."), "{text}");
+        assert!(text.contains("Whether it still works, and how long, is not known"), "{text}");
         assert!(!text.contains("valid credential") && !text.contains("revoked"), "{text}");
         assert!(text.ends_with("will now be submitted!\n"), "{text}");
         desk.stored();
     }
     // Nor if it has none of that name.
     *desk.keeper.lock().unwrap() = Some(HashMap::new());
-    assert!(desk.on_terminal("helmholtz", |_, _| ()).contains("not known on this host."));
+    assert!(desk.on_terminal("helmholtz", |_, _| ()).contains("and how long, is not known"));
+}
+
+#[test]
+fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_told() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.age("helmholtz.top", 7200);
+    desk.age("helmholtz.use", 7200);
+    let ended = |ago: i64, kind| {
+        desk.knows(86_400 * 5, kind);
+        for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
+            credential.expires = Some(Timestamp(now().0 - ago * 1000));
+        }
+    };
+    // It comes while we wait.
+    ended(3600, None);
+    let text = desk.on_terminal("helmholtz", |desk, _| {
+        while desk.calls("query-oauth") < 3 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        ended(-3600, None);
+    });
+    assert!(!text.contains("access token") && text.ends_with("will now be submitted!\n"), "{text}");
+    // It does not, and the keeper knows why: nobody waits.
+    ended(3600, Some(Kind::CourierLost));
+    let asked = desk.calls("query-oauth");
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("Its access token ended 1 hour") && !text.contains("will now be submitted"), "{text}");
+    assert_eq!(desk.calls("query-oauth"), asked + 1);
+    // It does not, and the keeper does not say why: after the usual wait.
+    ended(3600, None);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert!(warning.starts_with("evercred: helmholtz: Its access token ended 1 hour"), "{warning}");
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    // No keeper: by its age.
+    *desk.keeper.lock().unwrap() = None;
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    assert_eq!(said(), "", "two hours are no reason");
+    desk.age("helmholtz.top", 3 * 86_400);
+    desk.age("helmholtz.use", 3 * 86_400);
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("Its access token was made 3 days"), "{text}");
+    assert!(!text.contains("will now be submitted"), "{text}");
 }
 
 #[test]

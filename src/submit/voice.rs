@@ -3,7 +3,7 @@
 use std::{sync::atomic::AtomicBool, time::Duration};
 
 use super::{
-    cases::{Case, Left},
+    cases::{Case, Left, Stale},
     error::SubmitError,
     flow::Watcher,
     lock::Holder,
@@ -23,7 +23,9 @@ pub enum Event<'a> {
     Waiting(Option<&'a Holder>, Duration),
     /// A new credential is stored and usable.
     Created(&'a Request, Left),
-    /// All requests have a usable credential.
+    /// The credential is good, its access token is not, and the jobs go all the same.
+    Stale(&'a Request, Stale),
+    /// All requests have a credential.
     Done,
 }
 
