@@ -5,9 +5,9 @@ use std::process::Command;
 
 /// Two pages with pauses where a reader may wake up too early.
 const TWO_PAGES: &str = "
-    printf 'service a\r\n'; sleep 0.4; printf 'http://127.0.0.1/c/fi'; sleep 0.4; printf 'rst\r\n'; sleep 0.4
-    printf 'Starting polling\r\n'; sleep 0.4; printf 'service b\r\n'; sleep 0.4
-    printf 'http://127.0.0.1/device\r\nand enter this code there:\r\n'; sleep 0.4; printf 'ABCD-EFGH\r\nStarting polling\r\n'
+    printf 'service a\n'; sleep 0.4; printf 'http://127.0.0.1/c/fi'; sleep 0.4; printf 'rst\n'; sleep 0.4
+    printf 'Starting polling\n'; sleep 0.4; printf 'service b\n'; sleep 0.4
+    printf 'http://127.0.0.1/device\nand enter this code there:\n'; sleep 0.4; printf 'ABCD-EFGH\nStarting polling\n'
     sleep 1";
 
 #[test]

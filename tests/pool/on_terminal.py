@@ -35,7 +35,7 @@ def pages():
     text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", seen).decode(errors="replace")
     shown = []
     for part in text.split("Starting polling")[:-1]:
-        urls = re.findall(r"^(https?://\S+)\r?$", part, re.M)
+        urls = re.findall(r"^(https?://\S+)\r*$", part, re.M)
         codes = re.findall(r"^([A-Z0-9]{4}-[A-Z0-9]{4})\s*$", part, re.M)
         shown += [(url, codes[-1] if codes else "") for url in urls[-1:]]
     return shown
