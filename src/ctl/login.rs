@@ -58,11 +58,18 @@ fn by_events(args: &cli::Login, portal: &mut Portal) -> ExitCode {
 
 /// A command line that cannot be read, if it asks for events: a portal reads nothing else.
 pub(super) fn misused(arguments: &[OsString], error: &clap::Error) {
-    if arguments.get(1).is_some_and(|verb| verb == "login") && arguments.iter().any(|argument| argument == "--json") {
-        let text = error.to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        Portal::default().failed("bad-request", message, "run evercred login --help");
+    if let Some(message) = misuse(arguments, error) {
+        Portal::default().failed("bad-request", &message, "run evercred login --help");
     }
+}
+
+/// What is wrong, on one line.
+fn misuse(arguments: &[OsString], error: &clap::Error) -> Option<String> {
+    let login = arguments.get(1).is_some_and(|verb| verb == "login");
+    let asked = login && arguments.iter().any(|argument| argument == "--json");
+    let text = asked.then(|| error.to_string())?;
+    let what: Vec<_> = text.split("\n\n").next().unwrap_or_default().split_whitespace().collect();
+    Some(what.join(" ").trim_start_matches("error: ").to_owned())
 }
 
 /// Why there is no credential.
@@ -138,6 +145,21 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_command_line_that_cannot_be_read_is_told_to_whoever_asked_for_events() {
+        let said = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            misuse(&words, &cli::Evercred::try_parse_from(&words).unwrap_err())
+        };
+        assert_eq!(
+            said("evercred login --json").as_deref(),
+            Some("the following required arguments were not provided: <SERVICE>")
+        );
+        assert!(said("evercred login p --json --nonsense").unwrap().contains("--nonsense"));
+        assert_eq!(said("evercred login"), None);
+        assert_eq!(said("evercred status --json --nonsense"), None);
     }
 
     #[test]
