@@ -227,9 +227,21 @@ impl Report {
     /// The same in one line, for a log.
     #[must_use]
     pub fn line(&self) -> String {
-        let details = self.details.iter().map(|detail| format!("; {detail}"));
         let advice = self.advice.iter().map(|advice| format!("; what to do: {advice}"));
-        std::iter::once(self.what.clone()).chain(details).chain(advice).collect()
+        std::iter::once(self.message()).chain(advice).collect()
+    }
+
+    /// What is wrong in one line, without what to do.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let details = self.details.iter().map(|detail| format!("; {detail}"));
+        std::iter::once(self.what.clone()).chain(details).collect()
+    }
+
+    /// What to do, if that is known.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
     }
 
     /// Print to standard error, `program: what`, and turn into the exit code.

@@ -26,8 +26,13 @@ tries() {
     done
 }
 
+# One at a time: apt's own locks do not wait.
+apt_alone() { local lock; lock=$(test_cache)/apt.lock; flock "$lock" "$@"; }
+
 apt_install() {
-    apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"
+    # shellcheck disable=SC2016 # the inner shell expands it
+    apt_alone env DEBIAN_FRONTEND=noninteractive sh -c \
+        'apt-get -q update && apt-get -q -y --no-install-recommends install "$@"' sh "$@"
 }
 
 # need COMMAND PACKAGE...: the command is there, or is installed by name. Says why not; 1 then.

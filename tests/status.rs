@@ -51,6 +51,10 @@ fn status_shows_what_is_fresh_and_json_has_a_schema_and_no_secret() {
     let value: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(value.get("schema"), Some(&Value::from(1)));
     assert_eq!(value.get("credentials").and_then(Value::as_array).map(Vec::len), Some(1));
+    let top = std::fs::metadata(site.credentials().join("bob/grid.top")).unwrap().modified().unwrap();
+    let stored: jiff::Timestamp = value["credentials"][0]["stored"].as_str().unwrap().parse().unwrap();
+    let top = i128::try_from(top.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    assert_eq!(i128::from(stored.as_millisecond()), top, "by which the storer knows it as the one of credd");
     let token = String::from_utf8(site.file("bob", "grid.top").unwrap()).unwrap();
     assert!(!json.contains(token.split('"').nth(3).unwrap()));
     assert_eq!(evercred(&site, &["status", "nobody-here/grid"]).status.code(), Some(3));

@@ -255,6 +255,7 @@ mod tests {
             expires: Some(at(expires)),
             renews: None,
             refresh_token_expires: Some(at(refresh)),
+            stored: None,
             rolling,
             renewed: None,
             generation: 0,

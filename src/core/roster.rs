@@ -122,6 +122,7 @@ impl Entry {
             renews,
             refresh_token_expires: self.ending.at(),
             rolling: self.ending.rolling(),
+            stored: self.top.ok().map(Identity::changed),
             renewed: self.renewed,
             generation: self.generation,
             error: kind.map(|kind| (kind, self.failing_since, self.failures)),
@@ -156,6 +157,8 @@ pub struct Row<'a> {
     pub refresh_token_expires: Option<Timestamp>,
     /// Whether each renewal moves that end on; none: that has not shown yet.
     pub rolling: Option<bool>,
+    /// When its `.top` was put there, by the file's own time; none: it cannot be used.
+    pub stored: Option<Timestamp>,
     /// When it was renewed last.
     pub renewed: Option<Timestamp>,
     /// How often it has been renewed.

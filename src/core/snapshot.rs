@@ -143,6 +143,10 @@ pub struct Credential {
     /// Whether each renewal moves that end on, so that it comes only if renewals fail; absent: that has not shown yet.
     #[serde(default)]
     pub rolling: Option<bool>,
+    /// When its `.top` was stored or rotated, by the file's own time; absent: it cannot be used. By it a reader knows
+    /// whether what credd has is what this daemon speaks of.
+    #[serde(default, with = "rfc3339::option")]
+    pub stored: Option<Timestamp>,
     /// When this daemon last renewed it.
     #[serde(with = "rfc3339::option")]
     pub renewed: Option<Timestamp>,

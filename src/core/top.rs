@@ -34,6 +34,14 @@ pub struct Identity {
     pub hash: [u8; 16],
 }
 
+impl Identity {
+    /// The file's own time of its last change.
+    #[must_use]
+    pub fn changed(self) -> Timestamp {
+        Timestamp(self.mtime_ns.div_euclid(1_000_000))
+    }
+}
+
 /// A `.top` that holds a refresh token.
 pub struct Top {
     /// Scopes to ask for, if the `.top` says so.

@@ -37,9 +37,14 @@ pub fn main() -> ExitCode {
     if name.is_some_and(|name| name == upload::REANA) {
         arguments.insert(1, "upload".into());
     }
-    match cli::Evercred::try_parse_from(arguments) {
+    match cli::Evercred::try_parse_from(&arguments) {
         Ok(args) => run(args.command),
-        Err(e) => usage(&e),
+        Err(e) => {
+            if e.use_stderr() {
+                login::misused(&arguments, &e);
+            }
+            usage(&e)
+        }
     }
 }
 

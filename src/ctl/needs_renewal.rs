@@ -102,6 +102,7 @@ mod tests {
             renews: None,
             refresh_token_expires: Some(Timestamp(now.0 + left * 1000)),
             rolling: None,
+            stored: None,
             renewed: None,
             generation: 0,
             error: None,

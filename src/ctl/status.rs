@@ -320,6 +320,7 @@ mod tests {
             renews: Some(NOW.plus(Duration::from_secs(700))),
             refresh_token_expires: Some(NOW.plus(Duration::from_secs(604_798))),
             rolling: None,
+            stored: Some(NOW),
             renewed: Some(NOW),
             generation: 3,
             error: None,

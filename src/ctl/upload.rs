@@ -1,7 +1,8 @@
 //! `evercred upload`, also as `reana_upload_mytoken`: a token that a portal has for the user goes to credd.
 //!
 //! Portals call it for every job (mytoken contract §8), so the same token again costs one question to credd and
-//! nothing else: a note in the user's own directory holds the SHA-256 of the token and the time of its `.top`.
+//! nothing else: a note in the user's own directory holds the SHA-256 of the token and the time of its `.top`. What
+//! stores does so under the lock of all submits, so that it does not come between another one's store and its wait.
 
 use std::{
     io::{self, Read},
@@ -24,10 +25,11 @@ use crate::{
     issuer::client::trimmed,
     submit::{
         self,
-        cases::{self, Left},
+        cases::Left,
         error::SubmitError,
         flow::{self, Fresh},
         note::Note,
+        provide::Counter,
         request::Request,
         store::{Credd, Stored},
         words::Purpose,
@@ -57,7 +59,7 @@ pub fn run(args: &cli::Upload) -> ExitCode {
     });
     match checked {
         Err(report) => report.print("evercred"),
-        Ok((request, token)) => match upload(&request, &token, &settings) {
+        Ok((request, token)) => match store(&request, &token, &settings) {
             Ok(()) => ExitCode::from(exit::OK),
             Err(error) => submit::told(&error, Purpose::Login),
         },
@@ -173,36 +175,50 @@ pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -
     Ok(Checked { secret: token.clone(), key, end })
 }
 
-fn upload(request: &Request, token: &Checked, settings: &Settings) -> Result<(), SubmitError> {
+fn store(request: &Request, token: &Checked, settings: &Settings) -> Result<(), SubmitError> {
     let credd = Credd::find()?;
     let cancelled = submit::cancelled()?;
     let keeper = || submit::known(settings);
-    let counter = submit::counter(&credd, &keeper, settings, &cancelled, false);
+    upload(request, token, &submit::counter(&credd, &keeper, settings, &cancelled, false))
+}
+
+fn upload(request: &Request, token: &Checked, counter: &Counter<'_>) -> Result<(), SubmitError> {
     let sha256 = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes())));
-    let stored = credd.query(request).or_else(|error| counter.right_place().and(Err(error.into())))?;
-    if let Stored::Ready { top, .. } = stored
-        && Note::read(&counter.lock_places, request).is_some_and(|note| note.sha256 == sha256 && note.top == top)
-    {
-        let known = keeper();
-        let case = known.as_ref().and_then(|known| known.get(&request.name()));
-        if cases::judge(Stored::Ready { top, published: top }, case, now()).is_good() {
-            return Ok(());
-        }
+    let is_there = || -> Result<bool, SubmitError> {
+        let stored = counter.credd.query(request)?;
+        let noted = || {
+            let note = Note::read(&counter.note_places, request);
+            note.is_some_and(|note| note.sha256 == sha256 && stored.top() == Some(note.top))
+        };
+        let ready = matches!(stored, Stored::Ready { .. });
+        Ok(ready && noted() && counter.judge(request, stored, &(counter.keeper)()).is_good())
+    };
+    if is_there().or_else(|error| counter.right_place().and(Err(error)))? {
+        return Ok(());
+    }
+    counter.right_place()?;
+    // Nobody approves here, so an approval that is under way elsewhere is not waited for to its end.
+    let _lock = counter.lock(request, counter.use_wait, |_, _| ()).map_err(|error| counter.given_up(error))?;
+    // Another upload of the same token may have had it.
+    if is_there()? {
+        return Ok(());
     }
     let left = token
         .end
         .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
-    counter.right_place()?;
     let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left };
     let top = counter.put(request, &fresh).map_err(|error| counter.given_up(error))?;
-    Note { top, end: token.end, sha256 }.write(&counter.lock_places, request);
+    Note { top, end: token.end, sha256 }.write(&counter.note_places, request);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Sources, condor::Knobs, load_with};
+    use crate::{
+        config::{Sources, condor::Knobs, load_with},
+        submit::tests::Desk,
+    };
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
@@ -260,5 +276,25 @@ mod tests {
             assert!(read(bad.as_bytes()).is_err(), "{bad:.20}");
         }
         assert!(read(&b"\xff\xfe"[..]).is_err());
+    }
+
+    #[test]
+    fn an_upload_waits_for_its_turn_and_not_for_ever() {
+        let desk = Desk::new("");
+        let request = Request::parse("helmholtz").unwrap();
+        let token = jwt(&format!(r#"{{"iss":"https://mytok.eu","exp":{}}}"#, now().secs() + 600));
+        let checked = check(&token, &mytoken(), now()).unwrap();
+        desk.at_counter(false, |counter| {
+            let submit = counter.lock(&request, Duration::ZERO, |_, _| panic!("nobody has it")).unwrap();
+            let error = upload(&request, &checked, counter).unwrap_err();
+            assert_eq!((error.label(), error.code()), ("busy", 1));
+            let words = error.line(Purpose::Login);
+            assert!(words.contains(&format!("process {}, for helmholtz", std::process::id())), "{words}");
+            assert_eq!(desk.calls("add-oauth"), 0);
+            drop(submit);
+            upload(&request, &checked, counter).unwrap();
+            upload(&request, &checked, counter).unwrap();
+        });
+        assert_eq!(desk.calls("add-oauth"), 1, "the same token again changes nothing");
     }
 }

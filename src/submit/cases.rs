@@ -97,15 +97,24 @@ pub fn without_keeper(stored: Stored, end: Option<i64>, now: Timestamp) -> Case 
     }
 }
 
-/// Which case it is, by the keeper's word; `None`: it does not know this one, or not yet.
+/// Whether the keeper speaks of the very `.top` that credd has: it may be another host's credd, or one that was stored
+/// just now. A `.top` that cannot be used has no time to go by, and is believed.
 #[must_use]
-pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case {
+pub fn speaks_of(known: &Credential, stored: Stored) -> bool {
+    match known.stored {
+        Some(time) => stored.top() == Some(time.secs()),
+        None => known.state == State::Unusable,
+    }
+}
+
+/// Which case it is, by the keeper's word.
+#[must_use]
+pub fn judge(stored: Stored, known: &Credential, now: Timestamp) -> Case {
     let top = match stored {
         Stored::Missing => return Case::Absent,
         Stored::Mismatch => return Case::Mismatch,
         Stored::Waiting { top } | Stored::Ready { top, .. } => top,
     };
-    let Some(known) = known else { return Case::Valid(Left::Unknown) };
     // Trouble from before the `.top` is that of an older one, which the keeper has not looked past yet.
     let trouble = known.error.as_ref().filter(|trouble| trouble.since.is_none_or(|since| since.secs() >= top));
     let ended = known.refresh_token_expires.filter(|end| *end <= now);
@@ -133,6 +142,28 @@ pub fn judge(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Case
     }
 }
 
+/// What is wrong with the access token that jobs get, although the credential is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stale {
+    /// It ended so long ago, by the keeper's word.
+    Ended(Duration),
+    /// It was made so long ago; when it ends nobody here knows.
+    Old(Duration),
+}
+
+/// Access tokens live for an hour, or a few, and are renewed at half of that: an older one is probably over.
+const OLD: Duration = Duration::from_secs(12 * 3600);
+
+/// Whether the `.use` that is there is of no use any more; `known`: what the keeper says of it, if it can be asked.
+#[must_use]
+pub fn stale(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Option<Stale> {
+    let Stored::Ready { published, .. } = stored else { return None };
+    match known {
+        Some(known) => known.expires.filter(|end| *end <= now).map(|end| Stale::Ended(now.since(end))),
+        None => Some(now.since(Timestamp::from_secs(published))).filter(|age| *age > OLD).map(Stale::Old),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +181,7 @@ mod tests {
             renews: None,
             refresh_token_expires: Some(Timestamp(NOW.0 + left * 1000)),
             rolling: None,
+            stored: Some(Timestamp::from_secs(1_799_990_000)),
             renewed: None,
             generation: 1,
             error: kind.map(|kind| Trouble { kind, detail: String::new(), since: Some(NOW), times: 2 }),
@@ -160,8 +192,8 @@ mod tests {
 
     #[test]
     fn the_six_cases_are_told_apart() {
-        let case = |left, kind| judge(READY, Some(&known(left, kind)), NOW);
-        assert_eq!(judge(Stored::Missing, Some(&known(9999, None)), NOW), Case::Absent);
+        let case = |left, kind| judge(READY, &known(left, kind), NOW);
+        assert_eq!(judge(Stored::Missing, &known(9999, None), NOW), Case::Absent);
         assert_eq!(case(86_401, None), Case::Valid(Left::For(Duration::from_secs(86_401))));
         assert_eq!(case(86_400, None), Case::Ending(SOON));
         assert_eq!(case(86_401, Some(Kind::Revoked)), Case::Revoked);
@@ -172,9 +204,8 @@ mod tests {
     #[test]
     fn an_outage_never_costs_a_credential() {
         for kind in Kind::ALL.iter().filter(|kind| matches!(kind.class(), Class::Transient | Class::Ours)) {
-            assert!(judge(READY, Some(&known(86_401, Some(*kind))), NOW).is_good(), "{kind}");
+            assert!(judge(READY, &known(86_401, Some(*kind)), NOW).is_good(), "{kind}");
         }
-        assert!(judge(READY, None, NOW).is_good(), "new to the keeper");
     }
 
     #[test]
@@ -194,7 +225,21 @@ mod tests {
     #[test]
     fn trouble_of_an_older_top_is_not_held_against_a_new_one() {
         let newer = Stored::Waiting { top: NOW.secs() + 1 };
-        assert!(judge(newer, Some(&known(86_401, Some(Kind::Revoked))), NOW).is_good());
+        assert!(judge(newer, &known(86_401, Some(Kind::Revoked)), NOW).is_good());
+    }
+
+    #[test]
+    fn a_keeper_is_believed_about_the_very_top_that_credd_has() {
+        let mut keepers = known(86_401, None);
+        assert!(speaks_of(&keepers, READY));
+        // Stored anew just now, or in another host's credd.
+        assert!(!speaks_of(&keepers, Stored::Waiting { top: 1_799_990_001 }));
+        assert!(!speaks_of(&keepers, Stored::Missing));
+        // A daemon of before does not tell.
+        keepers.stored = None;
+        assert!(!speaks_of(&keepers, READY));
+        keepers.state = State::Unusable;
+        assert!(speaks_of(&keepers, READY));
     }
 
     #[test]
@@ -202,29 +247,46 @@ mod tests {
         for kind in Kind::ALL.iter().filter(|kind| kind.class() == Class::Refused) {
             let mut once = known(86_401, Some(*kind));
             once.error.as_mut().unwrap().times = 1;
-            assert_eq!(judge(READY, Some(&once), NOW), Case::Doubted(*kind));
+            assert_eq!(judge(READY, &once, NOW), Case::Doubted(*kind));
             assert!(Case::Doubted(*kind).is_good());
             once.state = State::Parked;
-            assert!(!judge(READY, Some(&once), NOW).is_good(), "{kind}: parked");
-            assert!(!judge(READY, Some(&known(86_401, Some(*kind))), NOW).is_good(), "{kind}: twice");
+            assert!(!judge(READY, &once, NOW).is_good(), "{kind}: parked");
+            assert!(!judge(READY, &known(86_401, Some(*kind)), NOW).is_good(), "{kind}: twice");
             // Its end is no opinion.
             let mut over = known(-60, Some(*kind));
             over.error.as_mut().unwrap().times = 1;
-            assert!(!judge(READY, Some(&over), NOW).is_good(), "{kind}: over");
+            assert!(!judge(READY, &over, NOW).is_good(), "{kind}: over");
         }
     }
 
     #[test]
     fn what_does_not_allow_what_is_asked_needs_another_approval() {
         for kind in [Kind::Restricted, Kind::ScopeShortfall, Kind::AudienceShortfall] {
-            assert_eq!(judge(READY, Some(&known(86_401, Some(kind))), NOW), Case::Unusable(kind));
+            assert_eq!(judge(READY, &known(86_401, Some(kind)), NOW), Case::Unusable(kind));
         }
     }
 
     #[test]
+    fn a_use_that_is_over_is_told_by_its_end_or_by_its_age() {
+        let mut keepers = known(86_401, None);
+        assert_eq!(stale(READY, Some(&keepers), NOW), None, "it does not tell");
+        keepers.expires = Some(Timestamp(NOW.0 + 1));
+        assert_eq!(stale(READY, Some(&keepers), NOW), None);
+        keepers.expires = Some(Timestamp(NOW.0 - 60_000));
+        assert_eq!(stale(READY, Some(&keepers), NOW), Some(Stale::Ended(Duration::from_secs(60))));
+        let made = |ago: u64| {
+            let published = NOW.minus(Duration::from_secs(ago)).secs();
+            stale(Stored::Ready { top: 0, published }, None, NOW)
+        };
+        assert_eq!(made(12 * 3600), None);
+        assert_eq!(made(86_400), Some(Stale::Old(Duration::from_secs(86_400))));
+        assert_eq!(stale(Stored::Waiting { top: 0 }, None, NOW), None);
+    }
+
+    #[test]
     fn what_is_no_token_is_of_no_use() {
-        let case = judge(READY, Some(&known(86_401, Some(Kind::TopNoToken))), NOW);
+        let case = judge(READY, &known(86_401, Some(Kind::TopNoToken)), NOW);
         assert_eq!(case, Case::Unusable(Kind::TopNoToken));
-        assert_eq!(judge(Stored::Mismatch, None, NOW), Case::Mismatch);
+        assert_eq!(judge(Stored::Mismatch, &known(86_401, None), NOW), Case::Mismatch);
     }
 }

@@ -1,8 +1,15 @@
 //! Why a storer, `evercred login` or `evercred upload` ends without a usable credential: one line each, and the exit code.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
-use super::{request::RequestError, store::StoreError, words::Purpose};
+use super::{
+    lock::Holder,
+    request::RequestError,
+    store::StoreError,
+    words::{self, Purpose},
+};
 use crate::error::exit;
 
 /// Why there is no usable credential.
@@ -51,6 +58,17 @@ pub enum SubmitError {
     /// A question without an answer.
     #[error("No answer: nothing was submitted.")]
     NoAnswer,
+    /// Another program of the user has the lock, and has it still after so long.
+    #[error(
+        "Another program of yours asks for an approval and is not done after {}: {}. Nothing was stored.",
+        words::spoken(*.waited), words::holder(.holder.as_ref())
+    )]
+    Busy {
+        /// Who, as far as it told.
+        holder: Option<Holder>,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Somebody must approve, and there is no terminal.
     #[error("{0}")]
     NeedsHuman(String),
@@ -90,6 +108,8 @@ impl SubmitError {
             (Self::Declined, Purpose::Login) => " Nothing was stored.",
             (Self::NotInTime, Purpose::Submit) => " Please submit again.",
             (Self::NotInTime, Purpose::Login) => " Please try again.",
+            (Self::Busy { .. }, Purpose::Submit) => " Approve there, or end it; then submit again.",
+            (Self::Busy { .. }, Purpose::Login) => " Approve there, or end it; then try again.",
             _ => "",
         };
         format!("{self}{after}")
@@ -117,12 +137,32 @@ impl SubmitError {
             Self::Unsuitable(_) => "unsuitable",
             Self::NotSetUp(_) => "not-set-up",
             Self::Cancelled | Self::CancelledAfter(_) | Self::Interrupted(_) | Self::NoAnswer => "cancelled",
+            Self::Busy { .. } => "busy",
             Self::NeedsHuman(_) => "needs-human",
             Self::Request(_) => "bad-request",
             Self::Store(_) => "not-stored",
             Self::NotUsable { .. } => "not-usable",
             Self::Stock(_) => "stock-storer",
             Self::System { .. } => "system",
+        }
+    }
+
+    /// What to do, for `--json`; the line for people has it where it is not plain.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Declined | Self::NotInTime | Self::Cancelled | Self::Interrupted(_) | Self::NoAnswer => {
+                "ask the user again"
+            }
+            Self::CancelledAfter(_) => "nothing: the new credential is in place",
+            Self::Unreachable { .. } => "try again later; jobs that run keep their token",
+            Self::Refused { .. } | Self::Unsuitable(_) => "approve all that the page offers; else ask the admins",
+            Self::UnsafePage(_) | Self::NotSetUp(_) | Self::Stock(_) | Self::System { .. } => "ask the admins",
+            Self::Busy { .. } => "approve there, or end it, and try again",
+            Self::NeedsHuman(_) => "run the command on a terminal",
+            Self::Request(_) => "write the service, scopes and audience as in a submit file",
+            Self::Store(_) => "see that HTCondor's credd runs and takes this user, and try again",
+            Self::NotUsable { .. } => "run evercred status on the access point",
         }
     }
 }

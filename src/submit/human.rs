@@ -28,6 +28,8 @@ pub struct Human {
     purpose: Purpose,
     terminal: Option<Terminal>,
     countdown: Countdown,
+    /// Something was told that may fail the jobs.
+    stale: bool,
     messages: Box<dyn Write>,
 }
 
@@ -42,7 +44,16 @@ impl Human {
     #[must_use]
     pub fn with(user: &str, purpose: Purpose, terminal: Option<Terminal>, messages: Box<dyn Write>) -> Self {
         let countdown = Countdown::default();
-        Self { several: false, browser: false, user: user.to_owned(), purpose, terminal, countdown, messages }
+        Self {
+            several: false,
+            browser: false,
+            user: user.to_owned(),
+            purpose,
+            terminal,
+            countdown,
+            stale: false,
+            messages,
+        }
     }
 
     fn say(&mut self, sentence: &str) {
@@ -132,13 +143,27 @@ impl Voice for Human {
                 self.say(&words::greeting(&self.user, self.purpose));
             }
             Event::Found(request, case) if chats => self.say_about(request, &words::case(case)),
+            // A login is a human's own question, also where nobody can be asked back.
+            Event::Found(request, case @ (Case::Valid(_) | Case::Stored(_))) if self.purpose == Purpose::Login => {
+                self.say_about(request, &words::case(case));
+            }
             Event::Found(request, case) => self.warn(request, case),
-            Event::Waiting if chats => {
+            Event::Waiting(holder, length) if chats => {
                 self.say("Another program of yours asks for approval at this moment; waiting for it ...");
+                self.say(&format!("It is {}, and may take another {}.", words::holder(holder), words::spoken(length)));
             }
             Event::Created(request, left) => self.say_about(request, &words::created(left)),
-            Event::Done if chats && self.purpose == Purpose::Submit => self.say(words::SUBMITTED),
-            Event::Greeting | Event::Waiting | Event::Done => {}
+            Event::Stale(request, stale) => {
+                self.stale = true;
+                let sentence = words::stale(stale);
+                if chats {
+                    self.say_about(request, &[sentence]);
+                } else {
+                    self.say(&format!("evercred: {}: {sentence}", request.name()));
+                }
+            }
+            Event::Done if chats && self.purpose == Purpose::Submit && !self.stale => self.say(words::SUBMITTED),
+            Event::Greeting | Event::Waiting(..) | Event::Done => {}
         }
     }
 

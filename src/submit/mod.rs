@@ -26,7 +26,7 @@ pub mod voice;
 pub mod words;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     cell::RefCell,
@@ -164,6 +164,7 @@ pub fn counter<'a>(
         host: host(),
         use_wait: settings.storer.use_wait,
         lock_places: lock::places(),
+        note_places: lock::cache_places(),
         cancelled,
         renew,
         made: RefCell::default(),

@@ -1,5 +1,5 @@
-//! What this user stored last for a credential, as far as it is no secret: beside the lock, in a directory that is the
-//! user's own, as `stored-NAME`, one JSON object.
+//! What this user stored last for a credential, as far as it is no secret: in `evercred` in the user's own cache
+//! directory, which outlasts a session, as `stored-NAME`, one JSON object.
 //!
 //! Two things need it. A portal that uploads the same token for each job costs one question to credd; and where no
 //! keeper can be asked, as on a login node, the end of a credential that was approved here is known all the same.

@@ -12,6 +12,7 @@ use super::{
     flow::{Invitation, Watcher},
     request::Request,
     voice::{Event, Voice},
+    words,
 };
 
 const SCHEMA: u32 = 1;
@@ -43,9 +44,9 @@ impl Portal {
         writeln!(self.out, "{members}").and_then(|()| self.out.flush()).ok();
     }
 
-    /// The last event of a failure.
-    pub fn failed(&mut self, error: &SubmitError, line: &str) {
-        self.event(json!({ "event": "failed", "error": error.label(), "message": line }));
+    /// The last event of a failure: its stable label, what is wrong, and what to do.
+    pub fn failed(&mut self, error: &str, message: &str, advice: &str) {
+        self.event(json!({ "event": "failed", "error": error, "message": message, "advice": advice }));
     }
 }
 
@@ -94,8 +95,18 @@ impl Voice for Portal {
                 }
                 self.event(members);
             }
-            Event::Waiting => self.event(json!({ "event": "another-approval" })),
+            Event::Waiting(holder, length) => self.event(json!({
+                "event": "another-approval", "pid": holder.map(|holder| holder.pid),
+                "credential": holder.map(|holder| &holder.name), "seconds_left": length.as_secs(),
+            })),
             Event::Created(request, left) => self.event(about(request, "created", left)),
+            Event::Stale(request, stale) => {
+                let mut members = about(request, "stale", Left::Unknown);
+                if let Some(members) = members.as_object_mut() {
+                    members.insert("message".into(), words::stale(stale).into());
+                }
+                self.event(members);
+            }
             Event::Done => self.event(json!({ "event": "done" })),
             Event::Greeting => {}
         }
@@ -116,7 +127,10 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::core::id::{Handle, Service};
+    use crate::{
+        core::id::{Handle, Service},
+        submit::{cases::Stale, lock::Holder},
+    };
 
     struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -163,7 +177,9 @@ mod tests {
         ] {
             portal.tell(Event::Found(&plain, case));
         }
-        portal.tell(Event::Waiting);
+        let holder = Holder { pid: 4711, name: "helmholtz_eu".into(), until: 0 };
+        portal.tell(Event::Waiting(Some(&holder), Duration::from_secs(420)));
+        portal.tell(Event::Waiting(None, Duration::from_secs(120)));
         portal.invite(&invitation(None, None));
         portal.invite(&invitation(Some("ABCD-EFGH"), Some("https://login.example.org/device?user_code=ABCDEFGH")));
         for secs in [300, 299, 240, 239, 0] {
@@ -171,8 +187,10 @@ mod tests {
         }
         portal.tell(Event::Created(&request, Left::For(day * 7)));
         portal.tell(Event::Created(&request, Left::Unlimited));
+        portal.tell(Event::Stale(&request, Stale::Ended(day)));
         portal.tell(Event::Done);
-        portal.failed(&SubmitError::Declined, &SubmitError::Declined.line(crate::submit::words::Purpose::Login));
+        let declined = SubmitError::Declined;
+        portal.failed(declined.label(), &declined.line(crate::submit::words::Purpose::Login), declined.advice());
         let kept = kept.lock().unwrap();
         String::from_utf8(kept.clone()).unwrap()
     }

@@ -14,8 +14,8 @@ use std::{
 use super::{
     cases::{self, Case, Left},
     error::SubmitError,
-    flow::{self, Fresh, Wish},
-    lock::{Lock, Locked},
+    flow::{self, Fresh, Invitation, Watcher, Wish},
+    lock::{Holder, Lock, Locked},
     note::Note,
     remote,
     request::Request,
@@ -32,6 +32,8 @@ use crate::{
 
 /// How often credd is asked whether the `.use` is there, at first and later.
 const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// What issuer and credd may take, beside the approval itself and the wait for the `.use`.
+const AROUND: Duration = Duration::from_secs(120);
 
 /// What the keeper says of the user's credentials, by base name; `None`: it cannot be asked.
 pub type Known = Option<HashMap<String, Credential>>;
@@ -50,6 +52,8 @@ pub struct Counter<'a> {
     pub use_wait: Duration,
     /// Where the lock may be.
     pub lock_places: Vec<PathBuf>,
+    /// Where notes may be.
+    pub note_places: Vec<PathBuf>,
     /// Set by signals.
     pub cancelled: &'a AtomicBool,
     /// Renew whatever is valid, too.
@@ -98,15 +102,17 @@ impl Counter<'_> {
                 || !case.is_good()
                 || (case.ending().is_some() && voice.renew(provider.approval.renew_default, self.cancelled)?);
             if !create {
-                // A `.use` that is older than the `.top` is of the one before.
-                if !stored.is_usable() {
+                if stored.is_usable() {
+                    self.wait_for_renewal(request, stored, &known, voice)?;
+                } else {
+                    // A `.use` that is older than the `.top` is of the one before.
                     self.wait_for_use(request, None)?;
                 }
             } else if voice.reaches_somebody() {
                 let before = if case.is_good() { stored.top() } else { None };
                 self.approve(request, provider, before, voice)?;
             } else {
-                missing.push(needs_human(request, case));
+                missing.push(self.needs_human(request, case));
             }
         }
         if missing.is_empty() { Ok(()) } else { Err(SubmitError::NeedsHuman(missing.join("\n"))) }
@@ -125,12 +131,24 @@ impl Counter<'_> {
     }
 
     /// Which case it is, as far as it can be known on this host.
-    fn judge(&self, request: &Request, stored: Stored, known: &Known) -> Case {
-        if let Some(known) = known {
-            return cases::judge(stored, known.get(&request.name()), now());
+    pub(crate) fn judge(&self, request: &Request, stored: Stored, known: &Known) -> Case {
+        if let Some(credential) = spoken_of(request, stored, known) {
+            return cases::judge(stored, credential, now());
         }
-        let end = || Note::read(&self.lock_places, request).filter(|note| stored.top() == Some(note.top))?.end;
+        let end = || Note::read(&self.note_places, request).filter(|note| stored.top() == Some(note.top))?.end;
         cases::without_keeper(stored, end(), now())
+    }
+
+    /// The line that names the command.
+    fn needs_human(&self, request: &Request, case: Case) -> String {
+        let (name, command) = (request.name(), request.login_command());
+        if case.is_good() && self.renew {
+            return format!(
+                "evercred: {name}: A new credential needs your approval. Give it on a terminal: {command} --renew"
+            );
+        }
+        let why = words::case(case).first().cloned().unwrap_or_default();
+        format!("evercred: {name}: {why} Approve it on a terminal: {command}")
     }
 
     /// Let the user approve, unless another submit has done it. `before`: the time of the `.top` that is to be replaced
@@ -142,30 +160,52 @@ impl Counter<'_> {
         before: Option<i64>,
         voice: &mut dyn Voice,
     ) -> Result<(), SubmitError> {
-        let waiting = || voice.tell(Event::Waiting);
-        let Locked::Held(lock, _) = Lock::take(&self.lock_places, self.cancelled, waiting) else {
-            return Err(SubmitError::Cancelled);
-        };
+        let waiting = |holder: Option<&Holder>, length| voice.tell(Event::Waiting(holder, length));
+        let lock = self.lock(request, Duration::MAX, waiting)?;
         // Whoever had the lock before may have stored just this: also without having held us up here, while we were at
         // another request or at a question.
         let stored = self.credd.query(request)?;
         let case = self.judge(request, stored, &(self.keeper)());
-        if case.is_good() && !self.renew && before.is_none_or(|before| stored.top() != Some(before)) {
+        if case.is_good() && before.is_none_or(|before| stored.top() != Some(before)) {
             voice.tell(Event::Found(request, case));
             return self.wait_for_use(request, None).map(drop);
         }
         self.right_place()?;
         let wish = Wish { provider, request, account: self.account.clone(), host: self.host.clone() };
-        let fresh = flow::approve(&wish, voice, self.cancelled)?;
+        let mut watcher = Inviting { voice, lock: &lock, name: request.name(), after: self.around() };
+        let fresh = flow::approve(&wish, &mut watcher, self.cancelled)?;
         let end = match fresh.left {
             Left::For(left) => Some(now().plus(left).secs()),
             Left::Unlimited | Left::Unknown => None,
         };
         let top = self.put(request, &fresh)?;
-        Note { top, end, sha256: None }.write(&self.lock_places, request);
+        Note { top, end, sha256: None }.write(&self.note_places, request);
         voice.tell(Event::Created(request, fresh.left));
         drop(lock);
         Ok(())
+    }
+
+    /// The lock, for a credential; who has it is waited for as long as it may take, and not beyond `patience`.
+    ///
+    /// # Errors
+    /// [`SubmitError::Busy`], or cancelled.
+    pub fn lock(
+        &self,
+        request: &Request,
+        patience: Duration,
+        waiting: impl FnOnce(Option<&Holder>, Duration),
+    ) -> Result<Lock, SubmitError> {
+        let me = Holder::me(&request.name(), self.around());
+        match Lock::take(&self.lock_places, &me, patience, self.cancelled, waiting) {
+            Locked::Held(lock) => Ok(lock),
+            Locked::Cancelled => Err(SubmitError::Cancelled),
+            Locked::Busy(holder, waited) => Err(SubmitError::Busy { holder, waited }),
+        }
+    }
+
+    /// What an approval may take without the human.
+    fn around(&self) -> Duration {
+        AROUND + self.use_wait
     }
 
     /// Refuse to store where this host's jobs do not go.
@@ -201,6 +241,37 @@ impl Counter<'_> {
         self.wait_for_use(request, Some(since))
     }
 
+    /// Where the access token is over: until the next one is there, as long as the keeper is at it; else say so, and let
+    /// the jobs go: they may start later, and the credential is good.
+    fn wait_for_renewal(
+        &self,
+        request: &Request,
+        mut stored: Stored,
+        known: &Known,
+        voice: &mut dyn Voice,
+    ) -> Result<(), SubmitError> {
+        let end = Instant::now() + self.use_wait;
+        let mut pause = LOOK.0;
+        let mut later = None;
+        loop {
+            let known = later.as_ref().unwrap_or(known);
+            let credential = spoken_of(request, stored, known);
+            let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
+            let is_at_it = credential.is_some_and(|credential| credential.error.is_none());
+            if !is_at_it || Instant::now() + pause > end {
+                voice.tell(Event::Stale(request, stale));
+                return Ok(());
+            }
+            if self.cancelled.load(Relaxed) {
+                return Err(SubmitError::Cancelled);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LOOK.1);
+            stored = self.credd.query(request)?;
+            later = Some((self.keeper)());
+        }
+    }
+
     /// Until the `.use` is as young as the `.top`; the time of that one. `since`: when we stored it.
     fn wait_for_use(&self, request: &Request, since: Option<Timestamp>) -> Result<i64, SubmitError> {
         let end = Instant::now() + self.use_wait;
@@ -220,7 +291,7 @@ impl Counter<'_> {
             // What the issuer refuses now it will not give in a minute.
             if pause >= Duration::from_millis(300)
                 && let Some(trouble) =
-                    (self.keeper)().as_ref().and_then(|known| known.get(&request.name())?.error.clone())
+                    spoken_of(request, stored, &(self.keeper)()).and_then(|credential| credential.error.clone())
                 && trouble
                     .since
                     .is_none_or(|began| Some(began.secs()) >= stored.top() && since.is_none_or(|since| began >= since))
@@ -244,7 +315,26 @@ impl Counter<'_> {
     }
 }
 
-fn needs_human(request: &Request, case: Case) -> String {
-    let why = words::case(case).first().cloned().unwrap_or_default();
-    format!("evercred: {}: {why} Approve it on a terminal: {}", request.name(), request.login_command())
+/// What the keeper says of a request's credential, if it is the one that credd has.
+fn spoken_of<'k>(request: &Request, stored: Stored, known: &'k Known) -> Option<&'k Credential> {
+    known.as_ref()?.get(&request.name()).filter(|credential| cases::speaks_of(credential, stored))
+}
+
+/// Tells those who wait for the lock for how long the page is open.
+struct Inviting<'a> {
+    voice: &'a mut dyn Voice,
+    lock: &'a Lock,
+    name: String,
+    after: Duration,
+}
+
+impl Watcher for Inviting<'_> {
+    fn invite(&mut self, invitation: &Invitation) {
+        self.lock.tell(&Holder::me(&self.name, invitation.expires_in.min(flow::LONGEST) + self.after));
+        self.voice.invite(invitation);
+    }
+
+    fn left(&mut self, left: Duration) {
+        self.voice.left(left);
+    }
 }

@@ -28,7 +28,11 @@ use crate::{
     courier::http::now,
     demo::issuer::{Issuer, Options, Running},
     error::Kind,
-    submit::cases::Case,
+    submit::{
+        cases::Case,
+        lock::{Holder, Lock, Locked},
+        portal::Portal,
+    },
 };
 
 /// What HTCondor 25.14.1 says, over files beside the script.
@@ -64,7 +68,7 @@ esac
 "#;
 
 /// A place to submit from.
-struct Desk {
+pub(crate) struct Desk {
     dir: tempfile::TempDir,
     issuer: Running,
     settings: Settings,
@@ -73,7 +77,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(more: &str) -> Self {
+    pub(crate) fn new(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let issuer = Issuer::start(&Options::default()).unwrap();
         let script = dir.path().join("condor_store_cred");
@@ -104,12 +108,18 @@ impl Desk {
     }
 
     /// How often credd was asked to do this.
-    fn calls(&self, verb: &str) -> usize {
+    pub(crate) fn calls(&self, verb: &str) -> usize {
         std::fs::read_to_string(self.file("calls")).unwrap_or_default().matches(verb).count()
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    fn stored_at(&self, name: &str) -> Option<Timestamp> {
+        let modified = std::fs::metadata(self.file(name)).ok()?.modified().ok()?;
+        let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Timestamp::from_secs(i64::try_from(since.as_secs()).ok()?))
     }
 
     fn knows(&self, left: i64, kind: Option<Kind>) {
@@ -124,6 +134,7 @@ impl Desk {
             renews: None,
             refresh_token_expires: Some(end),
             rolling: None,
+            stored: self.stored_at("helmholtz.top"),
             renewed: None,
             generation: 1,
             error: kind.map(|kind| Trouble { kind, detail: "so it says".into(), since: Some(now()), times: 2 }),
@@ -146,6 +157,21 @@ impl Desk {
 
     /// Submit on this terminal, or on none; several requests are told apart by ` + `.
     fn submit(&self, requests: &str, terminal: Option<Terminal>, messages: Box<dyn Write>) -> Result<(), SubmitError> {
+        let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
+        human.several = requests.contains(" + ");
+        let outcome = self.provide(requests, false, &mut human);
+        human.clear();
+        outcome
+    }
+
+    /// `evercred login` without a terminal; what it says.
+    fn login(&self, renew: bool) -> (Result<(), SubmitError>, String) {
+        let (said, messages) = recorder();
+        let outcome = self.provide("helmholtz", renew, &mut Human::with("alice", Purpose::Login, None, messages));
+        (outcome, said())
+    }
+
+    fn provide(&self, requests: &str, renew: bool, voice: &mut dyn Voice) -> Result<(), SubmitError> {
         let wanted: Vec<_> = requests
             .split(" + ")
             .map(|request| {
@@ -154,20 +180,29 @@ impl Desk {
                 Ok((request, provider))
             })
             .collect::<Result<_, SubmitError>>()?;
+        self.at_counter(renew, |counter| counter.provide(&wanted, voice))?;
+        voice.tell(Event::Done);
+        Ok(())
+    }
+
+    /// With what all programs share, as they have it here.
+    pub(crate) fn at_counter<T>(&self, renew: bool, work: impl FnOnce(&Counter<'_>) -> T) -> T {
         let credd = Credd::at(self.file("condor_store_cred"));
         let keeper = || self.keeper.lock().unwrap().clone();
-        let mut counter = counter(&credd, &keeper, &self.settings, &self.cancelled, false);
+        let mut counter = counter(&credd, &keeper, &self.settings, &self.cancelled, renew);
         counter.account = "alice".into();
         counter.host = "ap1".into();
         counter.lock_places = vec![self.dir.path().to_owned()];
-        let mut human = Human::with("alice", Purpose::Submit, terminal, messages);
-        human.several = wanted.len() > 1;
-        let outcome = counter.provide(&wanted, &mut human);
-        if outcome.is_ok() {
-            human.tell(Event::Done);
-        }
-        human.clear();
-        outcome
+        counter.note_places = vec![self.dir.path().join("cache")];
+        work(&counter)
+    }
+
+    /// Another program of the user, which has the lock and may take so long.
+    fn busy(&self, length: Duration) -> Lock {
+        let me = Holder { pid: 4711, ..Holder::me("helmholtz_eu", length) };
+        let places = [self.dir.path().to_owned()];
+        let Locked::Held(lock) = Lock::take(&places, &me, length, &self.cancelled, |_, _| ()) else { panic!("free") };
+        lock
     }
 
     /// Submit on a terminal of 100 columns without drawing; what is on it then, with what changes from run to run
@@ -357,6 +392,71 @@ fn where_no_keeper_can_be_asked_no_more_is_said_than_is_known() {
 }
 
 #[test]
+fn a_keeper_of_another_credd_is_not_believed() {
+    let desk = Desk::new("");
+    desk.stored();
+    // This host's keeper has a credential of the same name, of another `.top`: the jobs' credd is elsewhere.
+    for kind in [None, Some(Kind::Revoked)] {
+        desk.knows(86_400 * 5, kind);
+        desk.age("helmholtz.top", 60);
+        let text = desk.on_terminal("helmholtz", |_, _| ());
+        assert!(text.contains("Whether it still works, and how long, is not known"), "{text}");
+        assert!(!text.contains("valid credential") && !text.contains("revoked"), "{text}");
+        assert!(text.ends_with("will now be submitted!\n"), "{text}");
+        desk.stored();
+    }
+    // Nor if it has none of that name.
+    *desk.keeper.lock().unwrap() = Some(HashMap::new());
+    assert!(desk.on_terminal("helmholtz", |_, _| ()).contains("and how long, is not known"));
+}
+
+#[test]
+fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_told() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.age("helmholtz.top", 7200);
+    desk.age("helmholtz.use", 7200);
+    let ended = |ago: i64, kind| {
+        desk.knows(86_400 * 5, kind);
+        for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
+            credential.expires = Some(Timestamp(now().0 - ago * 1000));
+        }
+    };
+    // It comes while we wait.
+    ended(3600, None);
+    let text = desk.on_terminal("helmholtz", |desk, _| {
+        while desk.calls("query-oauth") < 3 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        ended(-3600, None);
+    });
+    assert!(!text.contains("access token") && text.ends_with("will now be submitted!\n"), "{text}");
+    // It does not, and the keeper knows why: nobody waits.
+    ended(3600, Some(Kind::CourierLost));
+    let asked = desk.calls("query-oauth");
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("Its access token ended 1 hour") && !text.contains("will now be submitted"), "{text}");
+    assert_eq!(desk.calls("query-oauth"), asked + 1);
+    // It does not, and the keeper does not say why: after the usual wait.
+    ended(3600, None);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert!(warning.starts_with("evercred: helmholtz: Its access token ended 1 hour"), "{warning}");
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    // No keeper: by its age.
+    *desk.keeper.lock().unwrap() = None;
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    assert_eq!(said(), "", "two hours are no reason");
+    desk.age("helmholtz.top", 3 * 86_400);
+    desk.age("helmholtz.use", 3 * 86_400);
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("Its access token was made 3 days"), "{text}");
+    assert!(!text.contains("will now be submitted"), "{text}");
+}
+
+#[test]
 fn case_3_with_less_than_a_day_left_the_user_is_asked() {
     let desk = Desk::new("");
     desk.stored();
@@ -494,6 +594,60 @@ fn without_a_terminal_a_missing_credential_names_the_command_at_once() {
 }
 
 #[test]
+fn a_login_without_a_terminal_says_what_there_is_and_what_a_renewal_needs() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_401 * 2, None);
+    let (outcome, said) = desk.login(false);
+    assert!(outcome.is_ok());
+    assert!(said.starts_with("A valid credential has been found with a remaining life time of 2 days"), "{said}");
+    let (outcome, said) = desk.login(true);
+    let error = outcome.unwrap_err();
+    assert_eq!((error.code(), error.label()), (3, "needs-human"));
+    assert_eq!(
+        error.line(Purpose::Login),
+        "evercred: helmholtz: A new credential needs your approval. Give it on a terminal: evercred login helmholtz \
+         --renew"
+    );
+    assert!(said.starts_with("A valid credential has been found"), "{said}");
+    assert_eq!((desk.calls("add-oauth"), desk.issuer.control().stats().requests), (0, 0));
+}
+
+#[test]
+fn a_portal_renews_a_valid_credential_by_events() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.age("helmholtz.top", 60);
+    desk.knows(86_401 * 2, None);
+    let (said, messages) = recorder();
+    std::thread::scope(|scope| {
+        let login = scope.spawn(|| desk.provide("helmholtz", true, &mut Portal::to(messages)));
+        let fail = Fail(&desk);
+        let (mut events, end) = (String::new(), Instant::now() + Duration::from_secs(30));
+        let url = loop {
+            events.push_str(&said());
+            let approval = events.lines().find(|line| line.contains("\"approval\"")).map(str::to_owned);
+            if let Some(approval) = approval {
+                break serde_json::from_str::<Value>(&approval).unwrap()["url"].as_str().unwrap().to_owned();
+            }
+            assert!(Instant::now() < end, "{events}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        consent(&url, true);
+        login.join().unwrap().unwrap();
+        std::mem::forget(fail);
+        events.push_str(&said());
+        let names: Vec<_> = events
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].as_str().unwrap().to_owned())
+            .filter(|name| name != "waiting")
+            .collect();
+        assert_eq!(names, ["found", "approval", "created", "done"]);
+    });
+    assert_ne!(desk.top("helmholtz").unwrap()["mytoken"], "old");
+}
+
+#[test]
 fn two_submits_at_once_make_one_prompt() {
     let desk = Desk::new("");
     let (mut first, first_terminal, first_messages) = pty();
@@ -512,6 +666,80 @@ fn two_submits_at_once_make_one_prompt() {
     assert!(!second.seen.contains(words::VISIT), "{}", second.seen);
     let calls = std::fs::read_to_string(desk.file("calls")).unwrap();
     assert_eq!(calls.matches("add-oauth").count(), 1, "{calls}");
+}
+
+#[test]
+fn another_submit_is_waited_for_as_long_as_it_may_take_and_then_told() {
+    let desk = Desk::new("");
+    let other = desk.busy(Duration::from_secs(2));
+    let text = desk.on_terminal("helmholtz", |_, _| ());
+    assert!(text.contains("It is process 4711, for helmholtz_eu, and may take another "), "{text}");
+    let end = "process 4711, for helmholtz_eu. Nothing was stored. Approve there, or end it; then submit again. [1]\n";
+    assert!(text.ends_with(end), "{text}");
+    // Where nobody can be asked, nobody is waited for.
+    let asked = Instant::now();
+    let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+    assert_eq!(error.code(), 3);
+    assert!(error.to_string().ends_with("Approve it on a terminal: evercred login helmholtz"), "{error}");
+    assert!(asked.elapsed() < Duration::from_secs(30));
+    assert_eq!(desk.calls("add-oauth"), 0);
+    drop(other);
+}
+
+#[test]
+fn who_waits_is_told_how_long_the_page_of_the_first_is_open() {
+    let desk = Desk::new("");
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::POLLING);
+        let holder = std::fs::read_to_string(desk.file("evercred/storer.lock")).unwrap();
+        let holder: Holder = serde_json::from_str(&holder).unwrap();
+        let left = holder.until - now().secs();
+        // The page for 300 s, issuer and credd for 120, the .use for 3.
+        assert!((400..=423).contains(&left), "{left}");
+        assert_eq!((holder.pid, holder.name.as_str()), (std::process::id(), "helmholtz"));
+        desk.cancel();
+    });
+    assert!(text.ends_with("[130]\n"), "{text}");
+}
+
+#[test]
+fn two_handles_and_another_service_in_one_submit_are_approved_one_after_the_other() {
+    let desk = Desk::new("");
+    let wanted = "helmholtz&handle=eu&scopes=storage.read:/ + helmholtz&handle=us&scopes=a,b&audience=https://x + wlcg";
+    let text = desk.on_terminal(wanted, |desk, screen| {
+        let mut pages = Vec::new();
+        for count in 1..=3 {
+            while screen.seen.matches(words::POLLING).count() < count {
+                screen.read();
+            }
+            let url = screen.url();
+            assert!(!pages.contains(&url), "a page of its own for each");
+            if count < 3 {
+                consent(&url, true);
+            } else {
+                approve_code(desk, screen);
+            }
+            pages.push(url);
+        }
+    });
+    assert!(text.ends_with("will now be submitted!\n"), "{text}");
+    for name in ["helmholtz_eu", "helmholtz_us", "wlcg"] {
+        assert!(text.contains(&format!("{name}: Your credential has been successfully created!")), "{text}");
+        assert!(desk.top(name).is_some(), "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(desk.file("helmholtz_us.wish")).unwrap(), "a,b|https://x");
+    let text = desk.on_terminal(wanted, |_, _| ());
+    assert!(!text.contains(words::VISIT) && text.ends_with("will now be submitted!\n"), "{text}");
+    assert_eq!(desk.calls("add-oauth"), 3);
+}
+
+/// Type the code that is on the screen on the issuer's page.
+fn approve_code(desk: &Desk, screen: &Screen) {
+    let code = screen.seen.rsplit("enter this code there:").next().unwrap().split_whitespace().next().unwrap();
+    assert_eq!(code.len(), 9, "{code}");
+    let form = format!("user_code={code}&user=alice&decision=approve");
+    let url = format!("{}/approve", desk.issuer.url());
+    assert_eq!(post(&url, "application/x-www-form-urlencoded", form).0, 200);
 }
 
 #[test]
@@ -707,11 +935,7 @@ fn the_device_flow_shows_a_code_and_stores_a_refresh_token() {
     let desk = Desk::new("");
     let text = desk.on_terminal("wlcg", |desk, screen| {
         screen.wait_for(words::POLLING);
-        let code = screen.seen.split("enter this code there:").nth(1).unwrap().split_whitespace().next().unwrap();
-        assert_eq!(code.len(), 9, "{code}");
-        let form = format!("user_code={code}&user=alice&decision=approve");
-        let url = format!("{}/approve", desk.issuer.url());
-        assert_eq!(post(&url, "application/x-www-form-urlencoded", form).0, 200);
+        approve_code(desk, screen);
     });
     insta::assert_snapshot!(text);
     assert!(desk.top("wlcg").unwrap()["refresh_token"].as_str().unwrap().starts_with("ert-"));
@@ -745,7 +969,7 @@ fn services_of_others_go_to_the_stock_storer_as_they_came() {
 }
 
 /// Messages into memory.
-fn recorder() -> (impl Fn() -> String, Box<dyn Write>) {
+fn recorder() -> (impl Fn() -> String, Box<dyn Write + Send>) {
     struct Sender(mpsc::Sender<Vec<u8>>);
     impl Write for Sender {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -1,11 +1,12 @@
 //! Who is told how a submit goes: a human, or a portal.
 
-use std::sync::atomic::AtomicBool;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use super::{
-    cases::{Case, Left},
+    cases::{Case, Left, Stale},
     error::SubmitError,
     flow::Watcher,
+    lock::Holder,
     request::Request,
 };
 
@@ -18,11 +19,13 @@ pub enum Event<'a> {
     Greeting,
     /// What there is for a request.
     Found(&'a Request, Case),
-    /// Another submit of the same user asks for approval just now.
-    Waiting,
+    /// Another program of the same user asks for approval just now; which, and for how long it may.
+    Waiting(Option<&'a Holder>, Duration),
     /// A new credential is stored and usable.
     Created(&'a Request, Left),
-    /// All requests have a usable credential.
+    /// The credential is good, its access token is not, and the jobs go all the same.
+    Stale(&'a Request, Stale),
+    /// All requests have a credential.
     Done,
 }
 

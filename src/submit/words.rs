@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::cases::{Case, Left};
+use super::{
+    cases::{Case, Left, Stale},
+    lock::Holder,
+};
 use crate::error::Kind;
 
 /// Whether jobs wait for the outcome.
@@ -65,6 +68,28 @@ pub fn case(case: Case) -> Vec<String> {
             vec![format!("{what} ({kind}). A new one is needed.")]
         }
     }
+}
+
+/// A credential that is good, and whose access token is not.
+#[must_use]
+pub fn stale(stale: Stale) -> String {
+    let what = match stale {
+        Stale::Ended(ago) => format!("Its access token ended {} ago, and no new one has come", spoken(ago)),
+        Stale::Old(age) => format!("Its access token was made {} ago, and is probably over", spoken(age)),
+    };
+    format!(
+        "{what}: the access point's credential monitor may not run, or its issuer is down. Jobs that start before it is \
+         renewed may fail; `evercred status` on the access point may know more."
+    )
+}
+
+/// Who has the lock.
+#[must_use]
+pub fn holder(holder: Option<&Holder>) -> String {
+    holder.map_or_else(
+        || "a process that does not say which".to_owned(),
+        |holder| format!("process {}, for {}", holder.pid, holder.name),
+    )
 }
 
 /// What follows the time that is left.

@@ -3,11 +3,11 @@
 
 on_terminal.py [--size COLSxROWS] [--as USER] [--when TEXT ACTION]... [--seconds N] -- CMD ARG...
 
-ACTION: `approve`, `decline` (the last URL on the screen, over HTTP from inside of the lab named by LAB, as USER),
-`run:COMMAND` (with ACT_URL and ACT_CODE in the environment), `type:WORD`,
-`save:FILE` (what was written so far), `sleep:SECONDS`, `ctrl-c`. Before an approval
-every process is searched for the URL's secret part. The transcript goes to standard output as it is; the exit status
-is the command's (128 + signal).
+ACTION: `approve`, `decline` (over HTTP from inside of the lab named by LAB, as USER), `run:COMMAND` (with ACT_URL and
+ACT_CODE in the environment), `type:WORD`, `save:FILE` (what was written so far), `sleep:SECONDS`, `ctrl-c`. The first
+three answer a page of the storer's: the first one that no action has answered, once it is shown whole, since a terminal
+hands over what is written in pieces. Before that every process is searched for the URL's secret part. The transcript
+goes to standard output as it is; the exit status is the command's (128 + signal).
 """
 import argparse, fcntl, os, pty, re, select, signal, struct, subprocess, sys, termios, time
 
@@ -27,11 +27,26 @@ if pid == 0:
     os.execvp(command[0], command)
 fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-seen, waiting, end = b"", list(args.when), time.monotonic() + args.seconds
+seen, waiting, end, answered = b"", list(args.when), time.monotonic() + args.seconds, 0
+
+
+def pages():
+    """URL and code of each page that was shown whole, in their order: both come before this line."""
+    text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", seen).decode(errors="replace")
+    shown = []
+    for part in text.split("Starting polling")[:-1]:
+        urls = re.findall(r"^(https?://\S+)\r*$", part, re.M)
+        codes = re.findall(r"^([A-Z0-9]{4}-[A-Z0-9]{4})\s*$", part, re.M)
+        shown += [(url, codes[-1] if codes else "") for url in urls[-1:]]
+    return shown
+
+
+def answers(action):
+    return action in ("approve", "decline") or action.startswith("run:")
 
 
 def act(action):
-    text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", seen).decode(errors="replace")
+    global answered
     if action.startswith("type:"):
         os.write(master, action[5:].encode() + b"\n")
     elif action.startswith("save:"):
@@ -41,9 +56,9 @@ def act(action):
         os.write(master, b"\x03")
     elif action.startswith("sleep:"):
         time.sleep(float(action[6:]))
-    elif action in ("approve", "decline") or action.startswith("run:"):
-        url = re.findall(r"^https?://\S+", text, re.M)[-1]
-        code = (re.findall(r"^([A-Z0-9]{4}-[A-Z0-9]{4})\s*$", text, re.M) or [""])[-1]
+    elif answers(action):
+        url, code = pages()[answered]
+        answered += 1
         secret = (code or url.rsplit("/", 1)[-1]).encode()
         for process in filter(str.isdigit, os.listdir("/proc")):
             for what in ("cmdline", "environ"):
@@ -75,7 +90,7 @@ while True:
         if not part:
             break
         seen += part
-    if waiting and waiting[0][0].encode() in seen:
+    if waiting and waiting[0][0].encode() in seen and (not answers(waiting[0][1]) or len(pages()) > answered):
         act(waiting.pop(0)[1])
 status = os.waitpid(pid, 0)[1]
 sys.stdout.buffer.write(seen.replace(b"\r\n", b"\n"))

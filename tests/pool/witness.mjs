@@ -1,13 +1,14 @@
 // Watches a pool while it runs: which token lies in the credential directory when, and whether a token shows itself
 // anywhere else.
 //
-//   node witness.mjs --credentials DIR --init PID --logs PATH[,PATH...] [--for 900]
+//   node witness.mjs --credentials DIR --init PID --logs PATH[,PATH...] [--codes URL] [--for 900]
 //
 // On standard output, one line for each new content of a .top or .use: `TIME spool USER/FILE sha256 DIGEST`,
 // with the digest (12 hex digits) of the token in it, never the token. Every token seen so is a canary: looked for in
 // argv and environment of every process in the pid namespace of PID, all the time, and on SIGTERM in every file below
-// the PATHs. A find is one line: `leak argv|environ|log WHERE sha256 DIGEST`, told once. The last line counts what was
-// looked at; exit 0 also with leaks, for whoever runs it knows which it planted.
+// the PATHs. So are the consent and polling codes of approvals under way, which our own issuer tells at URL. A find is
+// one line: `leak argv|environ|log WHERE sha256 DIGEST`, told once. The last line counts what was looked at; exit 0 also
+// with leaks, for whoever runs it knows which it planted.
 
 import { createHash } from 'node:crypto';
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
@@ -19,6 +20,7 @@ const { values: args } = parseArgs({
     credentials: { type: 'string' },
     init: { type: 'string' },
     logs: { type: 'string', default: '' },
+    codes: { type: 'string' },
     for: { type: 'string', default: '900' },
   },
 });
@@ -32,7 +34,7 @@ const unless = (gone, look) => { try { return look(); } catch { return gone; } }
 const canaries = new Map(); // token -> digest
 const contents = new Map(); // path -> digest
 const told = new Set();
-const looked = { spool: 0, processes: 0, pids: new Set(), files: 0 };
+const looked = { spool: 0, processes: 0, pids: new Set(), files: 0, codes: 0 };
 
 function token(text) {
   const object = unless(undefined, () => JSON.parse(text));
@@ -56,6 +58,16 @@ function lookAtSpool() {
       contents.set(path, sum);
     }
   }
+}
+
+async function lookAtCodes() {
+  // An issuer that is not up yet, or not any more, has none.
+  const codes = await fetch(args.codes).then((answer) => answer.json()).catch(() => []);
+  for (const code of codes.filter((one) => !canaries.has(one))) {
+    looked.codes += 1;
+    canaries.set(code, digest(code));
+  }
+  setTimeout(lookAtCodes, 100);
 }
 
 function search(kind, where, text) {
@@ -95,10 +107,11 @@ function end() {
   lookAtProcesses();
   args.logs.split(',').filter(Boolean).forEach(lookAtFiles);
   say(`looked ${looked.spool} times at the spool, at ${looked.pids.size} processes (${looked.processes} looks), `
-    + `at ${looked.files} files, for ${canaries.size} tokens`);
+    + `at ${looked.files} files, for ${canaries.size - looked.codes} tokens and ${looked.codes} codes`);
   process.exit(0);
 }
 
+if (args.codes) lookAtCodes();
 setInterval(lookAtSpool, 50);
 setInterval(lookAtProcesses, 200);
 setTimeout(end, Number(args.for) * 1000);

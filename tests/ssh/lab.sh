@@ -6,13 +6,14 @@
 # (KDC) and 12222 (sshd).
 set -e
 [ $# -ge 2 ] || { echo "usage: lab.sh DIR fetch|up ACCOUNTS|down" >&2; exit 2; }
+. "$(dirname "$0")/../needs.sh"
 mkdir -p "$1"; LAB=$(cd "$1" && pwd -P); shift; cd "$LAB"
 L=$LAB/root/usr/lib/$(uname -m)-linux-gnu
 tools() { env LD_LIBRARY_PATH="$L" KRB5_CONFIG="$LAB/krb5.conf" KRB5_KDC_PROFILE="$LAB/kdc.conf" "$@"; }
 fetch() {
   [ -f fetched ] && return
   mkdir -p debs root
-  (cd debs && apt-get download libgssapi-krb5-2 libkrb5-3 libkrb5support0 libk5crypto3 libgssrpc4 libkdb5-10 \
+  (cd debs && apt_alone apt-get download libgssapi-krb5-2 libkrb5-3 libkrb5support0 libk5crypto3 libgssrpc4 libkdb5-10 \
     libkadm5srv-mit12 libkadm5clnt-mit12 libev4 libverto-libev1 libverto1 krb5-user krb5-kdc krb5-admin-server \
     libwrap0 openssh-server openssh-sftp-server openssh-client libkeyutils1 libcom-err2)
   for d in debs/*.deb; do dpkg -x "$d" root; done

@@ -353,6 +353,7 @@ mod tests {
             renews: None,
             refresh_token_expires: None,
             rolling: None,
+            stored: None,
             renewed: None,
             generation: 1,
             error,

@@ -305,6 +305,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .route("/fault", post(fault))
         .route("/stats", get(stats))
         .route("/records", get(records))
+        .route("/codes", get(codes))
 }
 
 async fn latency(State(shared): Shares, Json(body): Json<Latency>) -> StatusCode {
@@ -359,6 +360,11 @@ async fn fault(State(shared): Shares, Json(body): Json<FaultFor>) -> StatusCode 
 
 async fn stats(State(shared): Shares) -> Json<Stats> {
     Json(Control::new(shared).stats())
+}
+
+/// Consent and polling codes of the approvals under way: for tests that look where they must not be.
+async fn codes(State(shared): Shares) -> Json<Vec<String>> {
+    Json(super::mytoken::codes(&shared))
 }
 
 async fn records(State(shared): Shares, Query(query): Query<HashMap<String, String>>) -> Json<Vec<Record>> {

@@ -413,6 +413,12 @@ fn start(shared: &Shared, members: &Map<String, Value>) -> Response<Body> {
     .into_response()
 }
 
+/// The secrets of the consents under way.
+pub(super) fn codes(shared: &Shared) -> Vec<String> {
+    let book = shared.book();
+    book.consents.iter().flat_map(|(code, consent)| [code.clone(), consent.polling_code.clone()]).collect()
+}
+
 fn poll(shared: &Shared, polling_code: &str) -> Response<Body> {
     let wish = {
         let mut book = shared.book();

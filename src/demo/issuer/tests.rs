@@ -123,6 +123,13 @@ fn a_polling_code_is_pending_until_the_consent_and_works_once() {
         assert_eq!(status, 200, "{started}");
         let poll = json!({"grant_type": "polling_code", "polling_code": started["polling_code"]});
         assert_eq!(post_json(&http, &my, &poll).await, (428, json!({"error": "authorization_pending"})));
+        let codes = || async {
+            let answer = http.get(format!("{}/control/codes", issuer.url())).send().await.unwrap();
+            serde_json::from_str::<Vec<String>>(&answer.text().await.unwrap()).unwrap()
+        };
+        let open = codes().await;
+        assert!(open.iter().any(|code| *code == started["polling_code"]), "{open:?}");
+        assert!(open.iter().any(|code| started["consent_uri"].as_str().unwrap().ends_with(code)), "{open:?}");
         let consent = started["consent_uri"].as_str().unwrap();
         let (status, next) = post_json(&http, consent, &json!({"restrictions": [{"exp": "+60"}], "user": "bob"})).await;
         assert_eq!(status, 278);
@@ -132,6 +139,7 @@ fn a_polling_code_is_pending_until_the_consent_and_works_once() {
         assert_eq!((status, &done["expires_in"]), (200, &json!(60)));
         let (status, again) = post_json(&http, &my, &poll).await;
         assert_eq!((status, &again["error_description"]), (401, &json!("Bad polling or transfer code")));
+        assert!(codes().await.is_empty());
     });
 }
 

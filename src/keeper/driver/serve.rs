@@ -346,6 +346,7 @@ impl Driver {
             renews: row.renews,
             refresh_token_expires: row.refresh_token_expires,
             rolling: row.rolling,
+            stored: row.stored,
             renewed: row.renewed,
             generation: row.generation,
             error: row.error.map(|(kind, since, times)| Trouble {

@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// RFC 8628 §3.5.
 const SLOW_DOWN: Duration = Duration::from_secs(5);
 /// No approval page is open longer, whatever the issuer says.
-const LONGEST: Duration = Duration::from_secs(3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 /// Codes that ran out, or an answer that got lost, are replaced once.
 const ATTEMPTS: u32 = 2;
 

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{Bad, Fresh, Polled, Post, Started, Wish, later, left_until, page::Page, refused, top};
 use crate::{
-    config::settings::{Provider, ProviderKind},
+    config::settings::Provider,
     core::secret::RefreshToken,
     courier::http,
     issuer::{TokenAnswer, client},
@@ -35,10 +35,8 @@ struct Document {
 }
 
 /// What is asked for; `None`: what the profile says.
-pub(super) fn lifetime(provider: &Provider) -> Option<Duration> {
-    let week =
-        (provider.approval.profile.is_empty() && matches!(provider.kind, ProviderKind::Mytoken { .. })).then_some(WEEK);
-    provider.approval.lifetime.or(week)
+fn lifetime(provider: &Provider) -> Option<Duration> {
+    provider.approval.lifetime.or(provider.approval.profile.is_empty().then_some(WEEK))
 }
 
 pub(super) async fn discover<'a>(http: &Client, wish: &'a Wish<'a>, server: &str) -> Result<Flow<'a>, SubmitError> {
@@ -52,6 +50,12 @@ pub(super) async fn discover<'a>(http: &Client, wish: &'a Wish<'a>, server: &str
     }
     let endpoint = super::endpoint(WHO, "mytoken endpoint", document.mytoken_endpoint)?;
     Ok(Flow { wish, endpoint })
+}
+
+/// The scopes and the lifetime that the request for a mytoken restricts it to; `None`: it restricts nothing, and a
+/// profile decides. No audience: servers clip it to what the first access token has.
+pub(super) fn restriction(wish: &Wish<'_>) -> Option<(Vec<String>, Duration)> {
+    Some((wish.scopes(), lifetime(wish.provider)?))
 }
 
 impl Flow<'_> {
@@ -86,12 +90,11 @@ impl Flow<'_> {
     }
 
     /// One restriction, without which a server would ignore scopes and audience later (contract, fact 6). A profile
-    /// brings its own. No audience: servers clip it to what the first access token has.
+    /// brings its own.
     fn restriction(&self) -> Option<Map<String, Value>> {
-        let lifetime = lifetime(self.wish.provider)?;
+        let (scopes, lifetime) = restriction(self.wish)?;
         let mut restriction = Map::new();
         restriction.insert("exp".into(), json!(format!("+{}s", lifetime.as_secs())));
-        let scopes = self.wish.scopes();
         if !scopes.is_empty() {
             restriction.insert("scope".into(), json!(scopes.join(" ")));
         }

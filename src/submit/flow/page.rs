@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::Wish;
+use super::{Wish, mytoken};
 use crate::{
     config::settings::{OAuth2, ProviderKind},
-    submit::error::SubmitError,
+    submit::{error::SubmitError, words::spoken},
 };
 
 /// As the issuer names it.
@@ -96,11 +96,16 @@ fn place(server: &str) -> String {
     url.as_ref().and_then(Url::port).map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
+/// Who asks for what: nothing but what the request says.
 fn facts(wish: &Wish<'_>) -> Vec<(&'static str, String)> {
-    let server = match &wish.provider.kind {
-        ProviderKind::Mytoken { server } => server.clone(),
+    let (server, scopes, audience, lifetime) = match &wish.provider.kind {
+        ProviderKind::Mytoken { server } => {
+            let (scopes, lifetime) = mytoken::restriction(wish).unzip();
+            (server.clone(), scopes.unwrap_or_default(), Vec::new(), lifetime)
+        }
         ProviderKind::OAuth2(oauth2) => {
-            wish.provider.issuer.clone().or_else(|| oauth2.token_endpoint.clone()).unwrap_or_default()
+            let server = wish.provider.issuer.clone().or_else(|| oauth2.token_endpoint.clone()).unwrap_or_default();
+            (server, wish.scopes(), wish.audience(), None)
         }
     };
     let mut facts = vec![
@@ -108,16 +113,20 @@ fn facts(wish: &Wish<'_>) -> Vec<(&'static str, String)> {
         ("account", format!("{} on {}", wish.account, wish.host)),
         ("provider", format!("{} at {}", wish.provider.name, place(&server))),
     ];
-    let mut list = |name, words: Vec<String>| {
+    for (name, words) in [("scopes", scopes), ("audience", audience)] {
         if !words.is_empty() {
             facts.push((name, words.join(" ")));
         }
-    };
-    list("scopes", wish.scopes());
-    list("audience", wish.audience());
-    list("profile", wish.provider.approval.profile.clone());
-    let lifetime = super::mytoken::lifetime(wish.provider).map(super::super::words::spoken);
-    list("lifetime", lifetime.into_iter().collect());
+    }
+    facts.extend(lifetime.map(|lifetime| ("lifetime", spoken(lifetime))));
+    let profile = wish.provider.approval.profile.join(" ");
+    if !profile.is_empty() {
+        let decides = match lifetime {
+            Some(_) => "which decides the rest at the server",
+            None => "which decides at the server what is approved and for how long",
+        };
+        facts.push(("profile", format!("{profile}, {decides}")));
+    }
     facts
 }
 

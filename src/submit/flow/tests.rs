@@ -134,12 +134,23 @@ fn a_mytoken_request_says_what_the_provider_wants() {
 #[test]
 fn a_profile_brings_its_own_restrictions() {
     let server = Server::start(&[STARTED, MADE]);
-    let (fresh, seen) = approve_at(&server, &format!("{MYTOKEN}\nprofile = \"kit/c4p-htcondor\""));
+    let more = "scopes = [\"s1\"]\naudience = [\"https://a.example\"]\nprofile = \"kit/c4p-htcondor\"";
+    let (fresh, seen) = approve_at(&server, &format!("{MYTOKEN}\n{more}"));
     assert!(fresh.is_ok());
     let body: serde_json::Value = serde_json::from_str(&server.post(0)).unwrap();
     assert_eq!(body["include"], serde_json::json!(["kit/c4p-htcondor"]));
-    assert_eq!(body.get("restrictions"), None);
-    assert!(seen.0[0].facts.contains(&("profile", "kit/c4p-htcondor".into())));
+    assert_eq!((body.get("restrictions"), body.get("capabilities")), (None, None));
+    // What is not asked for is not shown, whatever the settings say.
+    let facts = |seen: &Seen| seen.0[0].facts.get(3..).unwrap_or_default().to_vec();
+    let decides = "kit/c4p-htcondor, which decides at the server what is approved and for how long";
+    assert_eq!(facts(&seen), [("profile", decides.to_owned())]);
+    let server = Server::start(&[STARTED, MADE]);
+    let (_, seen) = approve_at(&server, &format!("{MYTOKEN}\n{more}\nlifetime = \"2h\""));
+    let body: serde_json::Value = serde_json::from_str(&server.post(0)).unwrap();
+    assert_eq!(body["restrictions"], serde_json::json!([{ "exp": "+7200s", "scope": "s1" }]));
+    let rest = "kit/c4p-htcondor, which decides the rest at the server";
+    let told = [("scopes", "s1"), ("lifetime", "2 hours"), ("profile", rest)];
+    assert_eq!(facts(&seen), told.map(|(name, value)| (name, value.to_owned())));
 }
 
 #[test]
