@@ -104,6 +104,37 @@ fn a_renewed_token_is_at_the_site_and_a_restart_sends_nothing_again() {
 }
 
 #[test]
+fn a_site_that_became_another_destination_under_its_name_gets_the_token_there() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let (dest, other) = (place(&site, "dest"), place(&site, "other"));
+    let path = site.home.path().join("evercred.toml");
+    configure(&site, DIRECTORY);
+    site.grid("alice");
+    site.start();
+    let file = dest.join("alice_grid");
+    site.wait("replicated", 20, |s| holds(&file, &token(s, "alice")));
+    site.wait("confirmed", 10, |s| evercred(s, &["replicate"]).status.success());
+    let reload = |from: &str, to: &str| {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        site.signal("-HUP");
+    };
+    reload("/dest\"", "/other\"");
+    let moved = other.join("alice_grid");
+    site.wait("at the new place", 20, |s| holds(&moved, &token(s, "alice")));
+    site.wait("confirmed there", 10, |s| evercred(s, &["replicate"]).status.success());
+    // The same file as something else: the generation that it has there must not keep that away.
+    keygen(&site, "key");
+    let home = site.home.path().display();
+    reload("kind = \"directory\"", &format!("kind = \"directory\"\nkey_files = [\"{home}/key\"]"));
+    site.wait("sealed", 20, |_| fs::read(&moved).is_ok_and(|bytes| bytes.starts_with(b"gAAAA")));
+    site.wait("confirmed again", 10, |s| evercred(s, &["replicate"]).status.success());
+    let log = fs::read_to_string(site.home.path().join("state/replicas.journal")).unwrap();
+    assert!(!log.contains(fs::read_to_string(site.home.path().join("key")).unwrap().trim()));
+}
+
+#[test]
 fn rules_say_whose_tokens_go_where() {
     let mut site = Site::new(600, Rotation::Strict);
     let dest = place(&site, "dest");

@@ -3,6 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::settings::UseFormat;
 use crate::core::{
@@ -40,6 +42,34 @@ pub struct Site {
     pub ca_file: Option<PathBuf>,
     /// `key_files` and `max_age`: what goes there is sealed.
     pub sealing: Option<Sealing>,
+}
+
+impl Site {
+    /// Tells one destination from another: a hash of what decides where a token lands, and as what. Where it changes, what
+    /// was confirmed under this name was confirmed by somebody else, or for something else. No secret can be read from it.
+    #[must_use]
+    pub fn destination(&self) -> String {
+        let place = match &self.kind {
+            SiteKind::Directory { directory } => json!([directory]),
+            SiteKind::Exec { command, directory } => json!([command, directory]),
+            SiteKind::Ssh(ssh) => json!([ssh.host, ssh.user, ssh.port, ssh.ssh_config, ssh.way, ssh.directory]),
+            SiteKind::GlobusCompute(globus) => json!([globus.api, globus.endpoint, globus.directory]),
+            SiteKind::Credd(credd) => json!([credd.host, credd.user_domain, credd.condor_config]),
+            SiteKind::Sfapi(sfapi) => json!([sfapi.api, sfapi.machine, sfapi.directory]),
+            SiteKind::Iri(iri) => json!([iri.api, iri.resource, iri.directory]),
+            SiteKind::Kubernetes(cluster) => {
+                json!([cluster.kubeconfig, cluster.context, cluster.namespace, cluster.secret_name])
+            }
+        };
+        let what =
+            json!([self.kind.label(), place, self.file_name, self.targets, self.use_format, self.mode]);
+        let mut hash = Sha256::new_with_prefix(what.to_string());
+        // A Fernet key is random: nobody finds it by trying.
+        if let Some(key) = self.sealing.as_ref().and_then(|sealing| sealing.keys.first()) {
+            hash.update(key.expose().trim());
+        }
+        hash.finalize().iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
 }
 
 /// Which credentials go to a site: a service of `services`, and a user of `users` or of one of `groups`.

@@ -41,6 +41,8 @@ pub struct Known {
     pub acknowledged: u64,
     /// When.
     pub at: Timestamp,
+    /// The site's name stood for another destination then: nothing counts but that the number is used up.
+    pub elsewhere: bool,
 }
 
 /// What happened.
@@ -269,6 +271,8 @@ struct Entry {
     record_at: Option<Tick>,
     /// What a far end said it has: the next generation is above it.
     floor: u64,
+    /// A site is elsewhere now: what is there may hold this generation as something else.
+    anew: bool,
     rows: Vec<Row>,
 }
 
@@ -455,17 +459,19 @@ impl Replicas {
     fn recalled(&mut self, id: CredentialId, generation: u64, hash: [u8; 16], known: Vec<Known>) {
         // A new content must never get a number that a site has confirmed for another.
         let floor = known.iter().map(|known| known.acknowledged).max().unwrap_or(0);
+        let anew = known.iter().any(|known| known.elsewhere);
         let rows = known.into_iter().map(|known| Row {
             site: known.site,
-            acknowledged: known.acknowledged,
-            at: Some(known.at),
+            acknowledged: if known.elsewhere { 0 } else { known.acknowledged },
+            at: (!known.elsewhere).then_some(known.at),
             wait: Wait::Settled,
             failures: 0,
             last: None,
             since: None,
         });
         let content = Content { hash, expiry: None };
-        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, rows: rows.collect() });
+        let rows = rows.collect();
+        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, anew, rows });
     }
 
     fn insert(&mut self, entry: Entry) -> usize {
@@ -488,7 +494,7 @@ impl Replicas {
             *slot
         } else {
             let (durable, record_at, floor) = (false, None, self.left);
-            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, rows: Vec::new() })
+            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, anew: false, rows: Vec::new() })
         };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let changed = entry.generation == 0 || entry.content.hash != content.hash;
@@ -497,12 +503,16 @@ impl Replicas {
             std::mem::take(&mut entry.rows).into_iter().partition(|row| wanted.contains(&row.site));
         entry.rows = kept;
         let durable = entry.durable;
+        let anew = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
         for row in dropped {
             self.unqueue(slot, row.site, row.wait);
         }
         if changed {
             self.new_generation(now, slot, &|_| true);
+        } else if anew {
+            self.new_generation(now, slot, &|_| false);
         }
+        let changed = changed || anew;
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let mut added = Vec::new();
         for &site in wanted {
@@ -545,7 +555,8 @@ impl Replicas {
             }
             if row.wait == Wait::Settled && row.acknowledged == before && !resend(row) {
                 row.acknowledged = generation;
-                kept.push(Known { site: row.site, acknowledged: generation, at: row.at.unwrap_or(now.wall) });
+                let at = row.at.unwrap_or(now.wall);
+                kept.push(Known { site: row.site, acknowledged: generation, at, elsewhere: false });
                 continue;
             }
             row.failures = 0;
@@ -698,7 +709,7 @@ impl Replicas {
                 let newer = (desired != generation).then(|| made(desired, now));
                 let after =
                     std::mem::replace(&mut row.since, newer).map_or(Duration::ZERO, |since| now.wall.since(since));
-                let known = Known { site, acknowledged: row.acknowledged, at: now.wall };
+                let known = Known { site, acknowledged: row.acknowledged, at: now.wall, elsewhere: false };
                 self.pending.push_back(Action::Acknowledge { id: id.clone(), known });
                 self.pending.push_back(Action::Announce(match delivered {
                     Delivered::Superseded { have } => {

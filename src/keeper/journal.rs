@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `{"evercred_replicas":1}` | the first line |
 //! | `{"c":"alice/grid_x","g":1800000000,"h":"…"}` | that credential's generation, and the hash of its content |
-//! | `{"c":"alice/grid_x","s":"site","a":1800000000,"t":ms}` | what the site confirmed, and when |
+//! | `{"c":"alice/grid_x","s":"site","a":1800000000,"t":ms,"d":"…"}` | what the site confirmed, when, and which destination it was (a hash) |
 //! | `{"s":"site","n":"key","v":"…"}` | a note of the replicator's; without `v` it is over |
 //!
 //! No secret is in it. A generation is on disk (fdatasync) before anything is sent under it. Killed in the middle of a
@@ -78,6 +78,8 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     t: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    d: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     n: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     v: Option<String>,
@@ -90,8 +92,19 @@ pub struct Memory {
     pub generation: u64,
     /// What that stands for.
     pub hash: [u8; 16],
-    /// By the name of the site: what it confirmed, and when.
-    pub sites: BTreeMap<String, (u64, Timestamp)>,
+    /// By the name of the site: what it confirmed.
+    pub sites: BTreeMap<String, Confirmed>,
+}
+
+/// What a site confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The generation.
+    pub generation: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Which destination the name stood for, see [`Site::destination`](crate::config::site_settings::Site::destination).
+    pub destination: String,
 }
 
 /// The open journal.
@@ -182,15 +195,10 @@ impl Journal {
     ///
     /// # Errors
     /// It could not be written.
-    pub fn acknowledge(&mut self, id: &CredentialId, site: &str, generation: u64, at: Timestamp) -> io::Result<()> {
-        self.credentials.entry(id.clone()).or_default().sites.insert(site.to_owned(), (generation, at));
-        self.append([Line {
-            c: Some(id.to_string()),
-            s: Some(site.to_owned()),
-            a: Some(generation),
-            t: Some(at.0),
-            ..Line::default()
-        }])?;
+    pub fn acknowledge(&mut self, id: &CredentialId, site: &str, confirmed: Confirmed) -> io::Result<()> {
+        let line = confirmation(id, site, &confirmed);
+        self.credentials.entry(id.clone()).or_default().sites.insert(site.to_owned(), confirmed);
+        self.append([line])?;
         self.tidy()
     }
 
@@ -244,6 +252,17 @@ impl Journal {
     }
 }
 
+fn confirmation(id: &CredentialId, site: &str, confirmed: &Confirmed) -> Line {
+    Line {
+        c: Some(id.to_string()),
+        s: Some(site.to_owned()),
+        a: Some(confirmed.generation),
+        t: Some(confirmed.at.0),
+        d: Some(confirmed.destination.clone()),
+        ..Line::default()
+    }
+}
+
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
@@ -276,9 +295,11 @@ fn read(
                     (memory.generation, memory.hash) = (generation, hash);
                 }
             }
-            Line { c: Some(c), s: Some(site), a: Some(generation), t: Some(t), .. } => {
+            Line { c: Some(c), s: Some(site), a: Some(generation), t: Some(t), d, .. } => {
                 if let Some(id) = id_of(&c) {
-                    credentials.entry(id).or_default().sites.insert(site, (generation, Timestamp(t)));
+                    // Without a destination it is of an earlier version, and is asked for once more.
+                    let confirmed = Confirmed { generation, at: Timestamp(t), destination: d.unwrap_or_default() };
+                    credentials.entry(id).or_default().sites.insert(site, confirmed);
                 }
             }
             Line { s: Some(site), n: Some(key), v: Some(value), .. } => drop(notes.insert((site, key), value)),
@@ -309,10 +330,9 @@ fn rewrite(
     put(&Line { evercred_replicas: Some(1), ..Line::default() })?;
     for (id, memory) in credentials {
         let c = Some(id.to_string());
-        put(&Line { c: c.clone(), g: Some(memory.generation), h: Some(hex(&memory.hash)), ..Line::default() })?;
-        for (site, (generation, at)) in &memory.sites {
-            let (s, a, t) = (Some(site.clone()), Some(*generation), Some(at.0));
-            put(&Line { c: c.clone(), s, a, t, ..Line::default() })?;
+        put(&Line { c, g: Some(memory.generation), h: Some(hex(&memory.hash)), ..Line::default() })?;
+        for (site, confirmed) in &memory.sites {
+            put(&confirmation(id, site, confirmed))?;
         }
     }
     for ((site, key), value) in notes {
@@ -348,6 +368,10 @@ mod tests {
         CredentialId::from_base(UserName::parse(user).unwrap(), "grid_x").unwrap()
     }
 
+    fn confirmed(generation: u64) -> Confirmed {
+        Confirmed { generation, at: Timestamp(5), destination: "d1".into() }
+    }
+
     fn known(journal: &Journal) -> Vec<(String, Memory)> {
         journal.credentials().map(|(id, memory)| (id.to_string(), memory.clone())).collect()
     }
@@ -358,7 +382,7 @@ mod tests {
         let home = dir.path().join("state");
         let mut journal = Journal::open(&home).unwrap();
         journal.record(&[(id("alice"), 7, [0xab; 16]), (id("bob"), 9, [1; 16])]).unwrap();
-        journal.acknowledge(&id("alice"), "nersc", 7, Timestamp(5)).unwrap();
+        journal.acknowledge(&id("alice"), "nersc", confirmed(7)).unwrap();
         journal.note("nersc", "function", Some("uuid")).unwrap();
         journal.note("nersc", "task", Some("1")).unwrap();
         journal.note("nersc", "task", None).unwrap();
@@ -370,7 +394,7 @@ mod tests {
             assert_eq!(known(&journal), before);
             assert_eq!(journal.notes().collect::<Vec<_>>(), [("nersc", "function", "uuid")]);
         }
-        assert_eq!(before[0].1.sites["nersc"], (7, Timestamp(5)));
+        assert_eq!(before[0].1.sites["nersc"], confirmed(7));
         assert_eq!(before[1].1.generation, 10);
     }
 
@@ -414,11 +438,11 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.record(&[(id("alice"), 1, [1; 16])]).unwrap();
         for n in 0..(MANY as u64 + 10) {
-            journal.acknowledge(&id("alice"), "nersc", n, Timestamp(5)).unwrap();
+            journal.acknowledge(&id("alice"), "nersc", confirmed(n)).unwrap();
         }
         assert!(journal.lines < 100, "{}", journal.lines);
         drop(journal);
         let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(known(&journal)[0].1.sites["nersc"].0, MANY as u64 + 9);
+        assert_eq!(known(&journal)[0].1.sites["nersc"].generation, MANY as u64 + 9);
     }
 }

@@ -26,7 +26,7 @@ use super::{
     board::Board,
     deliveries::{Deliveries, Ears},
     driver::Clock,
-    journal::{Journal, JournalError, id_of},
+    journal::{Confirmed, Journal, JournalError, id_of},
     link::{Link, Peer},
     told::Told as Once,
 };
@@ -238,6 +238,8 @@ struct Desk {
     /// The replicator is there.
     up: bool,
     sites: Vec<Site>,
+    /// Which destinations they are.
+    destinations: Vec<String>,
     journal: Journal,
     spool: Arc<Spool>,
     clock: Clock,
@@ -277,6 +279,7 @@ impl Desk {
         ears: Ears,
     ) -> Self {
         let sites = recipe.sites.clone();
+        let destinations: Vec<String> = sites.iter().map(Site::destination).collect();
         let index = |name: &str| sites.iter().position(|site| site.name == name);
         let limits: Vec<Limits> = sites
             .iter()
@@ -286,8 +289,10 @@ impl Desk {
         let now = clock.now();
         planner.handle(now, Event::Lost);
         for (id, memory) in journal.credentials().filter(|(_, memory)| memory.generation > 0) {
-            let known = memory.sites.iter().filter_map(|(name, (acknowledged, at))| {
-                Some(Known { site: index(name)?, acknowledged: *acknowledged, at: *at })
+            let known = memory.sites.iter().filter_map(|(name, confirmed)| {
+                let site = index(name)?;
+                let elsewhere = destinations.get(site) != Some(&confirmed.destination);
+                Some(Known { site, acknowledged: confirmed.generation, at: confirmed.at, elsewhere })
             });
             let (generation, hash) = (memory.generation, memory.hash);
             planner.handle(now, Event::Recalled { id: id.clone(), generation, hash, known: known.collect() });
@@ -311,6 +316,7 @@ impl Desk {
             withdrawals,
             up: false,
             sites,
+            destinations,
             journal,
             spool,
             clock,
@@ -549,20 +555,26 @@ impl Desk {
         let generation = memory.generation;
         let mut there = Vec::new();
         for (index, site) in self.sites.iter().enumerate().filter(|(_, site)| site.kind.withdraws()) {
-            let confirmed = memory.sites.get(&site.name).is_some_and(|(acknowledged, _)| *acknowledged > 0);
+            let confirmed = memory.sites.get(&site.name).is_some_and(|confirmed| confirmed.generation > 0);
             if !wanted.contains(&index) && (confirmed || before.contains(&index)) {
-                there.push((index, site.name.clone()));
+                there.push(index);
             }
         }
         let now = self.clock.now();
-        for (site, name) in there {
+        for site in there {
             self.note_withdrawal(id, site, Some(generation));
             // What it confirmed no longer counts, should the credential be wanted there again.
-            if let Err(error) = self.journal.acknowledge(id, &name, 0, now.wall) {
+            if let Err(error) = self.acknowledge(id, site, 0, now.wall) {
                 tracing::warn!(%error, "the journal does not take that a replica is withdrawn");
             }
             self.withdrawals.want(now, id.clone(), site, generation);
         }
+    }
+
+    fn acknowledge(&mut self, id: &CredentialId, site: usize, generation: u64, at: Timestamp) -> io::Result<()> {
+        let (Some(to), Some(destination)) = (self.sites.get(site), self.destinations.get(site)) else { return Ok(()) };
+        let confirmed = Confirmed { generation, at, destination: destination.clone() };
+        self.journal.acknowledge(id, &to.name, confirmed)
     }
 
     fn note_withdrawal(&mut self, id: &CredentialId, site: usize, generation: Option<u64>) {
@@ -659,8 +671,7 @@ impl Desk {
                 }
             }
             Action::Acknowledge { id, known } => {
-                let name = self.sites.get(known.site).map(|site| site.name.clone()).unwrap_or_default();
-                if let Err(error) = self.journal.acknowledge(&id, &name, known.acknowledged, known.at) {
+                if let Err(error) = self.acknowledge(&id, known.site, known.acknowledged, known.at) {
                     tracing::warn!(%error, "the journal does not take an acknowledgement; it is asked for again after a restart");
                 }
                 changed.insert(id);

@@ -123,7 +123,7 @@ async fn one_file(
     path: &str,
     end: Instant,
 ) -> Result<Delivered, Undelivered> {
-    let key = format!("task {path}");
+    let key = format!("task {} {path}", globus.endpoint);
     let max_age = site.sealing.as_ref().map_or(86_400, |sealing| sealing.max_age.as_secs());
     if let Some(task) = notes.value(&key).as_deref().and_then(Task::parse) {
         // Past its age the function refuses it anyway: then it is lost, and the next one goes out.
