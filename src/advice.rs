@@ -169,9 +169,11 @@ pub fn advice(kind: Kind) -> Advice {
             "See who else writes to that path, and whether the site's keys are ours.",
         ),
         Kind::SiteNewer => (
-            "The site has a newer token than the one that we sent, and kept it.",
-            "Nothing: what is there is newer.",
-            "If two access points feed the same path, give each a path of its own.",
+            "The site calls what it has newer than anything that we sent, and keeps it.",
+            WAIT,
+            "If two access points feed the same path, give each a path of its own. If none does, the sequence there is \
+             damaged: remove it (.NAME.seq beside the file, the annotation evercred/KEY of a Secret), then run evercred \
+             replicate --now.",
         ),
         Kind::SiteName => (
             "No file name can be made for this credential at the site.",

@@ -5,7 +5,8 @@
 //! seconds since 1970, so that it grows even where the journal was lost. It is durable ([`Action::Record`]) before
 //! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
 //! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
-//! generation follows when that has ended. Each site has its own queue, budget and circuit.
+//! generation follows when that has ended. Each site has its own queue, budget and circuit. A site that has something
+//! newer than we ever made has not what it should have: who wrote that is for people to find out, until the next renewal.
 //!
 //! The file is long as the planner's is: the waits of one delivery are read together.
 
@@ -175,7 +176,7 @@ pub enum Announcement {
         /// When it is tried again.
         next_in: Duration,
     },
-    /// The site has something newer than what we sent.
+    /// The site has a newer one of ours than what we sent.
     Superseded {
         /// Number of the delivery.
         number: u64,
@@ -696,6 +697,24 @@ impl Replicas {
             }
             return;
         }
+        let result = match result {
+            Ok(Delivered::Superseded { have }) if have > desired => {
+                // It answered, so it is not down.
+                if to.budget.answered(slot) {
+                    self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
+                }
+                // Our next one must be above it; within reason, since the far end may say anything.
+                let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
+                if have <= most {
+                    entry.floor = entry.floor.max(have);
+                }
+                Err(Undelivered::new(
+                    Kind::SiteNewer,
+                    format!("generation {have} is there; our last one is {desired}, so it was not written by us"),
+                ))
+            }
+            other => other,
+        };
         let error = match result {
             Ok(delivered) => {
                 if to.budget.answered(slot) {
@@ -712,15 +731,7 @@ impl Replicas {
                 let known = Known { site, acknowledged: row.acknowledged, at: now.wall, elsewhere: false };
                 self.pending.push_back(Action::Acknowledge { id: id.clone(), known });
                 self.pending.push_back(Action::Announce(match delivered {
-                    Delivered::Superseded { have } => {
-                        row.last = Some(Kind::SiteNewer);
-                        // Our next one must be above it; within reason, since the far end may say anything.
-                        let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
-                        if have <= most {
-                            entry.floor = entry.floor.max(have);
-                        }
-                        Announcement::Superseded { number, id, site, generation, have }
-                    }
+                    Delivered::Superseded { have } => Announcement::Superseded { number, id, site, generation, have },
                     Delivered::Written | Delivered::AlreadyThere => Announcement::Replicated {
                         number,
                         id,

@@ -181,10 +181,44 @@ fn something_newer_at_the_site_is_told_kept_and_overtaken_only_by_the_next_renew
     r.handle(at(1), Event::Ended { number: first[0].0, result: Ok(Delivered::Superseded { have }) });
     let mut told = Vec::new();
     assert!(drain(&mut r, at(1), &mut told).is_empty());
-    assert!(matches!(told[..], [Announcement::Superseded { .. }]), "{told:?}");
-    assert_eq!(r.replicas().next().unwrap().last, Some(Kind::SiteNewer));
+    assert!(matches!(told[..], [Announcement::Failed { .. }]), "{told:?}");
+    let row = r.replicas().next().unwrap();
+    assert_eq!((row.last, row.acknowledged, row.since.is_some()), (Some(Kind::SiteNewer), 0, true));
+    assert!(matches!(row.standing, Standing::Retrying(_)), "superseded by what? {row:?}");
     seen(&mut r, at(2), "alice", content(2, 3600), &[0]);
     assert!(drain(&mut r, at(2), &mut told)[0].3 > have);
+}
+
+#[test]
+fn a_sequence_that_we_never_issued_is_asked_about_until_it_is_gone() {
+    let mut r = Replicas::new(&[LIMITS]);
+    seen(&mut r, at(0), "alice", content(1, 86_400), &[0]);
+    let first = drain(&mut r, at(0), &mut Vec::new());
+    let ours = first[0].3;
+    let mut number = first[0].0;
+    for step in [1, 3601, 7202] {
+        r.handle(at(step), Event::Ended { number, result: Ok(Delivered::Superseded { have: u64::MAX }) });
+        assert!(drain(&mut r, at(step + 60), &mut Vec::new()).is_empty(), "not at once");
+        let again = drain(&mut r, at(step + 3600), &mut Vec::new());
+        assert!(matches!(again[..], [(_, _, 0, generation)] if generation == ours), "{again:?}");
+        number = again[0].0;
+    }
+    r.handle(at(10_900), Event::Ended { number, result: Ok(Delivered::Written) });
+    let row = r.replicas().next().unwrap();
+    assert_eq!((row.standing, row.acknowledged, row.last, row.since), (Standing::Current, ours, None, None));
+}
+
+#[test]
+fn a_newer_one_of_ours_that_was_faster_is_no_error() {
+    let mut r = Replicas::new(&[LIMITS]);
+    seen(&mut r, at(0), "alice", content(1, 3600), &[0]);
+    let first = drain(&mut r, at(0), &mut Vec::new());
+    seen(&mut r, at(10), "alice", content(2, 7200), &[0]);
+    let have = r.replicas().next().unwrap().desired;
+    r.handle(at(20), Event::Ended { number: first[0].0, result: Ok(Delivered::Superseded { have }) });
+    let mut told = Vec::new();
+    assert_eq!(drain(&mut r, at(20), &mut told).len(), 1, "it is asked for its confirmation");
+    assert!(matches!(told[..], [Announcement::Superseded { .. }]), "{told:?}");
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Site {
 pub struct Counts {
     /// Deliveries that it confirmed.
     pub delivered: u64,
-    /// Of those, such where it had something newer and kept that.
+    /// Of those, such where a newer one of ours was there already.
     pub superseded: u64,
     /// Deliveries that failed, by kind.
     pub errors: BTreeMap<Kind, u64>,

@@ -774,8 +774,9 @@ impl Desk {
                     self.deliveries.superseded(now, number, &id, site);
                 }
                 let ((user, service, handle), (site, _)) = (names(&id), site(index));
-                tracing::warn!(user, service, handle, site, generation, have, "the site has a newer one, and kept it");
-                self.errors.insert((id.clone(), index), Kind::SiteNewer.label().to_owned());
+                tracing::info!(user, service, handle, site, generation, have, "a newer one of ours was faster");
+                self.errors.remove(&(id.clone(), index));
+                self.told.remove(&(id.clone(), index));
                 changed.insert(id);
             }
             Announcement::Site { site: index, down: Some(kind) } => {
