@@ -35,6 +35,12 @@ fn settings_of(text: &str) -> Settings {
     load_files(&[file], &sources(), &Knobs::default()).unwrap()
 }
 
+/// The sites of such tables, for tests elsewhere; their key files are read.
+pub(crate) fn sites(text: &str) -> Vec<super::site_settings::Site> {
+    let provider = "[provider.w]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
+    settings_of(&format!("{provider}{text}")).sites
+}
+
 const GOOD: &str = "[provider.a]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
 
 #[test]
