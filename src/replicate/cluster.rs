@@ -45,11 +45,13 @@ pub struct Cluster {
     client: Client,
     /// The namespace that its configuration names.
     pub namespace: String,
+    /// Its address.
+    pub server: String,
 }
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Cluster").field("server", &self.server).finish_non_exhaustive()
     }
 }
 
@@ -99,8 +101,9 @@ impl Cluster {
         config.write_timeout = Some(REQUEST);
         config.reset_reader_on_write = true;
         let namespace = config.default_namespace.trim().to_owned();
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_lowercase();
         let client = Client::try_from(config).map_err(|e| wrong(&no_client(&e)))?;
-        Ok(Self { client, namespace })
+        Ok(Self { client, namespace, server })
     }
 
     /// Ask. `body`: content type and bytes.
