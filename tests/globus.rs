@@ -2,11 +2,7 @@
 //! code (newest release, and one from before JSON results); the double itself is exercised by the real SDK. Skipped,
 //! and said so, without `target/test-env/globus-*` (`tests/run globus` makes them).
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test: it may stop at what is wrong, and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
 mod site;
 
@@ -24,6 +20,7 @@ use serde_json::json;
 use self::site::{
     Site,
     far::{Double, current, holds, renew, token},
+    of_stage,
 };
 
 fn here(path: &str) -> PathBuf {
@@ -32,11 +29,8 @@ fn here(path: &str) -> PathBuf {
 
 fn python(version: &str) -> Option<PathBuf> {
     let home = here("target/test-env").join(format!("globus-{version}"));
-    if home.join("ready").exists() {
-        return Some(home.join("bin/python"));
-    }
-    eprintln!("skipped: no globus-compute-endpoint {version} (tests/run globus)");
-    None
+    let needs = format!("no globus-compute-endpoint {version}");
+    of_stage("globus", &needs, || home.join("ready").exists().then(|| home.join("bin/python")))
 }
 
 /// The service, with the worker of that release.

@@ -3,11 +3,7 @@
 //! log. Between the credmon and the server stands a gate that passes requests on, and says 429 or holds one back when
 //! it is told to. Skipped, and said so, without the programs (`tests/run kubernetes` makes them).
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test: it may stop at what is wrong, and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
 mod site;
 
@@ -33,7 +29,7 @@ use evercred::demo::issuer::Rotation;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use self::site::Site;
+use self::site::{Site, of_stage};
 
 /// etcd and API server.
 struct Server {
@@ -53,11 +49,8 @@ fn programs() -> Option<PathBuf> {
     let cache = std::env::var_os("EVERCRED_TEST_CACHE");
     let cache = cache.map_or_else(|| PathBuf::from("/var/cache/evercred-tests"), PathBuf::from);
     let bin = cache.join("kubernetes");
-    if nix::unistd::geteuid().is_root() && bin.join("ready").exists() {
-        return Some(bin);
-    }
-    eprintln!("skipped: needs root and kube-apiserver (tests/run kubernetes)");
-    None
+    let ready = || nix::unistd::geteuid().is_root() && bin.join("ready").exists();
+    of_stage("kubernetes", "needs root and kube-apiserver", || ready().then(|| bin.clone()))
 }
 
 impl Server {
