@@ -135,6 +135,41 @@ fn a_site_that_became_another_destination_under_its_name_gets_the_token_there() 
 }
 
 #[test]
+fn without_a_journal_nothing_is_replicated_and_renewals_go_on() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    let state = site.home.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+    configure(&site, DIRECTORY);
+    site.grid("alice");
+    site.start();
+    site.wait("renewed", 20, |s| s.file("alice", "grid.use").is_some());
+    site.wait("told", 20, |s| s.log().contains("nothing is replicated until this is corrected"));
+    let status = shown(&evercred(&site, &["status"]));
+    assert!(status.contains("Nothing is replicated to the site shared") && status.contains("chmod 700"), "{status}");
+    let doctor = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["doctor", "--config"])
+        .arg(site.home.path().join("evercred.toml"))
+        .output()
+        .unwrap();
+    let words = shown(&doctor).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("nothing is replicated to it") && words.contains("chmod 700"), "{words}");
+    assert!(!evercred(&site, &["replicate", "--now"]).status.success());
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success(), "{}", site.log());
+    stop(&mut site);
+    // A journal that is no journal is kept, and replication begins anew.
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(state.join("replicas.journal"), "no journal\n").unwrap();
+    site.start();
+    site.wait("replicated", 20, |s| holds(&dest.join("alice_grid"), &token(s, "alice")));
+    assert!(site.log().contains("the whole file is kept"), "{}", site.log());
+    let kept = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path());
+    let kept: Vec<PathBuf> = kept.filter(|path| path.display().to_string().contains("damaged")).collect();
+    assert!(matches!(&kept[..], [one] if holds(one, "no journal\n")), "{kept:?}");
+}
+
+#[test]
 fn rules_say_whose_tokens_go_where() {
     let mut site = Site::new(600, Rotation::Strict);
     let dest = place(&site, "dest");

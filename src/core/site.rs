@@ -31,6 +31,10 @@ pub struct Site {
     pub client_ends: Option<Timestamp>,
     /// That is soon, or was.
     pub client_ends_soon: bool,
+    /// What is told of it besides: why nothing is replicated to it, or how its endpoint is.
+    pub words: Option<String>,
+    /// Its service says that its endpoint is not there.
+    pub offline: bool,
     /// What was counted since the daemon's start.
     pub counts: Counts,
 }

@@ -10,7 +10,8 @@
 //!
 //! No secret is in it. A generation is on disk (fdatasync) before anything is sent under it. Killed in the middle of a
 //! line, we find a torn last one, which is skipped. At the start, and when most of it is old, it is written anew beside
-//! itself and renamed. `replicas.lock` keeps a second credmon away.
+//! itself and renamed. One with other lines that cannot be read is kept as `replicas.journal.damaged-SECONDS`, with all
+//! that is in it, before that. `replicas.lock` keeps a second credmon away.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -146,7 +148,16 @@ impl Journal {
         let path = directory.join(NAME);
         let (mut credentials, mut notes) = (BTreeMap::new(), BTreeMap::new());
         match File::open(&path) {
-            Ok(file) => read(BufReader::new(file), &path, &mut credentials, &mut notes)?,
+            Ok(file) => {
+                let skipped = read(BufReader::new(file), &path, &mut credentials, &mut notes)?;
+                if skipped > 0 {
+                    let aside = set_aside(&path).map_err(io("set the damaged replicas.journal in it aside"))?;
+                    tracing::error!(
+                        path = %path.display(), aside = %aside.display(), skipped,
+                        "lines of the journal cannot be read; what they say is sent again, and the whole file is kept"
+                    );
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(io("open replicas.journal in it")(e)),
         }
@@ -269,24 +280,48 @@ fn options() -> OpenOptions {
     options
 }
 
+/// Give a damaged journal a second name, which nothing of ours writes over.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    for number in now..now.saturating_add(1000) {
+        let aside = path.with_file_name(format!("{NAME}.damaged-{number}"));
+        match fs::hard_link(path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| aside),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// How many lines could not be read, but for a last one that is torn.
 fn read(
-    from: impl BufRead,
+    mut from: impl BufRead,
     path: &Path,
     credentials: &mut BTreeMap<CredentialId, Memory>,
     notes: &mut BTreeMap<(String, String), String>,
-) -> Result<(), JournalError> {
-    let mut skipped = 0_usize;
-    for (number, line) in from.split(b'\n').enumerate() {
-        let text = line.map_err(|source| JournalError::Io { path: path.to_owned(), doing: "read it", source })?;
-        if text.is_empty() {
+) -> Result<usize, JournalError> {
+    let (mut skipped, mut first) = (0_usize, true);
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let failed = |source| JournalError::Io { path: path.to_owned(), doing: "read it", source };
+        if from.read_until(b'\n', &mut text).map_err(failed)? == 0 {
+            return Ok(skipped);
+        }
+        let first = std::mem::take(&mut first);
+        let whole = text.last() == Some(&b'\n');
+        if text.trim_ascii().is_empty() {
             continue;
         }
         let Ok(line) = serde_json::from_slice::<Line>(&text) else {
-            skipped += 1;
+            skipped += usize::from(whole || first);
             continue;
         };
-        if number == 0 && line.evercred_replicas != Some(1) {
+        if first && line.evercred_replicas.is_some_and(|version| version != 1) {
             return Err(JournalError::Version(path.to_owned()));
+        }
+        if first && line.evercred_replicas.is_none() {
+            skipped += 1;
         }
         match line {
             Line { c: Some(c), g: Some(generation), h: Some(h), .. } => {
@@ -307,10 +342,6 @@ fn read(
             _ => {}
         }
     }
-    if skipped > 0 {
-        tracing::warn!(path = %path.display(), skipped, "lines of the journal cannot be read; what they say is sent again");
-    }
-    Ok(())
 }
 
 fn rewrite(
@@ -416,6 +447,38 @@ mod tests {
             drop(journal);
             let journal = Journal::open(dir.path()).unwrap();
             assert!(known(&journal).iter().any(|(name, _)| name == "carol/grid_x"), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_journal_is_kept_whole_and_what_can_be_read_of_it_counts() {
+        let names = |dir: &Path| {
+            let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.contains("damaged")).collect::<Vec<_>>()
+        };
+        for (at, with) in [(0, "garbage\n"), (0, "\0\0\0\0"), (1, "{\"c\":\n"), (2, "\u{fffd}\n")] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut journal = Journal::open(dir.path()).unwrap();
+            journal.record(&[(id("alice"), 7, [1; 16]), (id("bob"), 9, [2; 16])]).unwrap();
+            drop(journal);
+            let path = dir.path().join(NAME);
+            let text = fs::read_to_string(&path).unwrap();
+            let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+            if with.ends_with('\n') {
+                lines[at] = with;
+            } else {
+                lines = vec![with];
+            }
+            let damaged = lines.concat();
+            fs::write(&path, &damaged).unwrap();
+            let journal = Journal::open(dir.path()).unwrap();
+            let left = if at == 0 && lines.len() > 1 { 2 } else { lines.len() - 1 - usize::from(at > 0) };
+            assert_eq!(known(&journal).len(), left, "{with:?} at {at}");
+            drop(journal);
+            let [aside] = &names(dir.path())[..] else { panic!("{with:?} at {at}") };
+            assert_eq!(fs::read_to_string(dir.path().join(aside)).unwrap(), damaged);
+            drop(Journal::open(dir.path()).unwrap());
+            assert_eq!(names(dir.path()).len(), 1, "the one that was written anew is whole");
         }
     }
 

@@ -57,6 +57,9 @@ const GROUPS_LIFE: Duration = Duration::from_secs(600);
 /// How old what the board shows of sites may be.
 const SHOWN: Duration = Duration::from_secs(1);
 
+/// A journal that cannot be used is looked at again after this.
+const JOURNAL_AGAIN: Duration = Duration::from_secs(60);
+
 /// A note: to be withdrawn there, up to the generation that is its value.
 const WITHDRAW: &str = "withdraw ";
 
@@ -84,6 +87,15 @@ pub enum Told {
     Ended(u64, Result<Delivered, Undelivered>),
     /// A note to keep.
     Remember(Note),
+    /// What a site's service says of its endpoint.
+    Endpoint {
+        /// Index of the site.
+        site: usize,
+        /// In words.
+        words: String,
+        /// Whether it says that the endpoint is not there.
+        offline: bool,
+    },
     /// `replicate --now`: how many credentials that concerns goes back.
     Again {
         /// This credential alone.
@@ -137,10 +149,11 @@ impl Replication {
         }
     }
 
-    /// Replicate to these sites from now on, instead of what was before.
+    /// Replicate to these sites from now on, instead of what was before. While the journal cannot be used, nothing is
+    /// replicated; that is told, and tried again.
     ///
     /// # Errors
-    /// The journal cannot be used, or the system refuses a thread.
+    /// The system refuses a thread.
     pub fn start(
         &self,
         recipe: Recipe,
@@ -148,16 +161,22 @@ impl Replication {
         spool: &Arc<Spool>,
         clock: Clock,
         ears: Ears,
-    ) -> Result<(), JournalError> {
+    ) -> io::Result<()> {
         self.stop();
         if recipe.sites.is_empty() {
             return Ok(());
         }
-        let journal = open_journal(directory)?;
         let (to, told) = channel();
-        let desk = Desk::new(recipe, journal, Arc::clone(spool), clock, self.board.clone(), to.clone(), ears);
-        let failed = |source| JournalError::Io { path: directory.to_owned(), doing: "start a thread for it", source };
-        std::thread::Builder::new().name("replicas".into()).spawn(move || desk.run(&told)).map_err(failed)?;
+        let (directory, spool, board, own) = (directory.to_owned(), Arc::clone(spool), self.board.clone(), to.clone());
+        std::thread::Builder::new().name("replicas".into()).spawn(move || {
+            let mut waiting = Waiting::default();
+            let Some(journal) = waiting.journal(&directory, &recipe.sites, &board, &told) else { return };
+            let mut desk = Desk::new(recipe, journal, spool, clock, board, own, ears);
+            for told in waiting.all() {
+                desk.take(told);
+            }
+            desk.run(&told);
+        })?;
         *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
         Ok(())
     }
@@ -181,6 +200,76 @@ fn open_journal(directory: &std::path::Path) -> Result<Journal, JournalError> {
             other => return other,
         }
     }
+}
+
+/// What was told before the journal could be opened: the newest of each.
+#[derive(Default)]
+struct Waiting {
+    looks: BTreeMap<UserName, Vec<CredentialId>>,
+    published: BTreeSet<CredentialId>,
+    users: Option<BTreeSet<UserName>>,
+}
+
+impl Waiting {
+    /// Open it, as soon as that can be; `None`: nobody wants it any more.
+    fn journal(
+        &mut self,
+        directory: &std::path::Path,
+        sites: &[Site],
+        board: &Board,
+        told: &Receiver<Told>,
+    ) -> Option<Journal> {
+        let mut before = String::new();
+        loop {
+            let error = match open_journal(directory) {
+                Ok(journal) => {
+                    if !before.is_empty() {
+                        tracing::info!("the journal can be used again; replication goes on");
+                    }
+                    return Some(journal);
+                }
+                Err(error) => error.to_string(),
+            };
+            if error != before {
+                tracing::error!(error, "nothing is replicated until this is corrected; renewals go on");
+                board.put_sites(sites.iter().map(|site| refused(site, &error)).collect());
+                before = error;
+            }
+            let until = Instant::now() + JOURNAL_AGAIN;
+            loop {
+                match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
+                    Ok(told) => self.keep(told),
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, told: Told) {
+        match told {
+            Told::Look(user, ids) => drop(self.looks.insert(user, ids)),
+            Told::Published(id) => drop(self.published.insert(id)),
+            Told::Users(users) => {
+                self.looks.retain(|user, _| users.contains(user));
+                self.published.retain(|id| users.contains(&id.user));
+                self.users = Some(users);
+            }
+            // Whoever waits for an answer gets none, and there is no replicator yet.
+            _ => {}
+        }
+    }
+
+    fn all(self) -> impl Iterator<Item = Told> {
+        let looks = self.looks.into_iter().map(|(user, ids)| Told::Look(user, ids));
+        looks.chain(self.published.into_iter().map(Told::Published)).chain(self.users.map(Told::Users))
+    }
+}
+
+/// A site to which nothing goes.
+fn refused(site: &Site, why: &str) -> site::Site {
+    let (name, kind) = (site.name.clone(), site.kind.label().to_owned());
+    site::Site { name, kind, down: true, words: Some(why.to_owned()), ..site::Site::default() }
 }
 
 /// The replicator, as the link sees it.
@@ -213,6 +302,7 @@ impl Peer for Replicator {
             FromReplicator::Ready { sandbox } => Told::Up { pid, sandbox },
             FromReplicator::Ended { number, result } => Told::Ended(number, result),
             FromReplicator::Remember(note) => Told::Remember(note),
+            FromReplicator::Endpoint { site, words, offline } => Told::Endpoint { site, words, offline },
             FromReplicator::Failed { why } => return Err(io::Error::other(why)),
         };
         Ok(self.to.send(told).is_ok())
@@ -240,6 +330,8 @@ struct Desk {
     sites: Vec<Site>,
     /// Which destinations they are.
     destinations: Vec<String>,
+    /// What is said of their endpoints, and whether those are away.
+    endpoints: Vec<Option<(String, bool)>>,
     journal: Journal,
     spool: Arc<Spool>,
     clock: Clock,
@@ -315,6 +407,7 @@ impl Desk {
             planner,
             withdrawals,
             up: false,
+            endpoints: vec![None; sites.len()],
             sites,
             destinations,
             journal,
@@ -475,6 +568,12 @@ impl Desk {
                 self.planner.handle(now, Event::Ended { number, result });
             }
             Told::Remember(note) => self.remember(note),
+            Told::Endpoint { site, words, offline } => {
+                if let Some(known) = self.endpoints.get_mut(site) {
+                    *known = Some((words, offline));
+                    self.stale = true;
+                }
+            }
             Told::Again { id, site, reply } => {
                 let index = site.as_ref().map(|name| self.sites.iter().position(|site| site.name == *name));
                 let count = match index {
@@ -814,6 +913,7 @@ impl Desk {
         let site = |(index, site): (usize, &Site)| {
             let (down, in_flight, queued) = self.planner.site(index);
             let end = site.kind.client_end();
+            let endpoint = self.endpoints.get(index).cloned().flatten();
             site::Site {
                 name: site.name.clone(),
                 kind: site.kind.label().to_owned(),
@@ -822,6 +922,8 @@ impl Desk {
                 queued: u64::try_from(queued).unwrap_or(u64::MAX),
                 client_ends: end.map(|end| end.at),
                 client_ends_soon: end.is_some_and(|end| end.is_near(now)),
+                offline: endpoint.as_ref().is_some_and(|(_, offline)| *offline),
+                words: endpoint.map(|(words, _)| words),
                 ..site::Site::default()
             }
         };
