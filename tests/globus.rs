@@ -15,11 +15,11 @@ use std::{
 };
 
 use evercred::{demo::issuer::Rotation, replicate::pack};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::site::{
     Site,
-    far::{Double, current, holds, renew, token},
+    far::{Double, current, evercred, holds, renew, token},
     of_stage,
 };
 
@@ -141,6 +141,19 @@ fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(double.asked("/submit"), 1, "one task in the queue, not one for each renewal or try");
     assert!(!file.exists());
+    // What the service says of the endpoint is what people are told.
+    let told = |arguments: &[&str]| String::from_utf8(evercred(&site, arguments).stdout).unwrap();
+    site.wait("the endpoint is told", 30, |_| told(&["status"]).contains("the endpoint is offline"));
+    site.wait("with the replica, too", 30, |_| told(&["replicate"]).contains("the endpoint, which is offline,"));
+    let status: Value = serde_json::from_str(&told(&["status", "--json"])).unwrap();
+    assert_eq!(status.pointer("/sites/0/offline"), Some(&Value::Bool(true)), "{status}");
+    let doctor = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["doctor", "--config"])
+        .arg(site.home.path().join("evercred.toml"))
+        .output()
+        .unwrap();
+    let doctor = String::from_utf8(doctor.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(doctor.contains("the endpoint is offline"), "{doctor}");
     double.control(&json!({"offline": false}));
     site.wait("the newest", 180, |s| holds(&file, &token(s)));
     assert_ne!(token(&site), first);

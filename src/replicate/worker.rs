@@ -42,6 +42,9 @@ const THREADS: usize = 4;
 /// Threads for everything else that blocks, such as the look-up of names.
 const OTHER_THREADS: usize = 256;
 
+/// Between two questions how a site's endpoint is.
+const ENDPOINT_LOOK: Duration = Duration::from_secs(60);
+
 /// A site and what is kept for it between deliveries.
 struct Place {
     site: Site,
@@ -175,6 +178,11 @@ async fn serve(
 ) -> io::Result<()> {
     let places: Vec<Arc<Place>> = places.into_iter().map(Arc::new).collect();
     let (mut requests, sender) = child::frames(stream, ended)?;
+    for (site, place) in places.iter().enumerate() {
+        if matches!(place.site.kind, SiteKind::GlobusCompute(_)) {
+            tokio::spawn(look_at_endpoint(site, Arc::clone(place), done.clone()));
+        }
+    }
     while let Some(frame) = requests.next().await? {
         let (number, site, user, base, job) = match frame {
             ToReplicator::Configure { .. } => continue,
@@ -200,6 +208,30 @@ async fn serve(
     // The keeper is gone: whatever is under way has nobody to go to.
     sender.abort();
     Ok(())
+}
+
+/// Ask for as long as we run how a site's endpoint is, and tell what is news.
+async fn look_at_endpoint(site: usize, place: Arc<Place>, to: mpsc::Sender<FromReplicator>) {
+    let SiteKind::GlobusCompute(globus) = &place.site.kind else { return };
+    let mut before = None;
+    loop {
+        let state = match super::globus::account(&place.shared.globus, &place.site, globus) {
+            Ok(account) => account.endpoint(globus).await,
+            Err(error) => Err(error),
+        };
+        let now = match state {
+            Ok(state) => (format!("the service says that the endpoint is {state}"), state != super::globus::ONLINE),
+            Err(error) => (format!("the service does not say how the endpoint is ({})", error.kind), false),
+        };
+        if before.as_ref() != Some(&now) {
+            let (words, offline) = now.clone();
+            before = Some(now);
+            if to.send(FromReplicator::Endpoint { site, words, offline }).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(ENDPOINT_LOOK).await;
+    }
 }
 
 /// What is to be done for a credential at a site.
