@@ -277,6 +277,25 @@ struct Entry {
     rows: Vec<Row>,
 }
 
+impl Entry {
+    /// Superseded counts only by what we issued.
+    fn judged(&mut self, now: Now, result: Result<Delivered, Undelivered>) -> Result<Delivered, Undelivered> {
+        let ours = self.generation;
+        match result {
+            Ok(Delivered::Superseded { have }) if have > ours => {
+                // Our next one must be above it; within reason, since the far end may say anything.
+                let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
+                if have <= most {
+                    self.floor = self.floor.max(have);
+                }
+                let words = format!("generation {have} is there; our last one is {ours}, so it was not written by us");
+                Err(Undelivered::new(Kind::SiteNewer, words))
+            }
+            other => other,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Flight {
     id: CredentialId,
@@ -690,6 +709,7 @@ impl Replicas {
         let Some(&slot) = self.ids.get(&id) else { return };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let (desired, spread, expiry) = (entry.generation, id.spread(), entry.content.expiry);
+        let result = entry.judged(now, result);
         let Some(row) = entry.rows.iter_mut().find(|row| row.site == site) else { return };
         if row.wait != Wait::Flying(number) {
             if row.wait == Wait::Held {
@@ -697,29 +717,13 @@ impl Replicas {
             }
             return;
         }
-        let result = match result {
-            Ok(Delivered::Superseded { have }) if have > desired => {
-                // It answered, so it is not down.
-                if to.budget.answered(slot) {
-                    self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
-                }
-                // Our next one must be above it; within reason, since the far end may say anything.
-                let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
-                if have <= most {
-                    entry.floor = entry.floor.max(have);
-                }
-                Err(Undelivered::new(
-                    Kind::SiteNewer,
-                    format!("generation {have} is there; our last one is {desired}, so it was not written by us"),
-                ))
-            }
-            other => other,
-        };
+        // Whoever has something newer answered, and is not down.
+        let answered = result.as_ref().err().is_none_or(|error| error.kind == Kind::SiteNewer);
+        if answered && to.budget.answered(slot) {
+            self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
+        }
         let error = match result {
             Ok(delivered) => {
-                if to.budget.answered(slot) {
-                    self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
-                }
                 let after_failures = std::mem::take(&mut row.failures);
                 row.last = None;
                 row.acknowledged = row.acknowledged.max(generation);

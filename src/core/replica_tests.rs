@@ -82,8 +82,7 @@ fn what_the_journal_cannot_take_is_not_sent_and_is_tried_again() {
 #[test]
 fn a_restart_resends_nothing_that_was_acknowledged_and_everything_that_was_not() {
     let mut r = Replicas::new(&[LIMITS, LIMITS]);
-    let known =
-        vec![known(0, 7, 0), known(1, 6, 0)];
+    let known = vec![known(0, 7, 0), known(1, 6, 0)];
     r.handle(at(0), Event::Recalled { id: id("alice"), generation: 7, hash: [1; 16], known });
     assert!(drain(&mut r, at(0), &mut Vec::new()).is_empty(), "nothing before the spool was seen");
     seen(&mut r, at(1), "alice", content(1, 3600), &[0, 1]);

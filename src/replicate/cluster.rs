@@ -325,7 +325,8 @@ mod tests {
         use base64::{Engine, engine::general_purpose::STANDARD};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
-        let site = format!("[site.k]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{}\"\n", path.display());
+        let site =
+            format!("[site.k]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{}\"\n", path.display());
         let sites = crate::config::tests::sites(&site);
         let [Site { kind: SiteKind::Kubernetes(kubernetes), .. }] = &sites[..] else { panic!("one site") };
         let broken = STANDARD.encode("-----BEGIN canary-7c2e41\ncanary-7c2e41\n");

@@ -55,10 +55,12 @@ const TRIES: u32 = 8;
 #[derive(Debug, Default)]
 pub struct Clusters {
     /// By the name of the site: the way to its cluster, with its own account.
-    found: StdMutex<HashMap<String, (Arc<Cluster>, Arc<Server>)>>,
+    found: StdMutex<HashMap<String, Found>>,
     /// By address.
     servers: StdMutex<HashMap<String, Arc<Server>>>,
 }
+
+type Found = (Arc<Cluster>, Arc<Server>);
 
 /// What all sites at one API server share, whatever their accounts there.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ impl Clusters {
         self.judged(site, &server, end.await)
     }
 
-    fn of(&self, site: &Site, kubernetes: &Kubernetes) -> Result<(Arc<Cluster>, Arc<Server>), Undelivered> {
+    fn of(&self, site: &Site, kubernetes: &Kubernetes) -> Result<Found, Undelivered> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(both) = found.get(&site.name) {
             return Ok(both.clone());
@@ -475,7 +477,7 @@ mod tests {
         let count = Arc::clone(&asked);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
                 *count.lock().unwrap() += 1;
                 let answer = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
                 stream.write_all(answer.as_bytes()).await.unwrap();

@@ -300,7 +300,7 @@ async fn hand_over(
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt};
 
     use super::*;
     use crate::{
@@ -319,20 +319,27 @@ mod tests {
         let home = dir.path().display().to_string();
         for (name, text, mode) in [
             ("key", KEY, 0o600),
-            ("ssh", &format!("#!/bin/sh\necho up >> {home}/log\nread payload\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\necho no\n"), 0o755),
+            (
+                "ssh",
+                &format!(
+                    "#!/bin/sh\necho up >> {home}/log\nread payload\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\necho no\n"
+                ),
+                0o755,
+            ),
         ] {
             fs::write(dir.path().join(name), text).unwrap();
             fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
         }
         let count = || fs::read_to_string(dir.path().join("log")).unwrap_or_default().lines().count();
-        let text: String = (0..10)
-            .map(|n| {
-                format!(
-                    "[site.s{n}]\nkind = \"ssh\"\nservices = [\"w\"]\nhost = \"far\"\nuser = \"u{n}\"\nway = \"receive\"\n\
-                     directory = \"/d\"\nkey_files = [\"{home}/key\"]\nssh_program = \"{home}/ssh\"\n"
-                )
-            })
-            .collect();
+        let mut text = String::new();
+        for n in 0..10 {
+            write!(
+                text,
+                "[site.s{n}]\nkind = \"ssh\"\nservices = [\"w\"]\nhost = \"far\"\nuser = \"u{n}\"\nway = \"receive\"\n\
+                 directory = \"/d\"\nkey_files = [\"{home}/key\"]\nssh_program = \"{home}/ssh\"\n"
+            )
+            .unwrap();
+        }
         let sessions = Arc::new(Sessions::default());
         let deliveries: Vec<_> = sites(&text)
             .into_iter()
