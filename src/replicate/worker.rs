@@ -127,7 +127,7 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let mut stream = child::stream()?;
-    let Some(ToReplicator::Configure { mut sites, ids, notes }) = frame::read(&mut stream)? else {
+    let Some(ToReplicator::Configure { mut sites, ids, notes }) = frame::read_first(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
     let (done, ended) = mpsc::channel::<FromReplicator>(256);
