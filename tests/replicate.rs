@@ -135,6 +135,21 @@ fn a_site_that_became_another_destination_under_its_name_gets_the_token_there() 
 }
 
 #[test]
+fn who_has_it_sent_once_more_hears_what_came_of_that_and_no_earlier_error() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    script(&site, "slow", "[ -e \"$1/open\" ] || { echo shut >&2; exit 77; }; sleep 2; cat > \"$1/$EVERCRED_FILE\"");
+    configure(&site, "[site.own]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/slow\", \"HOME/dest\"]\n");
+    site.grid("alice");
+    site.start();
+    site.wait("refused", 20, |s| shown(&evercred(s, &["replicate"])).contains("shut"));
+    fs::write(dest.join("open"), "").unwrap();
+    let now = evercred(&site, &["replicate", "--now"]);
+    assert!(now.status.success() && shown(&now).contains("current"), "{}", shown(&now));
+    assert!(holds(&dest.join("alice_grid"), &token(&site, "alice")));
+}
+
+#[test]
 fn without_a_journal_nothing_is_replicated_and_renewals_go_on() {
     let mut site = Site::new(600, Rotation::Strict);
     let dest = place(&site, "dest");

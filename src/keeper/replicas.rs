@@ -583,9 +583,17 @@ impl Desk {
                         let concerns = |replica: &crate::core::replica::Replica| {
                             id.as_ref().is_none_or(|id| *id == replica.id) && site.is_none_or(|s| s == replica.site)
                         };
-                        let count = self.planner.replicas().filter(concerns).count();
+                        let concerned: Vec<_> = self.planner.replicas().filter(concerns).collect();
                         self.planner.handle(now, Event::Again { id, site });
-                        Some(count)
+                        // Whoever asked waits for what comes of it, and takes no earlier error for that.
+                        let tried = concerned.iter().filter(|replica| replica.standing != Standing::Expired);
+                        let tried: Vec<_> = tried.map(|replica| (replica.id.clone(), replica.site)).collect();
+                        for one in &tried {
+                            self.errors.remove(one);
+                            self.told.remove(one);
+                        }
+                        self.show(&tried.into_iter().map(|(id, _)| id).collect());
+                        Some(concerned.len())
                     }
                 };
                 // Whoever asked may have given up.
