@@ -176,9 +176,10 @@ pub fn advice(kind: Kind) -> Advice {
              replicate --now.",
         ),
         Kind::SiteName => (
-            "No file name can be made for this credential at the site.",
+            "No file name of its own can be made for this credential at the site.",
             WAIT,
-            "Correct the site's `file_name`: it must give one plain name, without / and not beginning with a dot.",
+            "Correct the site's `file_name`: it must give one plain name, without / and not beginning with a dot, and another \
+             one for each credential ({user}, {base}).",
         ),
         Kind::ReplicatorLost => (
             "The process that replicates ended during the delivery; another one was started.",

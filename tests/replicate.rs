@@ -150,6 +150,29 @@ fn who_has_it_sent_once_more_hears_what_came_of_that_and_no_earlier_error() {
 }
 
 #[test]
+fn two_credentials_with_one_file_at_a_site_are_refused_there_until_one_leaves() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    configure(&site, &format!("{DIRECTORY}file_name = \"token\"\n"));
+    site.grid("alice");
+    site.start();
+    let file = dest.join("token");
+    site.wait("one alone", 20, |s| holds(&file, &token(s, "alice")));
+    let before = fs::read(&file).unwrap();
+    site.grid("bob");
+    site.wait("told", 20, |s| {
+        shown(&evercred(s, &["replicate", "bob/grid"])).contains("same file there as alice/grid")
+    });
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    site.wait("told of both", 20, |s| shown(&evercred(s, &["replicate", "alice/grid"])).contains("as bob/grid"));
+    assert_eq!(fs::read(&file).unwrap(), before);
+    fs::remove_dir_all(site.credentials().join("bob")).unwrap();
+    site.wait("bob left", 20, |s| evercred(s, &["replicate", "bob/grid"]).status.code() == Some(3));
+    evercred(&site, &["replicate", "--now"]);
+    site.wait("one alone again", 20, |s| holds(&file, &token(s, "alice")) && fs::read(&file).unwrap() != before);
+}
+
+#[test]
 fn without_a_journal_nothing_is_replicated_and_renewals_go_on() {
     let mut site = Site::new(600, Rotation::Strict);
     let dest = place(&site, "dest");

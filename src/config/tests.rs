@@ -307,6 +307,14 @@ fn every_bad_site_has_its_message_and_no_secret_in_it() {
             r#"c.toml:8: site.s.file_name: holds {usr}, which stands for nothing; use plain characters and {user} {service} {handle} {base} {target} {target_md5}, as "{base}""#,
         ),
         (
+            "kind = \"directory\"\nservices = [\"a\", \"a_x\"]\ndirectory = \"/d\"\nfile_name = \"t\"\n",
+            r#"c.toml:4: site.s.file_name: gives a and a_x the same file there; put {user} or {base} into it, as "{user}_{base}", or into the directory"#,
+        ),
+        (
+            "kind = \"kubernetes\"\nservices = [\"a\"]\nusers = [\"alice\", \"bob\"]\nsecret_name = \"s\"\nfile_name = \"{base}\"\n",
+            r#"c.toml:4: site.s.file_name: gives alice/a and bob/a the same file there; put {user} or {base} into it, as "{user}_{base}", or into the directory"#,
+        ),
+        (
             "kind = \"credd\"\nservices = [\"a\"]\nhost = \"far.example.org\"\n",
             "c.toml:4: site.s.user_domain: is missing; set it to UID_DOMAIN of that credd: its users are USER@UID_DOMAIN (condor_config_val UID_DOMAIN, there)",
         ),

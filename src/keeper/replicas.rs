@@ -9,7 +9,7 @@
 //! for what the thread is told, and for what it tells: the log here, the rest through [`Deliveries`] and [`Board`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -319,6 +319,8 @@ struct Read {
     key: u64,
     content: Content,
     sites: Vec<usize>,
+    /// Its files at them.
+    files: Vec<String>,
 }
 
 /// The thread's own.
@@ -338,6 +340,8 @@ struct Desk {
     link: io::Result<Link>,
     notes: Arc<Mutex<Vec<Note>>>,
     seen: BTreeMap<CredentialId, Read>,
+    /// Whose they are; more than one at once is a mistake, and none of them is sent there.
+    files: HashMap<String, BTreeSet<CredentialId>>,
     groups: HashMap<UserName, (Instant, BTreeSet<String>)>,
     errors: BTreeMap<(CredentialId, usize), String>,
     /// The same error of the same replica is told once an hour.
@@ -416,6 +420,7 @@ impl Desk {
             link,
             notes,
             seen: BTreeMap::new(),
+            files: HashMap::new(),
             groups: HashMap::new(),
             errors: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -606,7 +611,7 @@ impl Desk {
 
     fn forget(&mut self, id: &CredentialId) {
         self.withdraw(id, &[]);
-        self.seen.remove(id);
+        self.unsee(id);
         for site in 0..self.sites.len() {
             self.errors.remove(&(id.clone(), site));
             self.told.remove(&(id.clone(), site));
@@ -640,9 +645,33 @@ impl Desk {
                 self.note_withdrawal(id, site, None);
             }
         }
-        self.seen.insert(id.clone(), Read { key, content, sites: sites.clone() });
+        self.unsee(id);
+        let files: Vec<String> =
+            sites.iter().filter_map(|site| self.sites.get(*site)).flat_map(|site| site.files(id)).collect();
+        for file in &files {
+            self.files.entry(file.clone()).or_default().insert(id.clone());
+        }
+        self.seen.insert(id.clone(), Read { key, content, sites: sites.clone(), files });
         self.changed.insert(id.clone());
         self.planner.handle(self.clock.now(), Event::Seen { id: id.clone(), content, sites });
+    }
+
+    fn unsee(&mut self, id: &CredentialId) {
+        let Some(read) = self.seen.remove(id) else { return };
+        for file in read.files {
+            if let Entry::Occupied(mut whose) = self.files.entry(file) {
+                whose.get_mut().remove(id);
+                if whose.get().is_empty() {
+                    whose.remove();
+                }
+            }
+        }
+    }
+
+    /// Another credential that would have the same file there.
+    fn clash(&self, id: &CredentialId, site: usize) -> Option<&CredentialId> {
+        let files = self.sites.get(site)?.files(id);
+        files.iter().find_map(|file| self.files.get(file)?.iter().find(|other| *other != id))
     }
 
     /// Forget what the journal knows of, and the first scan did not find. A user that could not be looked at keeps all.
@@ -812,11 +841,15 @@ impl Desk {
     ) -> Result<(), Undelivered> {
         let lost = || Undelivered::new(Kind::ReplicatorLost, "the replicator is not up");
         let gone = || Undelivered::new(Kind::ReplicatorLost, "the .use changed meanwhile");
+        if let Some(other) = self.clash(id, site) {
+            let words = format!("it would have the same file there as {other}; neither is sent");
+            return Err(Undelivered::new(Kind::SiteName, words));
+        }
         let (_, bytes) = self.spool.read_use(id, None).map_err(|_| gone())?;
         let bytes = bytes.ok_or_else(gone)?;
         if content(&bytes).is_none_or(|now| now.hash != wanted.hash) {
             // The new one is a new generation.
-            self.seen.remove(id);
+            self.unsee(id);
             self.look(id);
             return Err(gone());
         }
