@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::Rotation;
+use evercred::{
+    demo::issuer::Rotation,
+    replicate::place::{PlaceError, Placed, Root},
+};
 use serde_json::Value;
 
 use self::site::Site;
@@ -330,6 +333,30 @@ fn a_full_disk_at_the_site_is_told_keeps_the_old_file_and_mends() {
     assert_eq!(fs::read(&file).unwrap(), old);
     fs::remove_file(dest.join("fill")).unwrap();
     site.wait("mended", 40, |s| holds(&file, &token(s, "alice")));
+}
+
+#[test]
+fn where_there_is_no_room_for_its_sequence_a_first_file_does_not_appear_and_the_next_try_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=32k,mode=700", "none"]).arg(&disk).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        println!("skipped: a file system of 32 KiB cannot be mounted here (needs root)");
+        return;
+    }
+    let _mounted = Unmount(disk.clone());
+    let root = Root::open(&disk).unwrap();
+    // One page is left: enough for the file, and not for its sequence as well.
+    let mut fill = fs::File::create(disk.join("fill")).unwrap();
+    fill.write_all(&[0; 28 << 10]).unwrap();
+    assert!(matches!(root.place("token", 7, 0o600, b"seven"), Err(PlaceError::NoSpace { .. })));
+    assert!(!disk.join("token").exists());
+    drop(fill);
+    fs::remove_file(disk.join("fill")).unwrap();
+    assert_eq!(root.place("token", 7, 0o600, b"seven").unwrap(), Placed::Written);
+    assert_eq!(root.place("token", 6, 0o600, b"six").unwrap(), Placed::Superseded { have: 7 });
+    assert!(holds(&disk.join("token"), "seven"));
 }
 
 struct Unmount(PathBuf);
