@@ -176,4 +176,19 @@ mod tests {
         assert_eq!(masked("it is abc, not abd", b"abc"), "it is [masked], not abd");
         assert_eq!(masked("words", b""), "words");
     }
+
+    #[tokio::test]
+    async fn a_program_whose_time_is_over_ends_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (script, file) = ("sleep 1000 & echo $! > \"$0\"; wait", dir.path().join("pid"));
+        let mut command = command("/bin/sh".as_ref(), &["-c", script, file.to_str().unwrap()], &[]);
+        let error = run(&mut command, b"", Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(error.kind, Kind::SiteTimeout);
+        let pid = std::fs::read_to_string(file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Ended, whether or not somebody has looked after it.
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
