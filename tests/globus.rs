@@ -355,6 +355,10 @@ fn every_refusal(version: &str) {
 #[test]
 fn every_refusal_of_the_function_comes_out_of_the_real_worker_and_through_the_real_sdk() {
     every_refusal("4.19.0");
+}
+
+#[test]
+fn every_refusal_comes_out_of_the_worker_from_before_json_results_too() {
     every_refusal("3.5.0");
 }
 

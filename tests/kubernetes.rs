@@ -406,10 +406,18 @@ fn nothing_older_replaces_anything_newer_not_even_by_a_request_that_was_stuck() 
     );
     server.kubectl(&["-n", "order", "patch", "secret", "evercred-alice", "--type=merge", "-p", &patch]).unwrap();
     gate.orders.lock().unwrap().hold = false;
-    site.wait("told", 60, |s| s.log().contains("have=9999999999"));
+    site.wait("told", 60, |s| s.log().contains("generation 9999999999 is there"));
     assert_eq!(server.keys("order", "evercred-alice")["alice_grid"], "newer");
+    // Which generation of ours was refused last.
+    let ours = |s: &Site| {
+        let table = String::from_utf8(evercred(s, &["replicate"]).stdout).unwrap();
+        table.split("our last one is ").nth(1).and_then(|rest| rest.split(',').next()).map(str::to_owned)
+    };
+    site.wait("shown", 30, |s| ours(s).is_some());
+    let before = ours(&site).unwrap();
     renew(&site, "alice/grid");
-    site.wait("told again", 60, |s| times(&s.log(), "have=9999999999") >= 2);
+    site.wait("refused again", 60, |s| ours(s).is_some_and(|now| now != before));
+    assert!(!current(&site), "what we never issued is not what it should have");
     assert_eq!(server.keys("order", "evercred-alice")["alice_grid"], "newer");
 }
 

@@ -349,7 +349,7 @@ fn where_there_is_no_room_for_its_sequence_a_first_file_does_not_appear_and_the_
     let root = Root::open(&disk).unwrap();
     // One page is left: enough for the file, and not for its sequence as well.
     let mut fill = fs::File::create(disk.join("fill")).unwrap();
-    fill.write_all(&[0; 28 << 10]).unwrap();
+    fill.write_all(&vec![0; 28 << 10]).unwrap();
     assert!(matches!(root.place("token", 7, 0o600, b"seven"), Err(PlaceError::NoSpace { .. })));
     assert!(!disk.join("token").exists());
     drop(fill);
