@@ -169,14 +169,17 @@ pub fn advice(kind: Kind) -> Advice {
             "See who else writes to that path, and whether the site's keys are ours.",
         ),
         Kind::SiteNewer => (
-            "The site has a newer token than the one that we sent, and kept it.",
-            "Nothing: what is there is newer.",
-            "If two access points feed the same path, give each a path of its own.",
+            "The site calls what it has newer than anything that we sent, and keeps it.",
+            WAIT,
+            "If two access points feed the same path, give each a path of its own. If none does, the sequence there is \
+             damaged: remove it (.NAME.seq beside the file, the annotation evercred/KEY of a Secret), then run evercred \
+             replicate --now.",
         ),
         Kind::SiteName => (
-            "No file name can be made for this credential at the site.",
+            "No file name of its own can be made for this credential at the site.",
             WAIT,
-            "Correct the site's `file_name`: it must give one plain name, without / and not beginning with a dot.",
+            "Correct the site's `file_name`: it must give one plain name, without / and not beginning with a dot, and another \
+             one for each credential ({user}, {base}).",
         ),
         Kind::ReplicatorLost => (
             "The process that replicates ended during the delivery; another one was started.",

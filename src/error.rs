@@ -108,7 +108,7 @@ kinds! {
     SiteStale = "site-stale", Slow;
     /// The site says that it has it, and cannot show it.
     SiteUnconfirmed = "site-unconfirmed", Transient;
-    /// The site has something newer than what we sent.
+    /// The site has something newer than we ever made.
     SiteNewer = "site-newer", Slow;
     /// No file name can be made for this credential, or its token does not fit.
     SiteName = "site-name", Slow;

@@ -104,6 +104,27 @@ fn every_command_in_the_documents_is_one_that_the_programs_take() {
     assert!(seen > 40, "only {seen} commands were found");
 }
 
+#[test]
+fn every_key_of_harvesters_token_managers_is_mapped_or_named_as_not_needed() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/replication.md")).unwrap();
+    let (_, section) = page.split_once("## From Harvester's token managers").unwrap();
+    let keys: String =
+        section.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.split(" | ").next()).collect();
+    for key in "pluginConfigs module name configs setup_name moduleName className credmanagers queueName sleepTime inFile \
+                client_cred_file issuer client_id client_secret client_credentials audience scope target_type target_list \
+                target_list_file out_dir panda_token_filename lifetime update_ts_path check_interval refresh_interval \
+                pandaURLSSL ce_endpoint ce_flavour remote_out_dir endpoint_id local_key_file remote_key_file task_timeout \
+                GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET tokenDir tokenDirAnalysis tokenName tokenOrigin \
+                pandaTokenDir pandaTokenFilename pandaTokenKeyPath cred_dir lifetime_days k8s_config_file proxy_files \
+                secret_name token_key_file client_name inCertFile outCertFile certFile voms key cert genFromKeyCert \
+                checkPeriod renewCommand extraRenewOpts lifetimeOptFormat"
+        .split_whitespace()
+    {
+        let named = [format!("`{key}`"), format!("`{key} "), format!(".{key}`")];
+        assert!(named.iter().any(|named| keys.contains(named)), "{key}");
+    }
+}
+
 /// A file of a secret that the configuration names.
 fn secret(path: &Path) {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path.parent().unwrap()).unwrap();

@@ -3,11 +3,7 @@
 //! assertions with the public key; the second holds every request and answer against NERSC's published specification.
 //! Skipped, and said so, without `target/test-env/facility` (`tests/run facility` makes it).
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test: it may stop at what is wrong, and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
 mod site;
 
@@ -25,6 +21,7 @@ use serde_json::{Value, json};
 use self::site::{
     Site,
     far::{Double, current, evercred, holds, renew, token},
+    of_stage,
 };
 
 const EVERCRED: &str = env!("CARGO_BIN_EXE_evercred");
@@ -38,11 +35,7 @@ struct Lab {
 
 fn environment() -> Option<PathBuf> {
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-env/facility");
-    if home.join("ready").exists() {
-        return Some(home);
-    }
-    eprintln!("skipped: no sfapi_client and no IRI specification (tests/run facility)");
-    None
+    of_stage("facility", "no sfapi_client and no IRI specification", || home.join("ready").exists().then_some(home))
 }
 
 impl Lab {

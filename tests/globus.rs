@@ -2,11 +2,7 @@
 //! code (newest release, and one from before JSON results); the double itself is exercised by the real SDK. Skipped,
 //! and said so, without `target/test-env/globus-*` (`tests/run globus` makes them).
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test: it may stop at what is wrong, and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
 mod site;
 
@@ -18,12 +14,21 @@ use std::{
     time::Duration,
 };
 
-use evercred::{demo::issuer::Rotation, replicate::pack};
-use serde_json::json;
+use evercred::{
+    core::secret::KeyText,
+    demo::issuer::Rotation,
+    error::Kind,
+    replicate::{
+        envelope::{Envelope, KeyRing, Verdict},
+        pack,
+    },
+};
+use serde_json::{Value, json};
 
 use self::site::{
     Site,
-    far::{Double, current, holds, renew, token},
+    far::{Double, current, evercred, holds, renew, token},
+    of_stage,
 };
 
 fn here(path: &str) -> PathBuf {
@@ -32,11 +37,8 @@ fn here(path: &str) -> PathBuf {
 
 fn python(version: &str) -> Option<PathBuf> {
     let home = here("target/test-env").join(format!("globus-{version}"));
-    if home.join("ready").exists() {
-        return Some(home.join("bin/python"));
-    }
-    eprintln!("skipped: no globus-compute-endpoint {version} (tests/run globus)");
-    None
+    let needs = format!("no globus-compute-endpoint {version}");
+    of_stage("globus", &needs, || home.join("ready").exists().then(|| home.join("bin/python")))
 }
 
 /// The service, with the worker of that release.
@@ -147,6 +149,19 @@ fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(double.asked("/submit"), 1, "one task in the queue, not one for each renewal or try");
     assert!(!file.exists());
+    // What the service says of the endpoint is what people are told.
+    let told = |arguments: &[&str]| String::from_utf8(evercred(&site, arguments).stdout).unwrap();
+    site.wait("the endpoint is told", 30, |_| told(&["status"]).contains("the endpoint is offline"));
+    site.wait("with the replica, too", 30, |_| told(&["replicate"]).contains("the endpoint, which is offline,"));
+    let status: Value = serde_json::from_str(&told(&["status", "--json"])).unwrap();
+    assert_eq!(status.pointer("/sites/0/offline"), Some(&Value::Bool(true)), "{status}");
+    let doctor = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["doctor", "--config"])
+        .arg(site.home.path().join("evercred.toml"))
+        .output()
+        .unwrap();
+    let doctor = String::from_utf8(doctor.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(doctor.contains("the endpoint is offline"), "{doctor}");
     double.control(&json!({"offline": false}));
     site.wait("the newest", 180, |s| holds(&file, &token(s)));
     assert_ne!(token(&site), first);
@@ -206,6 +221,145 @@ fn a_submit_whose_reply_was_lost_is_sent_again_and_written_once() {
     site.wait("confirmed", 120, current);
     assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written, "the second copy found the first one there");
     assert!(double.asked("/submit") >= 2);
+}
+
+/// Code, what that means to us (none: delivered), the payload, key files at the endpoint, its own limit of age.
+type Row = (&'static str, Option<Kind>, String, &'static str, u64);
+
+/// What the function does with each payload, in the real worker of that release, read by the real SDK and by us.
+#[expect(clippy::too_many_lines, reason = "a table, and what it is about")]
+fn every_refusal(version: &str) {
+    let Some(python) = python(version) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let home = fs::canonicalize(dir.path()).unwrap();
+    let at = |name: &str| home.join(name).display().to_string();
+    let (far, full) = (at("far"), at("far/full"));
+    for name in ["far", "far/full", "outside"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(at("outside"), at("far/link")).unwrap();
+    let (mine, other) =
+        ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsMDQ4=");
+    for (name, text, mode) in
+        [("key", mine, 0o600), ("open", mine, 0o640), ("other", other, 0o600), ("none", "no key", 0o600)]
+    {
+        fs::write(at(name), text).unwrap();
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::write(at("far/file"), "").unwrap();
+    let ring = |text: &str| KeyRing::new(&[KeyText::parse(text).unwrap()]).unwrap();
+    let (good, bad) = (ring(mine), ring(other));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let envelope = |change: &dyn Fn(&mut Envelope)| {
+        let token = zeroize::Zeroizing::new("canary-61".to_owned());
+        let (path, mode, to) = (format!("{far}/tok"), "0600".to_owned(), "there".to_owned());
+        let mut envelope = Envelope { v: 1, path, seq: 60, mode, token, iat: now, max_age: 86_400, to };
+        change(&mut envelope);
+        envelope
+    };
+    let seal = |ring: &KeyRing, at: u64, envelope: &Envelope| {
+        String::from_utf8(ring.seal(envelope, at).unwrap().to_vec()).unwrap()
+    };
+    let sealed = |change: &dyn Fn(&mut Envelope)| {
+        let envelope = envelope(change);
+        seal(&good, envelope.iat, &envelope)
+    };
+    let mut tampered = sealed(&|_| {}).into_bytes();
+    let byte = tampered.get_mut(60).unwrap();
+    *byte = if *byte == b'A' { b'B' } else { b'A' };
+    let plain = sealed(&|_| {});
+    let day = 86_400;
+    let mut table: Vec<Row> = vec![
+        ("KEY_MODE", Some(Kind::SiteKey), plain.clone(), "open", day),
+        ("NO_KEY", Some(Kind::SiteKey), plain.clone(), "nowhere", day),
+        ("NO_KEY", Some(Kind::SiteKey), plain.clone(), "none", day),
+        ("DECRYPT", Some(Kind::SiteKey), plain, "other", day),
+        ("DECRYPT", Some(Kind::SiteKey), seal(&bad, now, &envelope(&|_| {})), "key", day),
+        ("DECRYPT", Some(Kind::SiteKey), String::from_utf8(tampered).unwrap(), "key", day),
+        ("DECRYPT", Some(Kind::SiteKey), "no payload".into(), "key", day),
+        ("NO_ENVELOPE", Some(Kind::SiteKey), sealed(&|e| e.v = 2), "key", day),
+        ("NO_ENVELOPE", Some(Kind::SiteKey), seal(&good, now - 9, &envelope(&|_| {})), "key", day),
+        ("FUTURE", Some(Kind::SiteStale), sealed(&|e| e.iat = now + 3600), "key", day),
+        ("STALE", Some(Kind::SiteStale), sealed(&|e| e.iat = now - 3600), "key", 600),
+        ("STALE", Some(Kind::SiteStale), sealed(&|e| (e.iat, e.max_age) = (now - 3600, 600)), "key", day),
+        ("NOT_FOR_US", Some(Kind::SiteDenied), sealed(&|e| e.to = "elsewhere".into()), "key", day),
+    ];
+    for (path, mode) in [
+        (at("outside/tok"), "0600"),
+        (format!("{far}/../outside/tok"), "0600"),
+        (format!("{far}/link/tok"), "0600"),
+        (format!("{far}/.."), "0600"),
+        (format!("{far}/"), "0600"),
+        (format!("{far}/tok"), "4777"),
+    ] {
+        let payload = sealed(&|e| (e.path, e.mode) = (path.clone(), mode.to_owned()));
+        table.push(("PATH_NOT_ALLOWED", Some(Kind::SiteDenied), payload, "key", day));
+    }
+    table.push(("WRITTEN", None, sealed(&|_| {}), "key", day));
+    table.push(("SUPERSEDED", None, sealed(&|_| {}), "key", day));
+    table.push(("SUPERSEDED", None, sealed(&|e| e.seq = 59), "key", day));
+    table.push(("raised", Some(Kind::SiteError), sealed(&|e| e.path = format!("{far}/file/tok")), "key", day));
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "none", &full]).stderr(Stdio::null()).status();
+    let mounted = mounted.is_ok_and(|status| status.success());
+    if mounted {
+        let large = zeroize::Zeroizing::new("x".repeat(50_000));
+        let payload = sealed(&|e| (e.path, e.token) = (format!("{full}/tok"), large.clone()));
+        table.push(("NO_SPACE", Some(Kind::SiteFull), payload, "key", day));
+    }
+    let payloads: Vec<String> = table
+        .iter()
+        .map(|(.., payload, key, max_age)| pack::arguments(&json!([payload, [at(key)], max_age])))
+        .collect();
+    let input = json!({"code": pack::code(pack::NAME, &pack::source(&far, "there"), false), "payloads": payloads});
+    let mut child = Command::new(python)
+        .arg(here("tests/globus/refusals.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    serde_json::to_writer(child.stdin.take().unwrap(), &input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    if mounted {
+        Command::new("umount").arg("-l").arg(&full).status().unwrap();
+    }
+    let answers: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answers.len(), table.len());
+    for ((code, kind, ..), answer) in table.iter().zip(&answers) {
+        let text = |key: &str| answer.get(key).and_then(Value::as_str);
+        assert!(!answer.to_string().contains("canary"), "{code}: {answer}");
+        if *code == "raised" {
+            assert!(
+                text("exception")
+                    .is_some_and(|words| words.contains("NotADirectoryError") || words.contains("FileExistsError")),
+                "{answer}"
+            );
+            continue;
+        }
+        let decoded = text("decoded").unwrap_or_default();
+        assert!(!decoded.is_empty(), "{code}: {answer}");
+        assert_eq!(pack::result(text("packed").unwrap()).unwrap(), decoded, "we read it as the SDK does");
+        let verdict: Verdict = serde_json::from_str(decoded).unwrap();
+        assert_eq!((verdict.code.as_str(), verdict.ok), (*code, *code == "WRITTEN"), "{decoded}");
+        assert!(verdict.ok || verdict.detail.is_some(), "{decoded}");
+        let judged = verdict.judge(&good, if verdict.have.is_some() { 60 } else { 61 }, b"canary-61");
+        assert_eq!(judged.err().map(|error| error.kind), *kind, "{decoded}");
+    }
+    let mut left: Vec<_> = fs::read_dir(&far).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".tok.seq", "file", "full", "link", "tok"]);
+    assert_eq!(fs::read_to_string(at("far/tok")).unwrap(), "canary-61");
+    assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0, "nothing came out");
+}
+
+#[test]
+fn every_refusal_of_the_function_comes_out_of_the_real_worker_and_through_the_real_sdk() {
+    every_refusal("4.19.0");
+}
+
+#[test]
+fn every_refusal_comes_out_of_the_worker_from_before_json_results_too() {
+    every_refusal("3.5.0");
 }
 
 #[test]

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::Rotation;
+use evercred::{
+    demo::issuer::Rotation,
+    replicate::place::{PlaceError, Placed, Root},
+};
 use serde_json::Value;
 
 use self::site::Site;
@@ -101,6 +104,110 @@ fn a_renewed_token_is_at_the_site_and_a_restart_sends_nothing_again() {
     assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
     site.wait("the new one", 20, |s| token(s, "alice") != before && holds(&file, &token(s, "alice")));
     assert!(!site.log().contains(&token(&site, "alice")), "no token in the log");
+}
+
+#[test]
+fn a_site_that_became_another_destination_under_its_name_gets_the_token_there() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let (dest, other) = (place(&site, "dest"), place(&site, "other"));
+    let path = site.home.path().join("evercred.toml");
+    configure(&site, DIRECTORY);
+    site.grid("alice");
+    site.start();
+    let file = dest.join("alice_grid");
+    site.wait("replicated", 20, |s| holds(&file, &token(s, "alice")));
+    site.wait("confirmed", 10, |s| evercred(s, &["replicate"]).status.success());
+    let reload = |from: &str, to: &str| {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        site.signal("-HUP");
+    };
+    reload("/dest\"", "/other\"");
+    let moved = other.join("alice_grid");
+    site.wait("at the new place", 20, |s| holds(&moved, &token(s, "alice")));
+    site.wait("confirmed there", 10, |s| evercred(s, &["replicate"]).status.success());
+    // The same file as something else: the generation that it has there must not keep that away.
+    keygen(&site, "key");
+    let home = site.home.path().display();
+    reload("kind = \"directory\"", &format!("kind = \"directory\"\nkey_files = [\"{home}/key\"]"));
+    site.wait("sealed", 20, |_| fs::read(&moved).is_ok_and(|bytes| bytes.starts_with(b"gAAAA")));
+    site.wait("confirmed again", 10, |s| evercred(s, &["replicate"]).status.success());
+    let log = fs::read_to_string(site.home.path().join("state/replicas.journal")).unwrap();
+    assert!(!log.contains(fs::read_to_string(site.home.path().join("key")).unwrap().trim()));
+}
+
+#[test]
+fn who_has_it_sent_once_more_hears_what_came_of_that_and_no_earlier_error() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    script(&site, "slow", "[ -e \"$1/open\" ] || { echo shut >&2; exit 77; }; sleep 2; cat > \"$1/$EVERCRED_FILE\"");
+    configure(&site, "[site.own]\nkind = \"exec\"\nservices = [\"grid\"]\ncommand = [\"HOME/slow\", \"HOME/dest\"]\n");
+    site.grid("alice");
+    site.start();
+    site.wait("refused", 20, |s| shown(&evercred(s, &["replicate"])).contains("shut"));
+    fs::write(dest.join("open"), "").unwrap();
+    let now = evercred(&site, &["replicate", "--now"]);
+    assert!(now.status.success() && shown(&now).contains("current"), "{}", shown(&now));
+    assert!(holds(&dest.join("alice_grid"), &token(&site, "alice")));
+}
+
+#[test]
+fn two_credentials_with_one_file_at_a_site_are_refused_there_until_one_leaves() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    configure(&site, &format!("{DIRECTORY}file_name = \"token\"\n"));
+    site.grid("alice");
+    site.start();
+    let file = dest.join("token");
+    site.wait("one alone", 20, |s| holds(&file, &token(s, "alice")));
+    let before = fs::read(&file).unwrap();
+    site.grid("bob");
+    site.wait("told", 20, |s| {
+        shown(&evercred(s, &["replicate", "bob/grid"])).contains("same file there as alice/grid")
+    });
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    site.wait("told of both", 20, |s| shown(&evercred(s, &["replicate", "alice/grid"])).contains("as bob/grid"));
+    assert_eq!(fs::read(&file).unwrap(), before);
+    fs::remove_dir_all(site.credentials().join("bob")).unwrap();
+    site.wait("bob left", 20, |s| evercred(s, &["replicate", "bob/grid"]).status.code() == Some(3));
+    evercred(&site, &["replicate", "--now"]);
+    site.wait("one alone again", 20, |s| holds(&file, &token(s, "alice")) && fs::read(&file).unwrap() != before);
+}
+
+#[test]
+fn without_a_journal_nothing_is_replicated_and_renewals_go_on() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    let state = site.home.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+    configure(&site, DIRECTORY);
+    site.grid("alice");
+    site.start();
+    site.wait("renewed", 20, |s| s.file("alice", "grid.use").is_some());
+    site.wait("told", 20, |s| s.log().contains("nothing is replicated until this is corrected"));
+    let status = shown(&evercred(&site, &["status"]));
+    assert!(status.contains("Nothing is replicated to the site shared") && status.contains("chmod 700"), "{status}");
+    let doctor = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["doctor", "--config"])
+        .arg(site.home.path().join("evercred.toml"))
+        .output()
+        .unwrap();
+    let words = shown(&doctor).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("nothing is replicated to it") && words.contains("chmod 700"), "{words}");
+    assert!(!evercred(&site, &["replicate", "--now"]).status.success());
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success(), "{}", site.log());
+    stop(&mut site);
+    // A journal that is no journal is kept, and replication begins anew.
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(state.join("replicas.journal"), "no journal\n").unwrap();
+    site.start();
+    site.wait("replicated", 20, |s| holds(&dest.join("alice_grid"), &token(s, "alice")));
+    assert!(site.log().contains("the whole file is kept"), "{}", site.log());
+    let kept = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path());
+    let kept: Vec<PathBuf> = kept.filter(|path| path.display().to_string().contains("damaged")).collect();
+    assert!(matches!(&kept[..], [one] if holds(one, "no journal\n")), "{kept:?}");
 }
 
 #[test]
@@ -226,6 +333,30 @@ fn a_full_disk_at_the_site_is_told_keeps_the_old_file_and_mends() {
     assert_eq!(fs::read(&file).unwrap(), old);
     fs::remove_file(dest.join("fill")).unwrap();
     site.wait("mended", 40, |s| holds(&file, &token(s, "alice")));
+}
+
+#[test]
+fn where_there_is_no_room_for_its_sequence_a_first_file_does_not_appear_and_the_next_try_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=32k,mode=700", "none"]).arg(&disk).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        println!("skipped: a file system of 32 KiB cannot be mounted here (needs root)");
+        return;
+    }
+    let _mounted = Unmount(disk.clone());
+    let root = Root::open(&disk).unwrap();
+    // One page is left: enough for the file, and not for its sequence as well.
+    let mut fill = fs::File::create(disk.join("fill")).unwrap();
+    fill.write_all(&vec![0; 28 << 10]).unwrap();
+    assert!(matches!(root.place("token", 7, 0o600, b"seven"), Err(PlaceError::NoSpace { .. })));
+    assert!(!disk.join("token").exists());
+    drop(fill);
+    fs::remove_file(disk.join("fill")).unwrap();
+    assert_eq!(root.place("token", 7, 0o600, b"seven").unwrap(), Placed::Written);
+    assert_eq!(root.place("token", 6, 0o600, b"six").unwrap(), Placed::Superseded { have: 7 });
+    assert!(holds(&disk.join("token"), "seven"));
 }
 
 struct Unmount(PathBuf);

@@ -386,4 +386,4 @@ fn read_providers(value: Value, secrets: Secrets, stock: &Stock<'_>, problems: &
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::core::{
-    id::{Handle, Service, UserName},
+    id::{CredentialId, Handle, Service, UserName},
     secret::KeyText,
 };
 
@@ -120,11 +120,14 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
         Kind::Iri => site_facility::iri(&mut section, secrets).map(SiteKind::Iri),
         Kind::Kubernetes => Some(SiteKind::Kubernetes(kubernetes(&mut section))),
     };
-    section.finish();
-    Some(Site {
+    let (Some(kind), Some(rules)) = (kind, rules) else {
+        section.finish();
+        return None;
+    };
+    let site = Site {
         name: name.to_owned(),
-        kind: kind?,
-        rules: rules?,
+        kind,
+        rules,
         targets,
         file_name,
         use_format,
@@ -134,7 +137,18 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
         max_per_second,
         ca_file,
         sealing,
-    })
+    };
+    if let Some((one, other)) = site.clash() {
+        let what = |id: CredentialId| if site.rules.users.is_empty() { id.base() } else { id.to_string() };
+        let what = format!("gives {} and {} the same file there", what(one), what(other));
+        section.complain(
+            "file_name",
+            &what,
+            r#"put {user} or {base} into it, as "{user}_{base}", or into the directory"#,
+        );
+    }
+    section.finish();
+    Some(site)
 }
 
 fn kind(value: &Value) -> Result<Kind, Wrong> {

@@ -3,15 +3,17 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::settings::UseFormat;
 use crate::core::{
-    id::CredentialId,
+    id::{CredentialId, UserName},
     secret::{ClientSecret, KeyText, RefreshToken, on_wire},
     time::Timestamp,
 };
 
-pub use crate::replicate::name::{FileName, Placeholder};
+pub use crate::replicate::name::{FileName, Placeholder, directory as directory_of};
 
 /// `[site.NAME]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +42,81 @@ pub struct Site {
     pub ca_file: Option<PathBuf>,
     /// `key_files` and `max_age`: what goes there is sealed.
     pub sealing: Option<Sealing>,
+}
+
+impl Site {
+    /// Where a credential's files are: no two credentials may have the same. None where its kind keeps them apart itself,
+    /// or its own program says where, or no name can be made.
+    #[must_use]
+    pub fn files(&self, id: &CredentialId) -> Vec<String> {
+        let (place, directory) = match &self.kind {
+            SiteKind::Directory { directory } => (String::new(), directory.clone()),
+            SiteKind::Ssh(ssh) => {
+                (format!("{:?}:", (&ssh.host, &ssh.user, ssh.port, &ssh.ssh_config)), ssh.directory.clone())
+            }
+            SiteKind::GlobusCompute(globus) => (format!("{}:", globus.endpoint), globus.directory.clone()),
+            SiteKind::Sfapi(sfapi) => (format!("{}:", sfapi.api), sfapi.directory.clone()),
+            SiteKind::Iri(iri) => (format!("{}:", iri.resource), iri.directory.clone()),
+            SiteKind::Kubernetes(cluster) => {
+                let namespace = cluster.namespace.as_deref().unwrap_or_default();
+                (
+                    format!("{:?}:", (&cluster.kubeconfig, &cluster.context)),
+                    format!("{namespace}/{}", cluster.secret_name),
+                )
+            }
+            SiteKind::Exec { .. } | SiteKind::Credd(_) => return Vec::new(),
+        };
+        let Ok(directory) = directory_of(&directory, id) else { return Vec::new() };
+        let names = self.file_name.names(id, &self.targets).unwrap_or_default();
+        names.into_iter().map(|name| format!("{place}{directory}/{name}")).collect()
+    }
+
+    /// Two credentials that the rules name, and the file that both would have: a mistake that shows without any.
+    #[must_use]
+    pub fn clash(&self) -> Option<(CredentialId, CredentialId)> {
+        let anybody = ["anybody".to_owned()];
+        let users = if self.rules.users.is_empty() { &anybody[..] } else { &self.rules.users[..] };
+        let mut known: BTreeMap<String, CredentialId> = BTreeMap::new();
+        for user in users.iter().filter_map(|user| UserName::parse(user).ok()) {
+            for base in &self.rules.services {
+                let Ok(id) = CredentialId::from_base(user.clone(), if base == "*" { "any" } else { base }) else {
+                    continue;
+                };
+                for file in self.files(&id) {
+                    match known.get(&file) {
+                        Some(other) if *other != id => return Some((other.clone(), id)),
+                        _ => drop(known.insert(file, id.clone())),
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Tells one destination from another: a hash of what decides where a token lands, and as what. Where it changes, what
+    /// was confirmed under this name was confirmed by somebody else, or for something else. No secret can be read from it.
+    #[must_use]
+    pub fn destination(&self) -> String {
+        let place = match &self.kind {
+            SiteKind::Directory { directory } => json!([directory]),
+            SiteKind::Exec { command, directory } => json!([command, directory]),
+            SiteKind::Ssh(ssh) => json!([ssh.host, ssh.user, ssh.port, ssh.ssh_config, ssh.way, ssh.directory]),
+            SiteKind::GlobusCompute(globus) => json!([globus.api, globus.endpoint, globus.directory]),
+            SiteKind::Credd(credd) => json!([credd.host, credd.user_domain, credd.condor_config]),
+            SiteKind::Sfapi(sfapi) => json!([sfapi.api, sfapi.machine, sfapi.directory]),
+            SiteKind::Iri(iri) => json!([iri.api, iri.resource, iri.directory]),
+            SiteKind::Kubernetes(cluster) => {
+                json!([cluster.kubeconfig, cluster.context, cluster.namespace, cluster.secret_name])
+            }
+        };
+        let what = json!([self.kind.label(), place, self.file_name, self.targets, self.use_format, self.mode]);
+        let mut hash = Sha256::new_with_prefix(what.to_string());
+        // A Fernet key is random: nobody finds it by trying.
+        if let Some(key) = self.sealing.as_ref().and_then(|sealing| sealing.keys.first()) {
+            hash.update(key.expose().trim());
+        }
+        hash.finalize().iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
 }
 
 /// Which credentials go to a site: a service of `services`, and a user of `users` or of one of `groups`.

@@ -35,6 +35,12 @@ fn settings_of(text: &str) -> Settings {
     load_files(&[file], &sources(), &Knobs::default()).unwrap()
 }
 
+/// The sites of such tables, for tests elsewhere; their key files are read.
+pub(crate) fn sites(text: &str) -> Vec<super::site_settings::Site> {
+    let provider = "[provider.w]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
+    settings_of(&format!("{provider}{text}")).sites
+}
+
 const GOOD: &str = "[provider.a]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
 
 #[test]
@@ -299,6 +305,14 @@ fn every_bad_site_has_its_message_and_no_secret_in_it() {
         (
             "kind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nfile_name = \"{usr}\"\n",
             r#"c.toml:8: site.s.file_name: holds {usr}, which stands for nothing; use plain characters and {user} {service} {handle} {base} {target} {target_md5}, as "{base}""#,
+        ),
+        (
+            "kind = \"directory\"\nservices = [\"a\", \"a_x\"]\ndirectory = \"/d\"\nfile_name = \"t\"\n",
+            r#"c.toml:4: site.s.file_name: gives a and a_x the same file there; put {user} or {base} into it, as "{user}_{base}", or into the directory"#,
+        ),
+        (
+            "kind = \"kubernetes\"\nservices = [\"a\"]\nusers = [\"alice\", \"bob\"]\nsecret_name = \"s\"\nfile_name = \"{base}\"\n",
+            r#"c.toml:4: site.s.file_name: gives alice/a and bob/a the same file there; put {user} or {base} into it, as "{user}_{base}", or into the directory"#,
         ),
         (
             "kind = \"credd\"\nservices = [\"a\"]\nhost = \"far.example.org\"\n",

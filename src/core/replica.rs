@@ -5,7 +5,8 @@
 //! seconds since 1970, so that it grows even where the journal was lost. It is durable ([`Action::Record`]) before
 //! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
 //! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
-//! generation follows when that has ended. Each site has its own queue, budget and circuit.
+//! generation follows when that has ended. Each site has its own queue, budget and circuit. A site that has something
+//! newer than we ever made has not what it should have: who wrote that is for people to find out, until the next renewal.
 //!
 //! The file is long as the planner's is: the waits of one delivery are read together.
 
@@ -41,6 +42,8 @@ pub struct Known {
     pub acknowledged: u64,
     /// When.
     pub at: Timestamp,
+    /// The site's name stood for another destination then: nothing counts but that the number is used up.
+    pub elsewhere: bool,
 }
 
 /// What happened.
@@ -173,7 +176,7 @@ pub enum Announcement {
         /// When it is tried again.
         next_in: Duration,
     },
-    /// The site has something newer than what we sent.
+    /// The site has a newer one of ours than what we sent.
     Superseded {
         /// Number of the delivery.
         number: u64,
@@ -269,7 +272,28 @@ struct Entry {
     record_at: Option<Tick>,
     /// What a far end said it has: the next generation is above it.
     floor: u64,
+    /// A site is elsewhere now: what is there may hold this generation as something else.
+    anew: bool,
     rows: Vec<Row>,
+}
+
+impl Entry {
+    /// Superseded counts only by what we issued.
+    fn judged(&mut self, now: Now, result: Result<Delivered, Undelivered>) -> Result<Delivered, Undelivered> {
+        let ours = self.generation;
+        match result {
+            Ok(Delivered::Superseded { have }) if have > ours => {
+                // Our next one must be above it; within reason, since the far end may say anything.
+                let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
+                if have <= most {
+                    self.floor = self.floor.max(have);
+                }
+                let words = format!("generation {have} is there; our last one is {ours}, so it was not written by us");
+                Err(Undelivered::new(Kind::SiteNewer, words))
+            }
+            other => other,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -455,17 +479,19 @@ impl Replicas {
     fn recalled(&mut self, id: CredentialId, generation: u64, hash: [u8; 16], known: Vec<Known>) {
         // A new content must never get a number that a site has confirmed for another.
         let floor = known.iter().map(|known| known.acknowledged).max().unwrap_or(0);
+        let anew = known.iter().any(|known| known.elsewhere);
         let rows = known.into_iter().map(|known| Row {
             site: known.site,
-            acknowledged: known.acknowledged,
-            at: Some(known.at),
+            acknowledged: if known.elsewhere { 0 } else { known.acknowledged },
+            at: (!known.elsewhere).then_some(known.at),
             wait: Wait::Settled,
             failures: 0,
             last: None,
             since: None,
         });
         let content = Content { hash, expiry: None };
-        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, rows: rows.collect() });
+        let rows = rows.collect();
+        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, anew, rows });
     }
 
     fn insert(&mut self, entry: Entry) -> usize {
@@ -488,7 +514,7 @@ impl Replicas {
             *slot
         } else {
             let (durable, record_at, floor) = (false, None, self.left);
-            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, rows: Vec::new() })
+            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, anew: false, rows: Vec::new() })
         };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let changed = entry.generation == 0 || entry.content.hash != content.hash;
@@ -497,12 +523,16 @@ impl Replicas {
             std::mem::take(&mut entry.rows).into_iter().partition(|row| wanted.contains(&row.site));
         entry.rows = kept;
         let durable = entry.durable;
+        let anew = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
         for row in dropped {
             self.unqueue(slot, row.site, row.wait);
         }
         if changed {
             self.new_generation(now, slot, &|_| true);
+        } else if anew {
+            self.new_generation(now, slot, &|_| false);
         }
+        let changed = changed || anew;
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let mut added = Vec::new();
         for &site in wanted {
@@ -545,7 +575,8 @@ impl Replicas {
             }
             if row.wait == Wait::Settled && row.acknowledged == before && !resend(row) {
                 row.acknowledged = generation;
-                kept.push(Known { site: row.site, acknowledged: generation, at: row.at.unwrap_or(now.wall) });
+                let at = row.at.unwrap_or(now.wall);
+                kept.push(Known { site: row.site, acknowledged: generation, at, elsewhere: false });
                 continue;
             }
             row.failures = 0;
@@ -678,6 +709,7 @@ impl Replicas {
         let Some(&slot) = self.ids.get(&id) else { return };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let (desired, spread, expiry) = (entry.generation, id.spread(), entry.content.expiry);
+        let result = entry.judged(now, result);
         let Some(row) = entry.rows.iter_mut().find(|row| row.site == site) else { return };
         if row.wait != Wait::Flying(number) {
             if row.wait == Wait::Held {
@@ -685,11 +717,13 @@ impl Replicas {
             }
             return;
         }
+        // Whoever has something newer answered, and is not down.
+        let answered = result.as_ref().err().is_none_or(|error| error.kind == Kind::SiteNewer);
+        if answered && to.budget.answered(slot) {
+            self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
+        }
         let error = match result {
             Ok(delivered) => {
-                if to.budget.answered(slot) {
-                    self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
-                }
                 let after_failures = std::mem::take(&mut row.failures);
                 row.last = None;
                 row.acknowledged = row.acknowledged.max(generation);
@@ -698,18 +732,10 @@ impl Replicas {
                 let newer = (desired != generation).then(|| made(desired, now));
                 let after =
                     std::mem::replace(&mut row.since, newer).map_or(Duration::ZERO, |since| now.wall.since(since));
-                let known = Known { site, acknowledged: row.acknowledged, at: now.wall };
+                let known = Known { site, acknowledged: row.acknowledged, at: now.wall, elsewhere: false };
                 self.pending.push_back(Action::Acknowledge { id: id.clone(), known });
                 self.pending.push_back(Action::Announce(match delivered {
-                    Delivered::Superseded { have } => {
-                        row.last = Some(Kind::SiteNewer);
-                        // Our next one must be above it; within reason, since the far end may say anything.
-                        let most = u64::try_from(now.wall.secs()).unwrap_or(0).saturating_add(BELIEVED_AHEAD);
-                        if have <= most {
-                            entry.floor = entry.floor.max(have);
-                        }
-                        Announcement::Superseded { number, id, site, generation, have }
-                    }
+                    Delivered::Superseded { have } => Announcement::Superseded { number, id, site, generation, have },
                     Delivered::Written | Delivered::AlreadyThere => Announcement::Replicated {
                         number,
                         id,

@@ -40,6 +40,10 @@ fn seen(r: &mut Replicas, now: Now, user: &str, content: Content, sites: &[usize
     r.handle(now, Event::Seen { id: id(user), content, sites: sites.to_vec() });
 }
 
+fn known(site: usize, acknowledged: u64, secs: u64) -> Known {
+    Known { site, acknowledged, at: at(secs).wall, elsewhere: false }
+}
+
 fn fail(kind: Kind) -> Result<Delivered, Undelivered> {
     Err(Undelivered::new(kind, ""))
 }
@@ -78,13 +82,28 @@ fn what_the_journal_cannot_take_is_not_sent_and_is_tried_again() {
 #[test]
 fn a_restart_resends_nothing_that_was_acknowledged_and_everything_that_was_not() {
     let mut r = Replicas::new(&[LIMITS, LIMITS]);
-    let known =
-        vec![Known { site: 0, acknowledged: 7, at: at(0).wall }, Known { site: 1, acknowledged: 6, at: at(0).wall }];
+    let known = vec![known(0, 7, 0), known(1, 6, 0)];
     r.handle(at(0), Event::Recalled { id: id("alice"), generation: 7, hash: [1; 16], known });
     assert!(drain(&mut r, at(0), &mut Vec::new()).is_empty(), "nothing before the spool was seen");
     seen(&mut r, at(1), "alice", content(1, 3600), &[0, 1]);
     let sends = drain(&mut r, at(1), &mut Vec::new());
     assert_eq!(sends.iter().map(|s| (s.2, s.3)).collect::<Vec<_>>(), [(1, 7)]);
+}
+
+#[test]
+fn a_site_that_is_elsewhere_gets_a_generation_of_its_own_and_the_others_nothing() {
+    let mut r = Replicas::new(&[LIMITS, LIMITS]);
+    let moved = vec![known(0, 7, 0), Known { elsewhere: true, ..known(1, 7, 0) }];
+    r.handle(at(0), Event::Recalled { id: id("alice"), generation: 7, hash: [1; 16], known: moved });
+    seen(&mut r, at(1), "alice", content(1, 3600), &[0, 1]);
+    assert_eq!(r.replicas().map(|row| row.at).collect::<Vec<_>>(), [Some(at(0).wall), None]);
+    let sends = drain(&mut r, at(1), &mut Vec::new());
+    // Its file there may have that number under another key or mode.
+    assert!(matches!(sends[..], [(_, _, 1, generation)] if generation > 7), "{sends:?}");
+    r.handle(at(2), Event::Ended { number: sends[0].0, result: Ok(Delivered::Written) });
+    seen(&mut r, at(3), "alice", content(1, 3600), &[0, 1]);
+    assert!(drain(&mut r, at(3), &mut Vec::new()).is_empty());
+    assert!(r.replicas().all(|row| row.standing == Standing::Current && row.acknowledged == row.desired));
 }
 
 #[test]
@@ -161,10 +180,44 @@ fn something_newer_at_the_site_is_told_kept_and_overtaken_only_by_the_next_renew
     r.handle(at(1), Event::Ended { number: first[0].0, result: Ok(Delivered::Superseded { have }) });
     let mut told = Vec::new();
     assert!(drain(&mut r, at(1), &mut told).is_empty());
-    assert!(matches!(told[..], [Announcement::Superseded { .. }]), "{told:?}");
-    assert_eq!(r.replicas().next().unwrap().last, Some(Kind::SiteNewer));
+    assert!(matches!(told[..], [Announcement::Failed { .. }]), "{told:?}");
+    let row = r.replicas().next().unwrap();
+    assert_eq!((row.last, row.acknowledged, row.since.is_some()), (Some(Kind::SiteNewer), 0, true));
+    assert!(matches!(row.standing, Standing::Retrying(_)), "superseded by what? {row:?}");
     seen(&mut r, at(2), "alice", content(2, 3600), &[0]);
     assert!(drain(&mut r, at(2), &mut told)[0].3 > have);
+}
+
+#[test]
+fn a_sequence_that_we_never_issued_is_asked_about_until_it_is_gone() {
+    let mut r = Replicas::new(&[LIMITS]);
+    seen(&mut r, at(0), "alice", content(1, 86_400), &[0]);
+    let first = drain(&mut r, at(0), &mut Vec::new());
+    let ours = first[0].3;
+    let mut number = first[0].0;
+    for step in [1, 3601, 7202] {
+        r.handle(at(step), Event::Ended { number, result: Ok(Delivered::Superseded { have: u64::MAX }) });
+        assert!(drain(&mut r, at(step + 60), &mut Vec::new()).is_empty(), "not at once");
+        let again = drain(&mut r, at(step + 3600), &mut Vec::new());
+        assert!(matches!(again[..], [(_, _, 0, generation)] if generation == ours), "{again:?}");
+        number = again[0].0;
+    }
+    r.handle(at(10_900), Event::Ended { number, result: Ok(Delivered::Written) });
+    let row = r.replicas().next().unwrap();
+    assert_eq!((row.standing, row.acknowledged, row.last, row.since), (Standing::Current, ours, None, None));
+}
+
+#[test]
+fn a_newer_one_of_ours_that_was_faster_is_no_error() {
+    let mut r = Replicas::new(&[LIMITS]);
+    seen(&mut r, at(0), "alice", content(1, 3600), &[0]);
+    let first = drain(&mut r, at(0), &mut Vec::new());
+    seen(&mut r, at(10), "alice", content(2, 7200), &[0]);
+    let have = r.replicas().next().unwrap().desired;
+    r.handle(at(20), Event::Ended { number: first[0].0, result: Ok(Delivered::Superseded { have }) });
+    let mut told = Vec::new();
+    assert_eq!(drain(&mut r, at(20), &mut told).len(), 1, "it is asked for its confirmation");
+    assert!(matches!(told[..], [Announcement::Superseded { .. }]), "{told:?}");
 }
 
 #[test]
@@ -371,7 +424,7 @@ proptest! {
                     clock += 1;
                     for (id, (generation, hash)) in &world.journal {
                         let known = world.acknowledged.iter().filter(|((i, _), _)| i == id)
-                            .map(|((_, site), g)| Known { site: *site, acknowledged: *g, at: at(clock).wall });
+                            .map(|((_, site), g)| known(*site, *g, clock));
                         let known = known.collect();
                         r.handle(at(clock),
                             Event::Recalled { id: id.clone(), generation: *generation, hash: *hash, known });
@@ -423,7 +476,7 @@ fn a_site_is_behind_from_the_new_token_until_its_confirmation_and_over_a_restart
 
     let generation = u64::try_from(at(100).wall.secs()).unwrap();
     let mut r = Replicas::new(&[LIMITS]);
-    let known = vec![Known { site: 0, acknowledged: generation - 50, at: at(50).wall }];
+    let known = vec![known(0, generation - 50, 50)];
     r.handle(at(500), Event::Recalled { id: id("alice"), generation, hash: [1; 16], known });
     seen(&mut r, at(500), "alice", content(1, 3600), &[0]);
     assert_eq!(since(&r), Some(at(100).wall), "as the journal tells");

@@ -31,6 +31,10 @@ pub struct Site {
     pub client_ends: Option<Timestamp>,
     /// That is soon, or was.
     pub client_ends_soon: bool,
+    /// What is told of it besides: why nothing is replicated to it, or how its endpoint is.
+    pub words: Option<String>,
+    /// Its service says that its endpoint is not there.
+    pub offline: bool,
     /// What was counted since the daemon's start.
     pub counts: Counts,
 }
@@ -70,7 +74,7 @@ impl Site {
 pub struct Counts {
     /// Deliveries that it confirmed.
     pub delivered: u64,
-    /// Of those, such where it had something newer and kept that.
+    /// Of those, such where a newer one of ours was there already.
     pub superseded: u64,
     /// Deliveries that failed, by kind.
     pub errors: BTreeMap<Kind, u64>,

@@ -97,6 +97,12 @@ pub struct SiteStanding {
     /// That is soon, or was: it is time to make another one.
     #[serde(default)]
     pub client_ends_soon: bool,
+    /// What is told of it besides: why nothing is replicated to it, or how its endpoint is.
+    #[serde(default)]
+    pub words: Option<String>,
+    /// Its service says that its endpoint is not there.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 impl From<&Site> for SiteStanding {
@@ -113,6 +119,8 @@ impl From<&Site> for SiteStanding {
             confirmed: site.confirmed,
             client_ends: site.client_ends,
             client_ends_soon: site.client_ends_soon,
+            words: site.words.clone(),
+            offline: site.offline,
             error: told.max_by_key(|(_, count)| *count).map(|(kind, _)| kind),
         }
     }

@@ -1,4 +1,5 @@
-//! Frames between keeper and courier: u32 length (big endian), then postcard. At most 1 MiB.
+//! Frames between keeper and courier: u32 length (big endian), then postcard. At most 1 MiB; the first one,
+//! which configures, at most 64 MiB.
 //! The first frame to a courier is `Configure`; its answer is `Ready`, after privileges are gone.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -24,6 +25,8 @@ use crate::{
 
 /// The largest frame.
 pub const MAX_FRAME: usize = 1 << 20;
+/// The first frame to a child holds all providers, or all sites with what is noted for each of their credentials.
+pub const MAX_FIRST: usize = 64 << 20;
 
 /// Keeper → courier.
 #[derive(Debug, Serialize, Deserialize)]
@@ -151,14 +154,23 @@ pub enum FromCourier {
 /// # Errors
 /// A frame above [`MAX_FRAME`].
 pub fn encode<T: Serialize>(frame: &T) -> io::Result<Zeroizing<Vec<u8>>> {
+    encode_within(frame, MAX_FRAME)
+}
+
+fn encode_within<T: Serialize>(frame: &T, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let body = Zeroizing::new(postcard::to_stdvec(frame).map_err(io::Error::other)?);
-    if body.len() > MAX_FRAME {
-        return Err(io::Error::other("frame too large"));
+    if body.len() > most {
+        return Err(too_large(body.len(), most));
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(body.len() + 4));
     bytes.extend_from_slice(&u32::try_from(body.len()).map_err(io::Error::other)?.to_be_bytes());
     bytes.extend_from_slice(&body);
     Ok(bytes)
+}
+
+fn too_large(length: usize, most: usize) -> io::Error {
+    let what = if most == MAX_FIRST { "the configuration with what is noted for it" } else { "a frame" };
+    io::Error::other(format!("{what} is too large: {length} bytes, of {most} at most"))
 }
 
 /// Decode the postcard part of a frame.
@@ -177,21 +189,59 @@ pub fn write<T: Serialize>(to: &mut impl Write, frame: &T) -> io::Result<()> {
     to.write_all(&encode(frame)?)
 }
 
+/// Blocking write of the first frame to a child, which configures it.
+///
+/// # Errors
+/// As [`write()`]; it may be up to [`MAX_FIRST`] long.
+pub fn write_first<T: Serialize>(to: &mut impl Write, frame: &T) -> io::Result<()> {
+    to.write_all(&encode_within(frame, MAX_FIRST)?)
+}
+
 /// Blocking read of one frame; `None` at the end of the stream.
 ///
 /// # Errors
 /// A broken stream or frame.
 pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    read_within(from, MAX_FRAME)
+}
+
+/// Blocking read of the first frame, which configures.
+///
+/// # Errors
+/// A broken stream or frame.
+pub fn read_first<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    read_within(from, MAX_FIRST)
+}
+
+fn read_within<T: DeserializeOwned>(from: &mut impl Read, most: usize) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
     }
     let length = usize::try_from(u32::from_be_bytes(length)).map_err(io::Error::other)?;
-    if length > MAX_FRAME {
-        return Err(io::Error::other("frame too large"));
+    if length > most {
+        return Err(too_large(length, most));
     }
     let mut body = Zeroizing::new(vec![0; length]);
     from.read_exact(&mut body)?;
     decode(&body).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frame_that_configures_may_be_large_and_says_so_where_it_is_too_large() {
+        let notes = vec!["x".repeat(1000); 2000];
+        assert!(encode(&notes).unwrap_err().to_string().contains("a frame is too large"));
+        let mut sent = Vec::new();
+        write_first(&mut sent, &notes).unwrap();
+        assert_eq!(read_first::<Vec<String>>(&mut &sent[..]).unwrap(), Some(notes));
+        assert!(read::<Vec<String>>(&mut &sent[..]).is_err(), "another frame may not");
+        let beyond = vec![0_u8; MAX_FIRST];
+        let error = write_first(&mut Vec::new(), &beyond).unwrap_err().to_string();
+        assert!(error.contains("the configuration") && error.contains("67108864 at most"), "{error}");
+    }
 }

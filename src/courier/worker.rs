@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let mut stream = child::stream()?;
-    let Some(ToCourier::Configure { providers, become_ids, outward }) = frame::read(&mut stream)? else {
+    let Some(ToCourier::Configure { providers, become_ids, outward }) = frame::read_first(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
     let prepared = sandbox::drop_privileges(become_ids, &[]).and_then(|()| {

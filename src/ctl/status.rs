@@ -293,8 +293,22 @@ fn foot(status: &Status) -> String {
         .ok();
     }
     for site in status.sites.iter().filter(|site| site.down) {
-        let (behind, all) = (site.behind, site.replicas);
-        writeln!(text, "\nThe site {} is down or refuses us; {behind} of {all} tokens there are old.", site.site).ok();
+        let (name, behind, all) = (&site.site, site.behind, site.replicas);
+        match (&site.words, all) {
+            (Some(words), 0) => writeln!(text, "\nNothing is replicated to the site {name}.\n  {words}").ok(),
+            _ => {
+                writeln!(text, "\nThe site {name} is down or refuses us; {behind} of {all} tokens there are old.").ok()
+            }
+        };
+    }
+    for site in status.sites.iter().filter(|site| site.offline && status.everybody) {
+        let words = site.words.as_deref().unwrap_or("its endpoint is not there");
+        writeln!(
+            text,
+            "\nThe site {}: {words}.\n  What to do: start it there, or ask the site's admins to.",
+            site.site
+        )
+        .ok();
     }
     if !status.courier {
         text.push_str("\nThe network process is down; the daemon starts another.\n");
@@ -393,6 +407,8 @@ mod tests {
             confirmed: Some(NOW.minus(Duration::from_secs(1800))),
             client_ends: None,
             client_ends_soon: false,
+            words: None,
+            offline: false,
             error: Some(Kind::SiteUnreachable),
         }];
         let all: Vec<_> = chosen(&status, None).collect();

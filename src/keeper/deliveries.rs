@@ -131,15 +131,14 @@ impl Deliveries {
         self.trace(now, number, site, failures, None);
     }
 
-    /// The site has something newer, and kept that.
+    /// The site has a newer one of ours already, whose own confirmation is told.
     pub fn superseded(&mut self, now: Timestamp, number: u64, id: &CredentialId, site: &Site) {
         self.board.count(&site.name, |counts| {
             counts.delivered += 1;
             counts.superseded += 1;
         });
         self.mended(id, site);
-        self.audit(now, number, Decision::Refused, id, site, |entry| entry.result = Kind::SiteNewer.label());
-        self.trace(now, number, site, 0, Some(Kind::SiteNewer));
+        self.trace(now, number, site, 0, None);
     }
 
     /// It failed, for the `times`-th time in a row.

@@ -5,12 +5,13 @@
 //! |---|---|
 //! | `{"evercred_replicas":1}` | the first line |
 //! | `{"c":"alice/grid_x","g":1800000000,"h":"…"}` | that credential's generation, and the hash of its content |
-//! | `{"c":"alice/grid_x","s":"site","a":1800000000,"t":ms}` | what the site confirmed, and when |
+//! | `{"c":"alice/grid_x","s":"site","a":1800000000,"t":ms,"d":"…"}` | what the site confirmed, when, and which destination it was (a hash) |
 //! | `{"s":"site","n":"key","v":"…"}` | a note of the replicator's; without `v` it is over |
 //!
 //! No secret is in it. A generation is on disk (fdatasync) before anything is sent under it. Killed in the middle of a
 //! line, we find a torn last one, which is skipped. At the start, and when most of it is old, it is written anew beside
-//! itself and renamed. `replicas.lock` keeps a second credmon away.
+//! itself and renamed. One with other lines that cannot be read is kept as `replicas.journal.damaged-SECONDS`, with all
+//! that is in it, before that. `replicas.lock` keeps a second credmon away.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -78,6 +80,8 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     t: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    d: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     n: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     v: Option<String>,
@@ -90,8 +94,19 @@ pub struct Memory {
     pub generation: u64,
     /// What that stands for.
     pub hash: [u8; 16],
-    /// By the name of the site: what it confirmed, and when.
-    pub sites: BTreeMap<String, (u64, Timestamp)>,
+    /// By the name of the site: what it confirmed.
+    pub sites: BTreeMap<String, Confirmed>,
+}
+
+/// What a site confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The generation.
+    pub generation: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Which destination the name stood for, see [`Site::destination`](crate::config::site_settings::Site::destination).
+    pub destination: String,
 }
 
 /// The open journal.
@@ -133,7 +148,16 @@ impl Journal {
         let path = directory.join(NAME);
         let (mut credentials, mut notes) = (BTreeMap::new(), BTreeMap::new());
         match File::open(&path) {
-            Ok(file) => read(BufReader::new(file), &path, &mut credentials, &mut notes)?,
+            Ok(file) => {
+                let skipped = read(BufReader::new(file), &path, &mut credentials, &mut notes)?;
+                if skipped > 0 {
+                    let aside = set_aside(&path).map_err(io("set the damaged replicas.journal in it aside"))?;
+                    tracing::error!(
+                        path = %path.display(), aside = %aside.display(), skipped,
+                        "lines of the journal cannot be read; what they say is sent again, and the whole file is kept"
+                    );
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(io("open replicas.journal in it")(e)),
         }
@@ -182,15 +206,10 @@ impl Journal {
     ///
     /// # Errors
     /// It could not be written.
-    pub fn acknowledge(&mut self, id: &CredentialId, site: &str, generation: u64, at: Timestamp) -> io::Result<()> {
-        self.credentials.entry(id.clone()).or_default().sites.insert(site.to_owned(), (generation, at));
-        self.append([Line {
-            c: Some(id.to_string()),
-            s: Some(site.to_owned()),
-            a: Some(generation),
-            t: Some(at.0),
-            ..Line::default()
-        }])?;
+    pub fn acknowledge(&mut self, id: &CredentialId, site: &str, confirmed: Confirmed) -> io::Result<()> {
+        let line = confirmation(id, site, &confirmed);
+        self.credentials.entry(id.clone()).or_default().sites.insert(site.to_owned(), confirmed);
+        self.append([line])?;
         self.tidy()
     }
 
@@ -244,30 +263,65 @@ impl Journal {
     }
 }
 
+fn confirmation(id: &CredentialId, site: &str, confirmed: &Confirmed) -> Line {
+    Line {
+        c: Some(id.to_string()),
+        s: Some(site.to_owned()),
+        a: Some(confirmed.generation),
+        t: Some(confirmed.at.0),
+        d: Some(confirmed.destination.clone()),
+        ..Line::default()
+    }
+}
+
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
     options
 }
 
+/// Give a damaged journal a second name, which nothing of ours writes over.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    for number in now..now.saturating_add(1000) {
+        let aside = path.with_file_name(format!("{NAME}.damaged-{number}"));
+        match fs::hard_link(path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| aside),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// How many lines could not be read, but for a last one that is torn.
 fn read(
-    from: impl BufRead,
+    mut from: impl BufRead,
     path: &Path,
     credentials: &mut BTreeMap<CredentialId, Memory>,
     notes: &mut BTreeMap<(String, String), String>,
-) -> Result<(), JournalError> {
-    let mut skipped = 0_usize;
-    for (number, line) in from.split(b'\n').enumerate() {
-        let text = line.map_err(|source| JournalError::Io { path: path.to_owned(), doing: "read it", source })?;
-        if text.is_empty() {
+) -> Result<usize, JournalError> {
+    let (mut skipped, mut first) = (0_usize, true);
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let failed = |source| JournalError::Io { path: path.to_owned(), doing: "read it", source };
+        if from.read_until(b'\n', &mut text).map_err(failed)? == 0 {
+            return Ok(skipped);
+        }
+        let first = std::mem::take(&mut first);
+        let whole = text.last() == Some(&b'\n');
+        if text.trim_ascii().is_empty() {
             continue;
         }
         let Ok(line) = serde_json::from_slice::<Line>(&text) else {
-            skipped += 1;
+            skipped += usize::from(whole || first);
             continue;
         };
-        if number == 0 && line.evercred_replicas != Some(1) {
+        if first && line.evercred_replicas.is_some_and(|version| version != 1) {
             return Err(JournalError::Version(path.to_owned()));
+        }
+        if first && line.evercred_replicas.is_none() {
+            skipped += 1;
         }
         match line {
             Line { c: Some(c), g: Some(generation), h: Some(h), .. } => {
@@ -276,9 +330,11 @@ fn read(
                     (memory.generation, memory.hash) = (generation, hash);
                 }
             }
-            Line { c: Some(c), s: Some(site), a: Some(generation), t: Some(t), .. } => {
+            Line { c: Some(c), s: Some(site), a: Some(generation), t: Some(t), d, .. } => {
                 if let Some(id) = id_of(&c) {
-                    credentials.entry(id).or_default().sites.insert(site, (generation, Timestamp(t)));
+                    // Without a destination it is of an earlier version, and is asked for once more.
+                    let confirmed = Confirmed { generation, at: Timestamp(t), destination: d.unwrap_or_default() };
+                    credentials.entry(id).or_default().sites.insert(site, confirmed);
                 }
             }
             Line { s: Some(site), n: Some(key), v: Some(value), .. } => drop(notes.insert((site, key), value)),
@@ -286,10 +342,6 @@ fn read(
             _ => {}
         }
     }
-    if skipped > 0 {
-        tracing::warn!(path = %path.display(), skipped, "lines of the journal cannot be read; what they say is sent again");
-    }
-    Ok(())
 }
 
 fn rewrite(
@@ -309,10 +361,9 @@ fn rewrite(
     put(&Line { evercred_replicas: Some(1), ..Line::default() })?;
     for (id, memory) in credentials {
         let c = Some(id.to_string());
-        put(&Line { c: c.clone(), g: Some(memory.generation), h: Some(hex(&memory.hash)), ..Line::default() })?;
-        for (site, (generation, at)) in &memory.sites {
-            let (s, a, t) = (Some(site.clone()), Some(*generation), Some(at.0));
-            put(&Line { c: c.clone(), s, a, t, ..Line::default() })?;
+        put(&Line { c, g: Some(memory.generation), h: Some(hex(&memory.hash)), ..Line::default() })?;
+        for (site, confirmed) in &memory.sites {
+            put(&confirmation(id, site, confirmed))?;
         }
     }
     for ((site, key), value) in notes {
@@ -348,6 +399,10 @@ mod tests {
         CredentialId::from_base(UserName::parse(user).unwrap(), "grid_x").unwrap()
     }
 
+    fn confirmed(generation: u64) -> Confirmed {
+        Confirmed { generation, at: Timestamp(5), destination: "d1".into() }
+    }
+
     fn known(journal: &Journal) -> Vec<(String, Memory)> {
         journal.credentials().map(|(id, memory)| (id.to_string(), memory.clone())).collect()
     }
@@ -358,7 +413,7 @@ mod tests {
         let home = dir.path().join("state");
         let mut journal = Journal::open(&home).unwrap();
         journal.record(&[(id("alice"), 7, [0xab; 16]), (id("bob"), 9, [1; 16])]).unwrap();
-        journal.acknowledge(&id("alice"), "nersc", 7, Timestamp(5)).unwrap();
+        journal.acknowledge(&id("alice"), "nersc", confirmed(7)).unwrap();
         journal.note("nersc", "function", Some("uuid")).unwrap();
         journal.note("nersc", "task", Some("1")).unwrap();
         journal.note("nersc", "task", None).unwrap();
@@ -370,7 +425,7 @@ mod tests {
             assert_eq!(known(&journal), before);
             assert_eq!(journal.notes().collect::<Vec<_>>(), [("nersc", "function", "uuid")]);
         }
-        assert_eq!(before[0].1.sites["nersc"], (7, Timestamp(5)));
+        assert_eq!(before[0].1.sites["nersc"], confirmed(7));
         assert_eq!(before[1].1.generation, 10);
     }
 
@@ -396,6 +451,38 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_journal_is_kept_whole_and_what_can_be_read_of_it_counts() {
+        let names = |dir: &Path| {
+            let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.contains("damaged")).collect::<Vec<_>>()
+        };
+        for (at, with) in [(0, "garbage\n"), (0, "\0\0\0\0"), (1, "{\"c\":\n"), (2, "\u{fffd}\n")] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut journal = Journal::open(dir.path()).unwrap();
+            journal.record(&[(id("alice"), 7, [1; 16]), (id("bob"), 9, [2; 16])]).unwrap();
+            drop(journal);
+            let path = dir.path().join(NAME);
+            let text = fs::read_to_string(&path).unwrap();
+            let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+            if with.ends_with('\n') {
+                lines[at] = with;
+            } else {
+                lines = vec![with];
+            }
+            let damaged = lines.concat();
+            fs::write(&path, &damaged).unwrap();
+            let journal = Journal::open(dir.path()).unwrap();
+            let left = if at == 0 && lines.len() > 1 { 2 } else { lines.len() - 1 - usize::from(at > 0) };
+            assert_eq!(known(&journal).len(), left, "{with:?} at {at}");
+            drop(journal);
+            let [aside] = &names(dir.path())[..] else { panic!("{with:?} at {at}") };
+            assert_eq!(fs::read_to_string(dir.path().join(aside)).unwrap(), damaged);
+            drop(Journal::open(dir.path()).unwrap());
+            assert_eq!(names(dir.path()).len(), 1, "the one that was written anew is whole");
+        }
+    }
+
+    #[test]
     fn a_second_credmon_another_version_and_an_open_directory_are_refused() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
@@ -414,11 +501,11 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.record(&[(id("alice"), 1, [1; 16])]).unwrap();
         for n in 0..(MANY as u64 + 10) {
-            journal.acknowledge(&id("alice"), "nersc", n, Timestamp(5)).unwrap();
+            journal.acknowledge(&id("alice"), "nersc", confirmed(n)).unwrap();
         }
         assert!(journal.lines < 100, "{}", journal.lines);
         drop(journal);
         let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(known(&journal)[0].1.sites["nersc"].0, MANY as u64 + 9);
+        assert_eq!(known(&journal)[0].1.sites["nersc"].generation, MANY as u64 + 9);
     }
 }

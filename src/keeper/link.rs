@@ -238,7 +238,7 @@ fn one_life<P: Peer>(peer: &P, shared: &Mutex<Shared>) -> io::Result<()> {
 
 fn converse<P: Peer>(peer: &P, shared: &Mutex<Shared>, ours: &mut UnixStream, pid: u32) -> io::Result<()> {
     ours.set_write_timeout(Some(WRITE_PATIENCE))?;
-    frame::write(ours, &peer.configure())?;
+    frame::write_first(ours, &peer.configure())?;
     let mut reader = io::BufReader::new(ours.try_clone()?);
     while let Some(frame) = frame::read::<P::From>(&mut reader)? {
         if P::is_ready(&frame) {

@@ -9,7 +9,7 @@
 //! for what the thread is told, and for what it tells: the log here, the rest through [`Deliveries`] and [`Board`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -26,7 +26,7 @@ use super::{
     board::Board,
     deliveries::{Deliveries, Ears},
     driver::Clock,
-    journal::{Journal, JournalError, id_of},
+    journal::{Confirmed, Journal, JournalError, id_of},
     link::{Link, Peer},
     told::Told as Once,
 };
@@ -57,6 +57,9 @@ const GROUPS_LIFE: Duration = Duration::from_secs(600);
 /// How old what the board shows of sites may be.
 const SHOWN: Duration = Duration::from_secs(1);
 
+/// A journal that cannot be used is looked at again after this.
+const JOURNAL_AGAIN: Duration = Duration::from_secs(60);
+
 /// A note: to be withdrawn there, up to the generation that is its value.
 const WITHDRAW: &str = "withdraw ";
 
@@ -84,6 +87,15 @@ pub enum Told {
     Ended(u64, Result<Delivered, Undelivered>),
     /// A note to keep.
     Remember(Note),
+    /// What a site's service says of its endpoint.
+    Endpoint {
+        /// Index of the site.
+        site: usize,
+        /// In words.
+        words: String,
+        /// Whether it says that the endpoint is not there.
+        offline: bool,
+    },
     /// `replicate --now`: how many credentials that concerns goes back.
     Again {
         /// This credential alone.
@@ -137,10 +149,11 @@ impl Replication {
         }
     }
 
-    /// Replicate to these sites from now on, instead of what was before.
+    /// Replicate to these sites from now on, instead of what was before. While the journal cannot be used, nothing is
+    /// replicated; that is told, and tried again.
     ///
     /// # Errors
-    /// The journal cannot be used, or the system refuses a thread.
+    /// The system refuses a thread.
     pub fn start(
         &self,
         recipe: Recipe,
@@ -148,16 +161,22 @@ impl Replication {
         spool: &Arc<Spool>,
         clock: Clock,
         ears: Ears,
-    ) -> Result<(), JournalError> {
+    ) -> io::Result<()> {
         self.stop();
         if recipe.sites.is_empty() {
             return Ok(());
         }
-        let journal = open_journal(directory)?;
         let (to, told) = channel();
-        let desk = Desk::new(recipe, journal, Arc::clone(spool), clock, self.board.clone(), to.clone(), ears);
-        let failed = |source| JournalError::Io { path: directory.to_owned(), doing: "start a thread for it", source };
-        std::thread::Builder::new().name("replicas".into()).spawn(move || desk.run(&told)).map_err(failed)?;
+        let (directory, spool, board, own) = (directory.to_owned(), Arc::clone(spool), self.board.clone(), to.clone());
+        std::thread::Builder::new().name("replicas".into()).spawn(move || {
+            let mut waiting = Waiting::default();
+            let Some(journal) = waiting.journal(&directory, &recipe.sites, &board, &told) else { return };
+            let mut desk = Desk::new(recipe, journal, spool, clock, board, own, ears);
+            for told in waiting.all() {
+                desk.take(told);
+            }
+            desk.run(&told);
+        })?;
         *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
         Ok(())
     }
@@ -181,6 +200,76 @@ fn open_journal(directory: &std::path::Path) -> Result<Journal, JournalError> {
             other => return other,
         }
     }
+}
+
+/// What was told before the journal could be opened: the newest of each.
+#[derive(Default)]
+struct Waiting {
+    looks: BTreeMap<UserName, Vec<CredentialId>>,
+    published: BTreeSet<CredentialId>,
+    users: Option<BTreeSet<UserName>>,
+}
+
+impl Waiting {
+    /// Open it, as soon as that can be; `None`: nobody wants it any more.
+    fn journal(
+        &mut self,
+        directory: &std::path::Path,
+        sites: &[Site],
+        board: &Board,
+        told: &Receiver<Told>,
+    ) -> Option<Journal> {
+        let mut before = String::new();
+        loop {
+            let error = match open_journal(directory) {
+                Ok(journal) => {
+                    if !before.is_empty() {
+                        tracing::info!("the journal can be used again; replication goes on");
+                    }
+                    return Some(journal);
+                }
+                Err(error) => error.to_string(),
+            };
+            if error != before {
+                tracing::error!(error, "nothing is replicated until this is corrected; renewals go on");
+                board.put_sites(sites.iter().map(|site| refused(site, &error)).collect());
+                before = error;
+            }
+            let until = Instant::now() + JOURNAL_AGAIN;
+            loop {
+                match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
+                    Ok(told) => self.keep(told),
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, told: Told) {
+        match told {
+            Told::Look(user, ids) => drop(self.looks.insert(user, ids)),
+            Told::Published(id) => drop(self.published.insert(id)),
+            Told::Users(users) => {
+                self.looks.retain(|user, _| users.contains(user));
+                self.published.retain(|id| users.contains(&id.user));
+                self.users = Some(users);
+            }
+            // Whoever waits for an answer gets none, and there is no replicator yet.
+            _ => {}
+        }
+    }
+
+    fn all(self) -> impl Iterator<Item = Told> {
+        let looks = self.looks.into_iter().map(|(user, ids)| Told::Look(user, ids));
+        looks.chain(self.published.into_iter().map(Told::Published)).chain(self.users.map(Told::Users))
+    }
+}
+
+/// A site to which nothing goes.
+fn refused(site: &Site, why: &str) -> site::Site {
+    let (name, kind) = (site.name.clone(), site.kind.label().to_owned());
+    site::Site { name, kind, down: true, words: Some(why.to_owned()), ..site::Site::default() }
 }
 
 /// The replicator, as the link sees it.
@@ -213,6 +302,7 @@ impl Peer for Replicator {
             FromReplicator::Ready { sandbox } => Told::Up { pid, sandbox },
             FromReplicator::Ended { number, result } => Told::Ended(number, result),
             FromReplicator::Remember(note) => Told::Remember(note),
+            FromReplicator::Endpoint { site, words, offline } => Told::Endpoint { site, words, offline },
             FromReplicator::Failed { why } => return Err(io::Error::other(why)),
         };
         Ok(self.to.send(told).is_ok())
@@ -229,6 +319,8 @@ struct Read {
     key: u64,
     content: Content,
     sites: Vec<usize>,
+    /// Its files at them.
+    files: Vec<String>,
 }
 
 /// The thread's own.
@@ -238,12 +330,18 @@ struct Desk {
     /// The replicator is there.
     up: bool,
     sites: Vec<Site>,
+    /// Which destinations they are.
+    destinations: Vec<String>,
+    /// What is said of their endpoints, and whether those are away.
+    endpoints: Vec<Option<(String, bool)>>,
     journal: Journal,
     spool: Arc<Spool>,
     clock: Clock,
     link: io::Result<Link>,
     notes: Arc<Mutex<Vec<Note>>>,
     seen: BTreeMap<CredentialId, Read>,
+    /// Whose they are; more than one at once is a mistake, and none of them is sent there.
+    files: HashMap<String, BTreeSet<CredentialId>>,
     groups: HashMap<UserName, (Instant, BTreeSet<String>)>,
     errors: BTreeMap<(CredentialId, usize), String>,
     /// The same error of the same replica is told once an hour.
@@ -277,6 +375,7 @@ impl Desk {
         ears: Ears,
     ) -> Self {
         let sites = recipe.sites.clone();
+        let destinations: Vec<String> = sites.iter().map(Site::destination).collect();
         let index = |name: &str| sites.iter().position(|site| site.name == name);
         let limits: Vec<Limits> = sites
             .iter()
@@ -286,8 +385,10 @@ impl Desk {
         let now = clock.now();
         planner.handle(now, Event::Lost);
         for (id, memory) in journal.credentials().filter(|(_, memory)| memory.generation > 0) {
-            let known = memory.sites.iter().filter_map(|(name, (acknowledged, at))| {
-                Some(Known { site: index(name)?, acknowledged: *acknowledged, at: *at })
+            let known = memory.sites.iter().filter_map(|(name, confirmed)| {
+                let site = index(name)?;
+                let elsewhere = destinations.get(site) != Some(&confirmed.destination);
+                Some(Known { site, acknowledged: confirmed.generation, at: confirmed.at, elsewhere })
             });
             let (generation, hash) = (memory.generation, memory.hash);
             planner.handle(now, Event::Recalled { id: id.clone(), generation, hash, known: known.collect() });
@@ -310,13 +411,16 @@ impl Desk {
             planner,
             withdrawals,
             up: false,
+            endpoints: vec![None; sites.len()],
             sites,
+            destinations,
             journal,
             spool,
             clock,
             link,
             notes,
             seen: BTreeMap::new(),
+            files: HashMap::new(),
             groups: HashMap::new(),
             errors: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -469,6 +573,12 @@ impl Desk {
                 self.planner.handle(now, Event::Ended { number, result });
             }
             Told::Remember(note) => self.remember(note),
+            Told::Endpoint { site, words, offline } => {
+                if let Some(known) = self.endpoints.get_mut(site) {
+                    *known = Some((words, offline));
+                    self.stale = true;
+                }
+            }
             Told::Again { id, site, reply } => {
                 let index = site.as_ref().map(|name| self.sites.iter().position(|site| site.name == *name));
                 let count = match index {
@@ -478,9 +588,17 @@ impl Desk {
                         let concerns = |replica: &crate::core::replica::Replica| {
                             id.as_ref().is_none_or(|id| *id == replica.id) && site.is_none_or(|s| s == replica.site)
                         };
-                        let count = self.planner.replicas().filter(concerns).count();
+                        let concerned: Vec<_> = self.planner.replicas().filter(concerns).collect();
                         self.planner.handle(now, Event::Again { id, site });
-                        Some(count)
+                        // Whoever asked waits for what comes of it, and takes no earlier error for that.
+                        let tried = concerned.iter().filter(|replica| replica.standing != Standing::Expired);
+                        let tried: Vec<_> = tried.map(|replica| (replica.id.clone(), replica.site)).collect();
+                        for one in &tried {
+                            self.errors.remove(one);
+                            self.told.remove(one);
+                        }
+                        self.show(&tried.into_iter().map(|(id, _)| id).collect());
+                        Some(concerned.len())
                     }
                 };
                 // Whoever asked may have given up.
@@ -493,7 +611,7 @@ impl Desk {
 
     fn forget(&mut self, id: &CredentialId) {
         self.withdraw(id, &[]);
-        self.seen.remove(id);
+        self.unsee(id);
         for site in 0..self.sites.len() {
             self.errors.remove(&(id.clone(), site));
             self.told.remove(&(id.clone(), site));
@@ -527,9 +645,33 @@ impl Desk {
                 self.note_withdrawal(id, site, None);
             }
         }
-        self.seen.insert(id.clone(), Read { key, content, sites: sites.clone() });
+        self.unsee(id);
+        let files: Vec<String> =
+            sites.iter().filter_map(|site| self.sites.get(*site)).flat_map(|site| site.files(id)).collect();
+        for file in &files {
+            self.files.entry(file.clone()).or_default().insert(id.clone());
+        }
+        self.seen.insert(id.clone(), Read { key, content, sites: sites.clone(), files });
         self.changed.insert(id.clone());
         self.planner.handle(self.clock.now(), Event::Seen { id: id.clone(), content, sites });
+    }
+
+    fn unsee(&mut self, id: &CredentialId) {
+        let Some(read) = self.seen.remove(id) else { return };
+        for file in read.files {
+            if let Entry::Occupied(mut whose) = self.files.entry(file) {
+                whose.get_mut().remove(id);
+                if whose.get().is_empty() {
+                    whose.remove();
+                }
+            }
+        }
+    }
+
+    /// Another credential that would have the same file there.
+    fn clash(&self, id: &CredentialId, site: usize) -> Option<&CredentialId> {
+        let files = self.sites.get(site)?.files(id);
+        files.iter().find_map(|file| self.files.get(file)?.iter().find(|other| *other != id))
     }
 
     /// Forget what the journal knows of, and the first scan did not find. A user that could not be looked at keeps all.
@@ -549,20 +691,26 @@ impl Desk {
         let generation = memory.generation;
         let mut there = Vec::new();
         for (index, site) in self.sites.iter().enumerate().filter(|(_, site)| site.kind.withdraws()) {
-            let confirmed = memory.sites.get(&site.name).is_some_and(|(acknowledged, _)| *acknowledged > 0);
+            let confirmed = memory.sites.get(&site.name).is_some_and(|confirmed| confirmed.generation > 0);
             if !wanted.contains(&index) && (confirmed || before.contains(&index)) {
-                there.push((index, site.name.clone()));
+                there.push(index);
             }
         }
         let now = self.clock.now();
-        for (site, name) in there {
+        for site in there {
             self.note_withdrawal(id, site, Some(generation));
             // What it confirmed no longer counts, should the credential be wanted there again.
-            if let Err(error) = self.journal.acknowledge(id, &name, 0, now.wall) {
+            if let Err(error) = self.acknowledge(id, site, 0, now.wall) {
                 tracing::warn!(%error, "the journal does not take that a replica is withdrawn");
             }
             self.withdrawals.want(now, id.clone(), site, generation);
         }
+    }
+
+    fn acknowledge(&mut self, id: &CredentialId, site: usize, generation: u64, at: Timestamp) -> io::Result<()> {
+        let (Some(to), Some(destination)) = (self.sites.get(site), self.destinations.get(site)) else { return Ok(()) };
+        let confirmed = Confirmed { generation, at, destination: destination.clone() };
+        self.journal.acknowledge(id, &to.name, confirmed)
     }
 
     fn note_withdrawal(&mut self, id: &CredentialId, site: usize, generation: Option<u64>) {
@@ -659,8 +807,7 @@ impl Desk {
                 }
             }
             Action::Acknowledge { id, known } => {
-                let name = self.sites.get(known.site).map(|site| site.name.clone()).unwrap_or_default();
-                if let Err(error) = self.journal.acknowledge(&id, &name, known.acknowledged, known.at) {
+                if let Err(error) = self.acknowledge(&id, known.site, known.acknowledged, known.at) {
                     tracing::warn!(%error, "the journal does not take an acknowledgement; it is asked for again after a restart");
                 }
                 changed.insert(id);
@@ -694,11 +841,15 @@ impl Desk {
     ) -> Result<(), Undelivered> {
         let lost = || Undelivered::new(Kind::ReplicatorLost, "the replicator is not up");
         let gone = || Undelivered::new(Kind::ReplicatorLost, "the .use changed meanwhile");
+        if let Some(other) = self.clash(id, site) {
+            let words = format!("it would have the same file there as {other}; neither is sent");
+            return Err(Undelivered::new(Kind::SiteName, words));
+        }
         let (_, bytes) = self.spool.read_use(id, None).map_err(|_| gone())?;
         let bytes = bytes.ok_or_else(gone)?;
         if content(&bytes).is_none_or(|now| now.hash != wanted.hash) {
             // The new one is a new generation.
-            self.seen.remove(id);
+            self.unsee(id);
             self.look(id);
             return Err(gone());
         }
@@ -763,8 +914,9 @@ impl Desk {
                     self.deliveries.superseded(now, number, &id, site);
                 }
                 let ((user, service, handle), (site, _)) = (names(&id), site(index));
-                tracing::warn!(user, service, handle, site, generation, have, "the site has a newer one, and kept it");
-                self.errors.insert((id.clone(), index), Kind::SiteNewer.label().to_owned());
+                tracing::info!(user, service, handle, site, generation, have, "a newer one of ours was faster");
+                self.errors.remove(&(id.clone(), index));
+                self.told.remove(&(id.clone(), index));
                 changed.insert(id);
             }
             Announcement::Site { site: index, down: Some(kind) } => {
@@ -802,6 +954,7 @@ impl Desk {
         let site = |(index, site): (usize, &Site)| {
             let (down, in_flight, queued) = self.planner.site(index);
             let end = site.kind.client_end();
+            let endpoint = self.endpoints.get(index).cloned().flatten();
             site::Site {
                 name: site.name.clone(),
                 kind: site.kind.label().to_owned(),
@@ -810,6 +963,8 @@ impl Desk {
                 queued: u64::try_from(queued).unwrap_or(u64::MAX),
                 client_ends: end.map(|end| end.at),
                 client_ends_soon: end.is_some_and(|end| end.is_near(now)),
+                offline: endpoint.as_ref().is_some_and(|(_, offline)| *offline),
+                words: endpoint.map(|(words, _)| words),
                 ..site::Site::default()
             }
         };

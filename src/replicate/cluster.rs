@@ -18,7 +18,11 @@ use std::{
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{Method, Request, header};
-use kube::{Client, Config, client::Body, config::Kubeconfig};
+use kube::{
+    Client, Config,
+    client::{Body, RustlsTlsError},
+    config::{Kubeconfig, KubeconfigError, LoadDataError},
+};
 use nix::unistd::{User, geteuid};
 use zeroize::Zeroizing;
 
@@ -41,11 +45,13 @@ pub struct Cluster {
     client: Client,
     /// The namespace that its configuration names.
     pub namespace: String,
+    /// Its address.
+    pub server: String,
 }
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Cluster").field("server", &self.server).finish_non_exhaustive()
     }
 }
 
@@ -95,8 +101,9 @@ impl Cluster {
         config.write_timeout = Some(REQUEST);
         config.reset_reader_on_write = true;
         let namespace = config.default_namespace.trim().to_owned();
-        let client = Client::try_from(config).map_err(|e| wrong(&deepest(&e)))?;
-        Ok(Self { client, namespace })
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_lowercase();
+        let client = Client::try_from(config).map_err(|e| wrong(&no_client(&e)))?;
+        Ok(Self { client, namespace, server })
     }
 
     /// Ask. `body`: content type and bytes.
@@ -158,11 +165,11 @@ impl Cluster {
 }
 
 fn read(path: &Path, context: Option<&str>) -> Result<Config, String> {
-    let mut read = Kubeconfig::read_from(path).map_err(|e| deepest(&e))?;
+    let mut read = Kubeconfig::read_from(path).map_err(|e| unusable(&e))?;
     if let Some(context) = context {
         read.current_context = Some(context.to_owned());
     }
-    let config = Config::try_from(read).map_err(|e| deepest(&e))?;
+    let config = Config::try_from(read).map_err(|e| unusable(&e))?;
     if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
         return Err(
             "its user needs a program (`exec`, `auth-provider`), which is not started here; give it a service \
@@ -184,6 +191,46 @@ fn read(path: &Path, context: Option<&str>) -> Result<Config, String> {
     Ok(config)
 }
 
+/// Why a kubeconfig cannot be used, without a word of what is in it but the names of its parts: it holds secrets, and
+/// where it is broken anything may stand anywhere.
+fn unusable(error: &KubeconfigError) -> String {
+    let loaded = |what: &str, error: &LoadDataError| match error {
+        LoadDataError::DecodeBase64(_) => format!("{what}-data is no base64"),
+        LoadDataError::ReadFile(error, path) => format!("{what} {}: {error}", path.display()),
+        LoadDataError::NoBase64DataOrFile => format!("{what} is missing"),
+    };
+    match error {
+        KubeconfigError::CurrentContextNotSet => "no current-context is set; set it, or `context` of the site".into(),
+        KubeconfigError::LoadContext(name) => format!("there is no context {name:?}"),
+        KubeconfigError::LoadClusterOfContext(name) => format!("there is no cluster {name:?}"),
+        KubeconfigError::ReadConfig(error, _) => error.to_string(),
+        KubeconfigError::Parse(error) => match error.location() {
+            Some(at) => format!("line {} is no part of a kubeconfig; `kubectl config view` checks it", at.line()),
+            None => "it is no kubeconfig; `kubectl config view` checks it".into(),
+        },
+        KubeconfigError::MissingClusterUrl => "the cluster has no server".into(),
+        KubeconfigError::ParseClusterUrl(_) => "the cluster's server is no URL".into(),
+        KubeconfigError::ParseProxyUrl(_) => "the cluster's proxy-url is no URL".into(),
+        KubeconfigError::LoadCertificateAuthority(error) => loaded("certificate-authority", error),
+        KubeconfigError::LoadClientCertificate(error) => loaded("client-certificate", error),
+        KubeconfigError::LoadClientKey(error) => loaded("client-key", error),
+        KubeconfigError::ParseCertificates(_) => "certificate-authority is no PEM".into(),
+        _ => "it cannot be used".into(),
+    }
+}
+
+/// The same of what the client is made from.
+fn no_client(error: &kube::Error) -> String {
+    match error {
+        kube::Error::InferKubeconfig(error) => unusable(error),
+        kube::Error::RustlsTls(RustlsTlsError::NoValidNativeRootCA(error)) => error.to_string(),
+        kube::Error::RustlsTls(_) => {
+            "its client certificate, the key of that, or its certificate-authority is no PEM that can be used".into()
+        }
+        other => deepest(other),
+    }
+}
+
 /// The certificates of a PEM file, as DER.
 fn pem_certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
@@ -191,7 +238,8 @@ fn pem_certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     match all {
         Ok(all) if all.is_empty() => Err("holds no certificate".into()),
         Ok(all) => Ok(all.into_iter().map(|one| one.as_ref().to_vec()).collect()),
-        Err(e) => Err(e.to_string()),
+        // Its own words cite the line, and somebody may name a key by mistake.
+        Err(_) => Err("is no PEM".into()),
     }
 }
 
@@ -217,6 +265,7 @@ fn deepest(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::site_settings::SiteKind;
 
     fn refused(server: &str, cluster: &str, user: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
@@ -239,6 +288,58 @@ mod tests {
         assert!(refused(https, "", "auth-provider: {name: gcp}").contains("tokenFile"));
         assert!(refused(https, ", insecure-skip-tls-verify: true", "").contains("certificate-authority"));
         assert!(refused(https, ", proxy-url: \"http://p:3128\"", "").contains("proxy"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_kubeconfig_is_told_without_what_is_in_it() {
+        const CANARY: &str = "canary-7c2e41";
+        let https = "https://k.example.org";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let mut told = vec![
+            refused(https, &format!(", certificate-authority-data: \"{CANARY}!\""), ""),
+            refused(&format!("https://{CANARY} {CANARY}"), "", ""),
+            refused(https, &format!(", proxy-url: \"http://u:{CANARY}@p q\""), ""),
+            refused(https, "", &format!("exec: {CANARY}")),
+            refused(https, "", &format!("token: {{x: {CANARY}}}")),
+        ];
+        for broken in [
+            format!("{CANARY}\n"),
+            format!("users: {CANARY}\n"),
+            format!("users:\n- name: u\n  user:\n    token: \"{CANARY}\n"),
+            format!("users:\n- name: u\n  user:\n    token: *{CANARY}\n"),
+            format!("users:\n- name: u\n  user: [{CANARY}]\n\tx: {CANARY}\n"),
+            format!("{CANARY}: 1\n{CANARY}: 1\n: : :\n"),
+        ] {
+            std::fs::write(&path, broken).unwrap();
+            told.push(read(&path, None).unwrap_err());
+        }
+        for words in told {
+            assert!(!words.contains("canary") && words.len() > 10, "{words}");
+            assert_ne!(words, "accepted");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_certificate_that_is_none_is_not_cited() {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let site =
+            format!("[site.k]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{}\"\n", path.display());
+        let sites = crate::config::tests::sites(&site);
+        let [Site { kind: SiteKind::Kubernetes(kubernetes), .. }] = &sites[..] else { panic!("one site") };
+        let broken = STANDARD.encode("-----BEGIN canary-7c2e41\ncanary-7c2e41\n");
+        for data in ["canary-7c2e41!", &broken] {
+            let text = format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+                 clusters: [{{name: k, cluster: {{server: \"https://k.example.org\"}}}}]\n\
+                 users: [{{name: u, user: {{client-certificate-data: \"{data}\", client-key-data: \"{data}\"}}}}]\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            let words = Cluster::find(&sites[0], kubernetes).unwrap_err().detail;
+            assert!(words.contains("client") && !words.contains("canary"), "{words}");
+        }
     }
 
     #[test]

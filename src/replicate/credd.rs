@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     config::site_settings::{Credd, Site},
-    core::delivery::{Delivered, Undelivered},
+    core::{
+        delivery::{Delivered, Undelivered},
+        use_file,
+    },
     error::Kind,
 };
 
@@ -38,10 +41,11 @@ pub async fn deliver(site: &Site, credd: &Credd, parcel: &Parcel) -> Result<Deli
     environment.extend(config.as_deref().map(|path| ("CONDOR_CONFIG", path)));
     let mut command = program::command(&credd.program, &arguments, &environment);
     let ended = program::run(&mut command, &bytes, site.timeout).await?;
-    judge(&ended, &user)
+    let token = use_file::token(&bytes);
+    judge(&ended, &user, token.as_ref().map_or(&bytes, |token| token))
 }
 
-fn judge(ended: &Ended, user: &str) -> Result<Delivered, Undelivered> {
+fn judge(ended: &Ended, user: &str, secret: &[u8]) -> Result<Delivered, Undelivered> {
     let said = format!("{}\n{}", ended.output, ended.errors);
     let stored_for = said.lines().find_map(|line| line.trim().strip_prefix("Account:")).map(str::trim);
     let short = |name: &str| name.split('@').next().unwrap_or_default().to_owned();
@@ -51,7 +55,7 @@ fn judge(ended: &Ended, user: &str) -> Result<Delivered, Undelivered> {
     if ended.code == Some(0) {
         return Ok(Delivered::Written);
     }
-    let words = ended.words();
+    let words = ended.words_without(secret);
     let lower = said.to_lowercase();
     let refused = ["not permitted", "permission", "not allowed", "denied"].iter().any(|word| lower.contains(word));
     if refused {
@@ -82,7 +86,7 @@ mod tests {
     fn a_credd_that_stored_for_somebody_else_has_not_delivered() {
         let end = |code, output: &str| {
             let ended = Ended { code: Some(code), output: output.into(), errors: String::new() };
-            judge(&ended, "alice@pool").map_err(|e| e.kind)
+            judge(&ended, "alice@pool", b"").map_err(|e| e.kind)
         };
         // As condor_store_cred 25.14 says it: the user of the reply is us, the account the one that was meant.
         let stored = "Account: alice@pool\nCredType: oauth\n\nOperation succeeded.\n\nfully_qualified_user = \"evercred@pool\"\n";

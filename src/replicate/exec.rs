@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     config::site_settings::Site,
-    core::delivery::{Delivered, Undelivered},
+    core::{
+        delivery::{Delivered, Undelivered},
+        use_file,
+    },
     error::Kind,
 };
 
@@ -68,7 +71,7 @@ fn judge(program: &str, ended: &program::Ended, content: &[u8]) -> Result<Delive
     };
     let how = ended.code.map_or_else(|| "was ended by a signal".to_owned(), |code| format!("exits {code}"));
     // A program that prints what it was given must not get it into our log.
-    let secret = String::from_utf8_lossy(content);
-    let words = ended.words().replace(secret.trim(), "[masked]");
+    let token = use_file::token(content);
+    let words = ended.words_without(token.as_ref().map_or(content, |token| token.as_slice()));
     Err(Undelivered::new(kind, format!("{program} {how}: {words}")))
 }

@@ -95,6 +95,15 @@ pub enum FromReplicator {
     },
     /// Keep this.
     Remember(Note),
+    /// What a site's service says of its endpoint.
+    Endpoint {
+        /// Index of the site.
+        site: usize,
+        /// In words.
+        words: String,
+        /// Whether it says that the endpoint is not there.
+        offline: bool,
+    },
     /// The configuration cannot be used.
     Failed {
         /// Why, in one line.

@@ -41,6 +41,10 @@ const PACE: Pace = Pace { gap: Duration::from_millis(600), burst: 6 };
 /// Between two looks at pending tasks.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 const LOOK_MOST: Duration = Duration::from_secs(20);
+/// What the service says of an endpoint that is there.
+pub const ONLINE: &str = "online";
+/// A delivery that has waited long enough waits no longer than this to hear why.
+const WORDS_PATIENCE: Duration = Duration::from_secs(3);
 /// Tasks in one `batch_status`.
 const BATCH: usize = 100;
 
@@ -123,7 +127,7 @@ async fn one_file(
     path: &str,
     end: Instant,
 ) -> Result<Delivered, Undelivered> {
-    let key = format!("task {path}");
+    let key = format!("task {} {path}", globus.endpoint);
     let max_age = site.sealing.as_ref().map_or(86_400, |sealing| sealing.max_age.as_secs());
     if let Some(task) = notes.value(&key).as_deref().and_then(Task::parse) {
         // Past its age the function refuses it anyway: then it is lost, and the next one goes out.
@@ -240,6 +244,18 @@ impl Account {
         Ok(function.to_owned())
     }
 
+    /// What the service says of the site's endpoint: [`ONLINE`], or another word.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub async fn endpoint(self: &Arc<Self>, globus: &GlobusCompute) -> Result<String, Undelivered> {
+        let url = format!("{}/v2/endpoints/{}/status", globus.api.trim_end_matches('/'), globus.endpoint);
+        let answer = self.call(globus, Method::GET, &url, None).await?.json()?;
+        let state = answer.get("status").and_then(Value::as_str).unwrap_or_default();
+        let state: String = state.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(20).collect();
+        if state.is_empty() { Err(Undelivered::new(Kind::SiteError, "no status")) } else { Ok(state.to_lowercase()) }
+    }
+
     /// Wait until a task has ended; `None`: the service does not know it.
     async fn watch(
         self: &Arc<Self>,
@@ -259,7 +275,13 @@ impl Account {
             Ok(Err(_)) => Err(Undelivered::new(Kind::SitePending, "the task is still pending")),
             Err(_) => {
                 self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
-                Err(Undelivered::new(Kind::SitePending, "the endpoint has not run the task yet; it stays in its queue"))
+                let state = tokio::time::timeout(WORDS_PATIENCE, self.endpoint(globus)).await;
+                let state = match state {
+                    Ok(Ok(state)) => format!(", which is {state},"),
+                    _ => String::new(),
+                };
+                let words = format!("the endpoint{state} has not run the task yet; it stays in its queue");
+                Err(Undelivered::new(Kind::SitePending, words))
             }
         }
     }

@@ -73,6 +73,7 @@ impl Move {
 
 /// One file of a delivery.
 struct File<'a> {
+    resource: &'a str,
     folder: &'a str,
     name: &'a str,
     mode: u32,
@@ -94,7 +95,11 @@ impl File<'_> {
     }
 
     fn note(&self) -> String {
-        format!("mv {}", self.place())
+        format!("mv {} {}", self.resource, self.place())
+    }
+
+    fn staging_note(&self) -> String {
+        format!("staging {} {}", self.resource, self.folder)
     }
 }
 
@@ -116,7 +121,8 @@ pub async fn deliver(
     let folder = name::directory(&iri.directory, &parcel.id)?;
     let mut all = Ok(Delivered::AlreadyThere);
     for name in parcel.names(site)? {
-        let file = File { folder: &folder, name: &name, mode: site.mode, generation: parcel.generation };
+        let (resource, generation) = (iri.resource.as_str(), parcel.generation);
+        let file = File { resource, folder: &folder, name: &name, mode: site.mode, generation };
         let content = match ring {
             Some(ring) => parcel.sealed(site, ring, &file.place(), receive::now())?,
             None => parcel.bytes(site)?,
@@ -140,7 +146,7 @@ impl Service<'_> {
         let source = file.source(file.generation);
         if let Err(error) = self.fill(file, &source, content).await {
             if error.detail.contains("No such file") {
-                notes.put(&format!("staging {}", file.folder), None).await;
+                notes.put(&file.staging_note(), None).await;
             }
             // It may not even have come to be; the next try writes it over.
             self.remove(&source).await.ok();
@@ -193,7 +199,7 @@ impl Service<'_> {
 
     /// The directory that is closed to others, once.
     async fn make_staging(&self, file: &File<'_>, notes: &Notes) -> Result<(), Undelivered> {
-        let note = format!("staging {}", file.folder);
+        let note = file.staging_note();
         if notes.value(&note).is_some() {
             return Ok(());
         }

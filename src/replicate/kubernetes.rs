@@ -22,6 +22,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -51,16 +52,28 @@ const OURS: &str = "evercred:";
 const TRIES: u32 = 8;
 
 /// What all sites of this kind share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Clusters {
-    found: StdMutex<HashMap<String, Arc<Cluster>>>,
-    /// Deliveries into one Secret wait for each other here, instead of at the server, by conflict.
-    turns: Vec<Mutex<()>>,
+    /// By the name of the site: the way to its cluster, with its own account.
+    found: StdMutex<HashMap<String, Found>>,
+    /// By address.
+    servers: StdMutex<HashMap<String, Arc<Server>>>,
 }
 
-impl Default for Clusters {
+type Found = (Arc<Cluster>, Arc<Server>);
+
+/// What all sites at one API server share, whatever their accounts there.
+#[derive(Debug)]
+struct Server {
+    /// Deliveries into one Secret wait for each other here, instead of at the server, by conflict.
+    turns: Vec<Mutex<()>>,
+    /// It asked whomever of us to leave it alone until then.
+    quiet: StdMutex<Option<Instant>>,
+}
+
+impl Default for Server {
     fn default() -> Self {
-        Self { found: StdMutex::default(), turns: (0..64).map(|_| Mutex::new(())).collect() }
+        Self { turns: (0..64).map(|_| Mutex::new(())).collect(), quiet: StdMutex::default() }
     }
 }
 
@@ -77,13 +90,13 @@ impl Clusters {
     ) -> Result<Delivered, Undelivered> {
         let bytes = parcel.bytes(site)?;
         let value = Zeroizing::new(STANDARD.encode(&*bytes));
-        let cluster = self.of(site, kubernetes)?;
+        let (cluster, server) = self.of(site, kubernetes)?;
         let end = async {
             let place = Place::of(site, kubernetes, &cluster, &parcel.id)?;
-            let _turn = self.turn(&place).await;
+            let _turn = server.turn(&place).await?;
             place.put(&cluster, &value, parcel.generation).await
         };
-        self.judged(site, end.await)
+        self.judged(site, &server, end.await)
     }
 
     /// Take a credential's keys away, unless something newer than `generation` is there.
@@ -97,42 +110,69 @@ impl Clusters {
         id: &CredentialId,
         generation: u64,
     ) -> Result<Delivered, Undelivered> {
-        let cluster = self.of(site, kubernetes)?;
+        let (cluster, server) = self.of(site, kubernetes)?;
         let end = async {
             let place = Place::of(site, kubernetes, &cluster, id)?;
-            let _turn = self.turn(&place).await;
+            let _turn = server.turn(&place).await?;
             place.clear(&cluster, generation).await
         };
-        self.judged(site, end.await)
+        self.judged(site, &server, end.await)
     }
 
-    fn of(&self, site: &Site, kubernetes: &Kubernetes) -> Result<Arc<Cluster>, Undelivered> {
+    fn of(&self, site: &Site, kubernetes: &Kubernetes) -> Result<Found, Undelivered> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = found.get(&site.name) {
-            return Ok(Arc::clone(cluster));
+        if let Some(both) = found.get(&site.name) {
+            return Ok(both.clone());
         }
         let cluster = Arc::new(Cluster::find(site, kubernetes)?);
-        found.insert(site.name.clone(), Arc::clone(&cluster));
-        Ok(cluster)
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = Arc::clone(servers.entry(cluster.server.clone()).or_default());
+        found.insert(site.name.clone(), (Arc::clone(&cluster), Arc::clone(&server)));
+        Ok((cluster, server))
     }
 
     /// A cluster that refuses us, or is not there, is looked for again: its configuration may have been replaced.
-    fn judged(&self, site: &Site, end: Result<Delivered, Undelivered>) -> Result<Delivered, Undelivered> {
-        if let Err(Undelivered { kind: Kind::SiteAuth | Kind::SiteUnreachable, .. }) = &end {
-            self.found.lock().unwrap_or_else(PoisonError::into_inner).remove(&site.name);
+    fn judged(
+        &self,
+        site: &Site,
+        server: &Server,
+        end: Result<Delivered, Undelivered>,
+    ) -> Result<Delivered, Undelivered> {
+        match &end {
+            Err(Undelivered { kind: Kind::SiteAuth | Kind::SiteUnreachable, .. }) => {
+                self.found.lock().unwrap_or_else(PoisonError::into_inner).remove(&site.name);
+            }
+            Err(Undelivered { kind: Kind::RateLimited, retry_after: Some(wait), .. }) => server.leave_alone(*wait),
+            _ => {}
         }
         end
     }
+}
 
-    async fn turn(&self, place: &Place) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+impl Server {
+    /// For whatever goes into this Secret, unless nothing may be asked just now.
+    async fn turn(&self, place: &Place) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, Undelivered> {
         let mut hasher = DefaultHasher::new();
         (&place.namespace, &place.name).hash(&mut hasher);
         let count = self.turns.len().max(1) as u64;
         let index = usize::try_from(hasher.finish() % count).unwrap_or_default();
-        match self.turns.get(index) {
+        let turn = match self.turns.get(index) {
             Some(turn) => Some(turn.lock().await),
             None => None,
+        };
+        let quiet = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        match quiet.map(|until| until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero()) {
+            Some(left) => {
+                let words = "the API server limits our rate, and asked another delivery to wait";
+                Err(Undelivered::new(Kind::RateLimited, words).wait(Some(left)))
+            }
+            None => Ok(turn),
         }
+    }
+
+    fn leave_alone(&self, wait: Duration) {
+        let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        *quiet = (*quiet).max(Instant::now().checked_add(wait));
     }
 }
 
@@ -418,7 +458,62 @@ fn short(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
+    use crate::{
+        config::{site_settings::SiteKind, tests::sites},
+        core::{id::UserName, secret::KeyText},
+    };
+
+    /// A server that limits our rate, and how often it was asked.
+    async fn busy() -> (String, Arc<StdMutex<u32>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let asked: Arc<StdMutex<u32>> = Arc::default();
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                *count.lock().unwrap() += 1;
+                let answer = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (address, asked)
+    }
+
+    #[tokio::test]
+    async fn sites_at_one_server_wait_together_and_those_at_another_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().display();
+        let (one, asked_one) = busy().await;
+        let (two, asked_two) = busy().await;
+        let text: String = [("a", &one), ("b", &one), ("c", &two)]
+            .map(|(name, server)| {
+                let config = format!(
+                    "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+                     clusters: [{{name: k, cluster: {{server: \"{server}\"}}}}]\nusers: [{{name: u, user: {{token: {name}}}}}]\n"
+                );
+                std::fs::write(dir.path().join(name), config).unwrap();
+                format!("[site.{name}]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{home}/{name}\"\n")
+            })
+            .concat();
+        let clusters = Clusters::default();
+        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "w").unwrap();
+        let content = KeyText::parse("a-token").unwrap();
+        let parcel = Parcel { id, generation: 7, expiry: None, content };
+        for site in sites(&text) {
+            let SiteKind::Kubernetes(kubernetes) = &site.kind else { panic!("kubernetes") };
+            let error = clusters.deliver(&site, kubernetes, &parcel).await.unwrap_err();
+            assert_eq!(error.kind, Kind::RateLimited, "{error}");
+            assert!(error.retry_after.is_some_and(|wait| wait > Duration::from_secs(30)), "{error:?}");
+        }
+        assert_eq!((*asked_one.lock().unwrap(), *asked_two.lock().unwrap()), (1, 1));
+    }
 
     #[test]
     fn a_long_or_odd_key_is_annotated_by_its_hash() {

@@ -2,7 +2,7 @@
 //!
 //! Beside `NAME` stands `.NAME.seq`: the generation last written, in decimal. Under an exclusive lock on it (flock):
 //! anything not above it is refused; otherwise a temporary `.NAME.*` of the right mode is written, synced, renamed, the
-//! directory is synced, and then the new generation goes into `.NAME.seq`. Killed in between, we leave the old file or
+//! directory is synced, and then the new generation goes into `.NAME.seq` (which has room for it from before the file). Killed in between, we leave the old file or
 //! the new one, whole, and at worst a temporary; sending the same generation again mends the rest.
 //!
 //! Everything happens beneath one directory that was opened once: no symbolic link below it is followed.
@@ -145,6 +145,10 @@ impl Root {
         let have = read_seq(&lock).map_err(failed("read its sequence"))?;
         if have >= seq {
             return Ok(Placed::Superseded { have });
+        }
+        if have == 0 {
+            // Room for it before anything changes: a new file without its sequence would let an older one over it.
+            write_seq(&lock, 0).map_err(failed("write its sequence"))?;
         }
         let temporary = format!(".{name}.{}-{seq:x}", std::process::id());
         put(directory, name, &temporary, mode, bytes).map_err(failed("write it"))?;

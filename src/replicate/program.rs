@@ -1,7 +1,7 @@
 //! Runs a program of the site's or the system's: input on standard input, never in arguments or environment; output
 //! capped; ended with its whole process group when its time is over.
 
-use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
+use std::{collections::HashSet, ffi::OsStr, path::Path, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -37,6 +37,41 @@ impl Ended {
         let text = if errors.is_empty() { self.output.trim_end() } else { errors };
         text.get(last(text)..).unwrap_or(text)
     }
+
+    /// The same, without any part of the secret that it was given.
+    #[must_use]
+    pub fn words_without(&self, secret: &[u8]) -> String {
+        masked(self.words(), secret)
+    }
+}
+
+/// So long must a part of a secret be to be masked; what is shorter tells nothing.
+const PART: usize = 8;
+
+/// The text with every part of the secret masked, as of a token that was printed line by line or claim by claim.
+fn masked(text: &str, secret: &[u8]) -> String {
+    let secret = secret.trim_ascii();
+    let part = PART.min(secret.len()).max(1);
+    let parts: HashSet<&[u8]> = secret.windows(part).collect();
+    let mut hidden = vec![false; text.len()];
+    for (at, seen) in text.as_bytes().windows(part).enumerate() {
+        if parts.contains(seen)
+            && let Some(hide) = hidden.get_mut(at..at + part)
+        {
+            hide.fill(true);
+        }
+    }
+    let mut shown = Vec::with_capacity(text.len());
+    let mut before = false;
+    for (byte, hide) in text.bytes().zip(hidden) {
+        match (hide, before) {
+            (false, _) => shown.push(byte),
+            (true, false) => shown.extend_from_slice(b"[masked]"),
+            (true, true) => {}
+        }
+        before = hide;
+    }
+    String::from_utf8_lossy(&shown).into_owned()
 }
 
 /// A process group that does not outlive its time.
@@ -111,4 +146,49 @@ async fn capped(from: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
         tokio::io::copy(&mut from, &mut tokio::io::sink()).await.ok();
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSIsImp0aSI6IjEifQ.c2lnbmF0dXJlLW9mLWl0";
+
+    #[test]
+    fn no_part_of_a_secret_is_in_the_words_of_a_program_however_it_prints_it() {
+        let (head, rest) = TOKEN.split_once('.').unwrap();
+        let (claims, signature) = rest.split_once('.').unwrap();
+        for printed in [
+            format!("got {TOKEN}, no use"),
+            format!("header={head} claims={claims} signature={signature}"),
+            format!("cut: {}", &TOKEN[5..17]),
+            format!("Bearer {}...", &TOKEN[..12]),
+            format!("é{}é", &TOKEN[30..60]),
+            TOKEN.as_bytes().chunks(9).map(|part| String::from_utf8_lossy(part).into_owned() + " ").collect(),
+        ] {
+            let shown = masked(&printed, format!("{TOKEN}\n").as_bytes());
+            assert!(shown.contains("[masked]"), "{shown}");
+            for part in TOKEN.as_bytes().windows(PART) {
+                assert!(!shown.contains(std::str::from_utf8(part).unwrap()), "{printed} -> {shown}");
+            }
+        }
+        assert_eq!(masked("é: no route to host", TOKEN.as_bytes()), "é: no route to host");
+        assert_eq!(masked("it is abc, not abd", b"abc"), "it is [masked], not abd");
+        assert_eq!(masked("words", b""), "words");
+    }
+
+    #[tokio::test]
+    async fn a_program_whose_time_is_over_ends_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (script, file) = ("sleep 1000 & echo $! > \"$0\"; wait", dir.path().join("pid"));
+        let mut command = command("/bin/sh".as_ref(), &["-c", script, file.to_str().unwrap()], &[]);
+        let error = run(&mut command, b"", Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(error.kind, Kind::SiteTimeout);
+        let pid = std::fs::read_to_string(file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Ended, whether or not somebody has looked after it.
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }

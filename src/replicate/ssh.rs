@@ -17,7 +17,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, ChildStdout},
-    sync::{Mutex, Semaphore},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
 };
 
 use super::{
@@ -54,6 +54,8 @@ struct Session {
     channel: Channel,
     used: Instant,
     words: Arc<StdMutex<String>>,
+    /// `evercred receive` says nothing before it has a payload: until its first answer the connection is being set up.
+    starting: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -139,7 +141,7 @@ impl Sessions {
             let host = format!("{}:{}", ssh.host, ssh.port.unwrap_or(0));
             Arc::clone(startups.entry(host).or_insert_with(|| Arc::new(Semaphore::new(STARTUPS))))
         };
-        let _turn = gate.acquire().await.map_err(|e| Undelivered::new(Kind::SiteError, e.to_string()))?;
+        let turn = gate.acquire_owned().await.map_err(|e| Undelivered::new(Kind::SiteError, e.to_string()))?;
         let ccache = ssh.ccache.as_deref().map(|ccache| ("KRB5CCNAME", ccache));
         let environment: Vec<(&str, &str)> = ccache.into_iter().collect();
         let mut command = program::command(&ssh.program, &arguments(ssh), &environment);
@@ -162,9 +164,9 @@ impl Sessions {
             }
         });
         let from = BufReader::new(from);
-        let channel = match ssh.way {
+        let (channel, turn) = match ssh.way {
             SshWay::Sftp => match Sftp::start(from, to).await {
-                Ok(sftp) => Channel::Sftp(Box::new(sftp)),
+                Ok(sftp) => (Channel::Sftp(Box::new(sftp)), None),
                 Err(error) => {
                     // ssh ends after it said why.
                     tokio::time::timeout(Duration::from_secs(2), child.wait()).await.ok();
@@ -173,9 +175,9 @@ impl Sessions {
                     return Err(failure(&words, &error));
                 }
             },
-            SshWay::Receive => Channel::Receive(from, to),
+            SshWay::Receive => (Channel::Receive(from, to), Some(turn)),
         };
-        Ok(Session { _child: child, channel, used: Instant::now(), words })
+        Ok(Session { _child: child, channel, used: Instant::now(), words, starting: turn })
     }
 }
 
@@ -268,6 +270,7 @@ impl Session {
                 }
                 (Channel::Receive(from, to), Some(ring)) => {
                     let verdict = hand_over(from, to, &bytes).await?;
+                    self.starting = None;
                     let bytes = parcel.bytes(site);
                     bytes.and_then(|bytes| verdict.judge(ring, parcel.generation, &bytes))
                 }
@@ -293,4 +296,74 @@ async fn hand_over(
         return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
     }
     serde_json::from_slice(&line).map_err(|_| SftpError::Protocol("the far end does not answer like evercred receive"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::{
+        config::{site_settings::SiteKind, tests::sites},
+        core::{
+            id::{CredentialId, UserName},
+            secret::KeyText,
+        },
+    };
+
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    #[tokio::test]
+    async fn connections_to_evercred_receive_wait_for_their_turn_as_those_by_sftp_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().display().to_string();
+        for (name, text, mode) in [
+            ("key", KEY, 0o600),
+            (
+                "ssh",
+                &format!(
+                    "#!/bin/sh\necho up >> {home}/log\nread payload\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\necho no\n"
+                ),
+                0o755,
+            ),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+            fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let count = || fs::read_to_string(dir.path().join("log")).unwrap_or_default().lines().count();
+        let mut text = String::new();
+        for n in 0..10 {
+            write!(
+                text,
+                "[site.s{n}]\nkind = \"ssh\"\nservices = [\"w\"]\nhost = \"far\"\nuser = \"u{n}\"\nway = \"receive\"\n\
+                 directory = \"/d\"\nkey_files = [\"{home}/key\"]\nssh_program = \"{home}/ssh\"\n"
+            )
+            .unwrap();
+        }
+        let sessions = Arc::new(Sessions::default());
+        let deliveries: Vec<_> = sites(&text)
+            .into_iter()
+            .map(|site| {
+                let sessions = Arc::clone(&sessions);
+                tokio::spawn(async move {
+                    let SiteKind::Ssh(ssh) = &site.kind else { panic!("ssh") };
+                    let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "w").unwrap();
+                    let content = KeyText::parse("a-token").unwrap();
+                    let parcel = Parcel { id, generation: 7, expiry: None, content };
+                    let ring = KeyRing::new(&[KeyText::parse(KEY).unwrap()]).unwrap();
+                    sessions.deliver(&site, ssh, Some(&ring), &parcel).await
+                })
+            })
+            .collect();
+        while count() < STARTUPS {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(count(), STARTUPS, "the others wait until one of these has answered");
+        fs::write(dir.path().join("go"), "").unwrap();
+        for delivery in deliveries {
+            assert_eq!(delivery.await.unwrap().unwrap_err().kind, Kind::SiteError, "no word of evercred receive");
+        }
+        assert_eq!(count(), 10);
+    }
 }

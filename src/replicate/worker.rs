@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{Instant, timeout_at},
+};
 
 use super::{
     account::{Account, Accounts},
@@ -34,12 +37,21 @@ use crate::{
 /// Beyond the site's own `timeout`, for ending what it started.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Threads of one site that may hang in a file system; the others wait for one, in their own time.
+const THREADS: usize = 4;
+/// Threads for everything else that blocks, such as the look-up of names.
+const OTHER_THREADS: usize = 256;
+
+/// Between two questions how a site's endpoint is.
+const ENDPOINT_LOOK: Duration = Duration::from_secs(60);
+
 /// A site and what is kept for it between deliveries.
 struct Place {
     site: Site,
     ring: Option<KeyRing>,
     notes: Notes,
     shared: Arc<Shared>,
+    threads: Arc<Semaphore>,
 }
 
 /// What all sites share.
@@ -81,6 +93,28 @@ impl Notes {
     }
 }
 
+impl Place {
+    /// Do what blocks on a thread. A file system may hang; then its threads hang, and hold their turns, and nothing else.
+    async fn blocking(
+        &self,
+        job: impl FnOnce() -> Result<Delivered, Undelivered> + Send + 'static,
+    ) -> Result<Delivered, Undelivered> {
+        let end = Instant::now() + self.site.timeout;
+        let Ok(turn) = timeout_at(end, Arc::clone(&self.threads).acquire_owned()).await else {
+            let words = format!("{THREADS} earlier operations there have not come back; no more are begun");
+            return Err(Undelivered::new(Kind::SiteTimeout, words));
+        };
+        let job = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            job()
+        });
+        match timeout_at(end, job).await {
+            Ok(end) => end.unwrap_or_else(|e| Err(Undelivered::new(Kind::SiteError, e.to_string()))),
+            Err(_) => Err(Undelivered::new(Kind::SiteTimeout, "its file system does not answer")),
+        }
+    }
+}
+
 /// Run as the replicator until the keeper's end of standard input closes.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -93,7 +127,7 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let mut stream = child::stream()?;
-    let Some(ToReplicator::Configure { mut sites, ids, notes }) = frame::read(&mut stream)? else {
+    let Some(ToReplicator::Configure { mut sites, ids, notes }) = frame::read_first(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
     let (done, ended) = mpsc::channel::<FromReplicator>(256);
@@ -110,7 +144,9 @@ fn run() -> io::Result<()> {
         }
     };
     frame::write(&mut stream, &FromReplicator::Ready { sandbox })?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let directories = places.iter().filter(|place| matches!(place.site.kind, SiteKind::Directory { .. })).count();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(OTHER_THREADS + directories * THREADS).build()?;
     let result = runtime.block_on(serve(stream, places, done, ended));
     // A file system that hangs must not keep us from ending.
     runtime.shutdown_background();
@@ -131,7 +167,7 @@ fn place(
     let known = notes.iter().filter(|note| note.site == index);
     let known = known.filter_map(|note| Some((note.key.clone(), note.value.clone()?))).collect();
     let notes = Notes { site: index, known: Mutex::new(known), to: to.clone() };
-    Ok(Place { site, ring, notes, shared: Arc::clone(shared) })
+    Ok(Place { site, ring, notes, shared: Arc::clone(shared), threads: Arc::new(Semaphore::new(THREADS)) })
 }
 
 async fn serve(
@@ -142,6 +178,11 @@ async fn serve(
 ) -> io::Result<()> {
     let places: Vec<Arc<Place>> = places.into_iter().map(Arc::new).collect();
     let (mut requests, sender) = child::frames(stream, ended)?;
+    for (site, place) in places.iter().enumerate() {
+        if matches!(place.site.kind, SiteKind::GlobusCompute(_)) {
+            tokio::spawn(look_at_endpoint(site, Arc::clone(place), done.clone()));
+        }
+    }
     while let Some(frame) = requests.next().await? {
         let (number, site, user, base, job) = match frame {
             ToReplicator::Configure { .. } => continue,
@@ -167,6 +208,30 @@ async fn serve(
     // The keeper is gone: whatever is under way has nobody to go to.
     sender.abort();
     Ok(())
+}
+
+/// Ask for as long as we run how a site's endpoint is, and tell what is news.
+async fn look_at_endpoint(site: usize, place: Arc<Place>, to: mpsc::Sender<FromReplicator>) {
+    let SiteKind::GlobusCompute(globus) = &place.site.kind else { return };
+    let mut before = None;
+    loop {
+        let state = match super::globus::account(&place.shared.globus, &place.site, globus) {
+            Ok(account) => account.endpoint(globus).await,
+            Err(error) => Err(error),
+        };
+        let now = match state {
+            Ok(state) => (format!("the service says that the endpoint is {state}"), state != super::globus::ONLINE),
+            Err(error) => (format!("the service does not say how the endpoint is ({})", error.kind), false),
+        };
+        if before.as_ref() != Some(&now) {
+            let (words, offline) = now.clone();
+            before = Some(now);
+            if to.send(FromReplicator::Endpoint { site, words, offline }).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(ENDPOINT_LOOK).await;
+    }
 }
 
 /// What is to be done for a credential at a site.
@@ -195,14 +260,14 @@ async fn in_time(place: Arc<Place>, id: CredentialId, job: Job) -> Result<Delive
 async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undelivered> {
     match &place.site.kind {
         SiteKind::Directory { .. } => {
-            // A file system may hang; then the thread hangs, and nothing else.
-            let job = tokio::task::spawn_blocking(move || match &place.site.kind {
+            let one = Arc::clone(&place);
+            let job = move || match &one.site.kind {
                 SiteKind::Directory { directory } => {
-                    super::directory::deliver(&place.site, directory, place.ring.as_ref(), &parcel)
+                    super::directory::deliver(&one.site, directory, one.ring.as_ref(), &parcel)
                 }
                 _ => Err(Undelivered::new(Kind::SiteError, "not a directory")),
-            });
-            job.await.unwrap_or_else(|e| Err(Undelivered::new(Kind::SiteError, e.to_string())))
+            };
+            place.blocking(job).await
         }
         SiteKind::Exec { command, directory } => {
             super::exec::deliver(&place.site, command, directory.as_deref(), place.ring.as_ref(), &parcel).await
@@ -234,5 +299,65 @@ async fn withdraw(place: &Place, id: &CredentialId, generation: u64) -> Result<D
             place.shared.kubernetes.withdraw(&place.site, kubernetes, id, generation).await
         }
         other => Err(Undelivered::new(Kind::SiteError, format!("{} takes nothing away", other.label()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::*;
+    use crate::config::tests::sites;
+
+    #[test]
+    fn a_site_whose_file_system_hangs_holds_few_threads_and_delays_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().display();
+        let text: String = ["stuck", "well"]
+            .map(|name| {
+                fs::create_dir(dir.path().join(name)).unwrap();
+                format!(
+                    "[site.{name}]\nkind = \"directory\"\nservices = [\"w\"]\ndirectory = \"{home}/{name}\"\ntimeout = \"1s\"\n"
+                )
+            })
+            .concat();
+        // A delivery blocks, on its thread, until it has the lock of its sequence.
+        let held: Vec<_> = (0..12)
+            .map(|n| {
+                let file = fs::File::create(dir.path().join(format!("stuck/.u{n}_w.seq"))).unwrap();
+                Flock::lock(file, FlockArg::LockExclusive).unwrap()
+            })
+            .collect();
+        let (to, _from) = mpsc::channel(1);
+        let shared = Arc::default();
+        let places: Vec<_> = sites(&text)
+            .into_iter()
+            .enumerate()
+            .map(|(index, site)| Arc::new(place(index, site, &[], &shared, &to).unwrap()))
+            .collect();
+        let [stuck, well] = &places[..] else { panic!("two sites") };
+        let deliver = |place: &Arc<Place>, n: u32| {
+            let id = CredentialId::from_base(UserName::parse(&format!("u{n}")).unwrap(), "w").unwrap();
+            let content = KeyText::parse("a-token").unwrap();
+            in_time(Arc::clone(place), id, Job::Deliver { generation: 7, expiry: None, content })
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build().unwrap();
+        runtime.block_on(async {
+            let hanging: Vec<_> = (0..12).map(|n| tokio::spawn(deliver(stuck, n))).collect();
+            tokio::task::yield_now().await;
+            assert_eq!(deliver(well, 99).await, Ok(Delivered::Written));
+            for one in hanging {
+                assert_eq!(one.await.unwrap().unwrap_err().kind, Kind::SiteTimeout);
+            }
+            drop(held);
+            // What came back gives its turn back.
+            while stuck.threads.available_permits() < THREADS {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(deliver(stuck, 98).await, Ok(Delivered::Written));
+        });
     }
 }

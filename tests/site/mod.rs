@@ -41,6 +41,18 @@ pub fn python(name: &str, module: &str, package: &str) -> Option<PathBuf> {
     has().then_some(python)
 }
 
+/// What a test of a stage of its own (`tests/run NAME`) needs: none, and it says so, if that is not set up, or with
+/// `EVERCRED_STAGES_APART=1`, which leaves such tests to their stage.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
+pub fn of_stage<T>(stage: &str, needs: &str, found: impl FnOnce() -> Option<T>) -> Option<T> {
+    let apart = std::env::var_os("EVERCRED_STAGES_APART").is_some_and(|value| value == "1");
+    let found = if apart { None } else { found() };
+    if found.is_none() {
+        println!("skipped: {} (tests/run {stage})", if apart { "it has a stage of its own" } else { needs });
+    }
+    found
+}
+
 /// What the endpoint at this address tells; none: there is none.
 pub fn metrics_at(address: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;

@@ -64,7 +64,7 @@ metrics! {
     LAG = "replication_lag_seconds", Gauge, ["site"], "Seconds for which the first of those has been behind; 0: none is";
     LAST = "replication_last_confirmed_timestamp_seconds", Gauge, ["site"], "When the site confirmed a copy last, in seconds since 1970";
     DELIVERIES = "deliveries", Counter, ["site"], "Deliveries that the site confirmed";
-    SUPERSEDED = "deliveries_superseded", Counter, ["site"], "Of these, those where the site had something newer and kept that";
+    SUPERSEDED = "deliveries_superseded", Counter, ["site"], "Of these, those where the site had a newer one of ours already";
     DELIVERY_ERRORS = "delivery_errors", Counter, ["site", "kind"], "Deliveries that failed, by kind (evercred explain KIND)";
     WITHDRAWALS = "withdrawals", Counter, ["site", "result"], "Copies of credentials that left, taken away from a site whose kind takes back: ok, superseded (it had something newer, and kept that), failed (tried again)";
     DELIVERY = "replication_duration_seconds", Histogram, ["site"], "How long it took from the new token to the site's confirmation";

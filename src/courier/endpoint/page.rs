@@ -407,6 +407,8 @@ mod tests {
             confirmed: None,
             client_ends: None,
             client_ends_soon: false,
+            words: None,
+            offline: false,
             error: Some(Kind::SiteAuth),
         };
         told.status.sites.push(site);

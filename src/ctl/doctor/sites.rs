@@ -58,11 +58,20 @@ fn standing(site: &Site, status: &Status) -> Finding {
         || "it has not confirmed any yet".to_owned(),
         |at| format!("it confirmed the last one {} ago", show::short(now.since(at))),
     );
+    if let (true, 0, Some(words)) = (seen.down, seen.replicas, &seen.words) {
+        return Finding::failed(area(site), check, format!("nothing is replicated to it: {words}"))
+            .advise("correct that; the daemon tries again every minute");
+    }
     if seen.replicas == 0 {
         let what = "no credential goes there; whether it is reachable shows with the first one";
         return Finding::skipped(area(site), check, what).advise("see `services`, `users` and `groups` of the site");
     }
+    let confirmed = seen.words.iter().fold(confirmed, |confirmed, words| format!("{confirmed}; {words}"));
     let copies = format!("{} of {} copies are behind{}; {confirmed}", seen.behind, seen.replicas, since(seen, now));
+    if seen.offline && seen.error.is_none() {
+        return Finding::warning(area(site), check, format!("its endpoint is not there: {copies}"))
+            .advise("start the endpoint at the site, or ask its admins to; what waits for it is delivered then");
+    }
     let Some(kind) = seen.error else {
         return match (seen.down, seen.behind) {
             (true, _) => Finding::failed(area(site), check, format!("it is down or refuses us: {copies}"))
@@ -184,6 +193,8 @@ mod tests {
             confirmed: Some(Timestamp(NOW.0 - 60_000)),
             client_ends: None,
             client_ends_soon: false,
+            words: None,
+            offline: false,
             error,
         }
     }
@@ -213,6 +224,25 @@ mod tests {
             late.what
         );
         assert!(key(site).what.contains("/shared"));
+    }
+
+    #[test]
+    fn why_nothing_is_replicated_and_how_an_endpoint_is_are_told() {
+        let settings = settings();
+        let site = &settings.sites[0];
+        let judged = |one: SiteStanding| standing(site, &status(vec![one]));
+        let refused = judged(SiteStanding { words: Some("state_directory /s: no".into()), ..seen(0, 0, true, None) });
+        assert_eq!(refused.verdict, Verdict::Failed);
+        assert!(refused.what.contains("nothing is replicated to it: state_directory /s: no"), "{}", refused.what);
+        let words = |word: &str| Some(format!("the service says that the endpoint is {word}"));
+        let online = judged(SiteStanding { words: words("online"), ..seen(4, 0, false, None) });
+        assert_eq!((online.verdict, online.what.contains("the endpoint is online")), (Verdict::Ok, true));
+        let away = |error| SiteStanding { words: words("offline"), offline: true, ..seen(4, 0, false, error) };
+        for one in [away(None), away(Some(Kind::SitePending))] {
+            let finding = judged(one);
+            assert_eq!(finding.verdict, Verdict::Warning);
+            assert!(finding.what.contains("the endpoint is offline"), "{}", finding.what);
+        }
     }
 
     #[test]

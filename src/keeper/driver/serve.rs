@@ -113,7 +113,9 @@ impl Driver {
                 Reply::Done { credentials }
             }
             Ok(None) => refused(format!("there is no site {}", words.unwrap_or_default())),
-            Err(_) => refused("no site is configured".to_owned()),
+            Err(_) => refused(
+                "nothing is replicated just now: no site is configured, or evercred doctor tells why".to_owned(),
+            ),
         }
     }
 
