@@ -32,6 +32,11 @@ pub fn advice(kind: Kind) -> Advice {
             WAIT,
             "evercred doctor shows why; a private authority goes into the provider's ca_file.",
         ),
+        Kind::TlsSetup => (
+            "There is nothing to check the issuer's certificate with: its ca_file, or this machine's authorities, are missing.",
+            WAIT,
+            "evercred check says what is wrong with ca_file; the system's authorities are in the package ca-certificates.",
+        ),
         Kind::Timeout => (
             "The issuer did not answer in time.",
             WAIT,

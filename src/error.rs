@@ -44,6 +44,8 @@ kinds! {
     Network = "network", Transient;
     /// TLS failed: certificate, name or protocol.
     Tls = "tls", Transient;
+    /// No TLS client can be made for the provider: its `ca_file`, or the certificates of this machine.
+    TlsSetup = "tls-setup", Ours;
     /// No answer in time.
     Timeout = "timeout", Transient;
     /// HTTP 5xx.

@@ -201,6 +201,8 @@ fn a_certificate_that_does_not_stand_is_kind_tls_and_nothing_is_sent_there() {
     let ca = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
     let ca_file = home.join("ca.pem");
     fs::write(&ca_file, ca.pem()).unwrap();
+    // The network process is nobody whom this lets in.
+    mode(&ca_file, 0o600);
     let good = tls_issuer(&home, &ca, "localhost", [2020, 4000]);
     let expired = tls_issuer(&home, &ca, "localhost", [2020, 2021]);
     let other = tls_issuer(&home, &ca, "other.example", [2020, 4000]);
@@ -238,6 +240,42 @@ fn a_certificate_that_does_not_stand_is_kind_tls_and_nothing_is_sent_there() {
     assert_eq!((expired.control().stats().requests, other.control().stats().requests), (0, 0), "nothing was sent");
     let after = picture(&site.credentials());
     assert!(before.iter().all(|(path, old)| path.is_dir() || after.get(path) == Some(old)), "every .top is as it was");
+}
+
+#[test]
+fn a_ca_file_without_a_certificate_ends_a_start_and_changes_nothing_at_a_reload() {
+    let mut site = Site::new(600, Rotation::None);
+    let ca_file = site.home.path().join("ca.pem");
+    fs::write(&ca_file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    site.configure(&format!("ca_file = \"{}\"", ca_file.display()));
+    let config = site.home.path().join("evercred.toml");
+    let line = fs::read_to_string(&config).unwrap().lines().position(|line| line.starts_with("ca_file")).unwrap() + 1;
+    let expected = format!(
+        "{}:{line}: provider.grid.ca_file: certificate 1 in {} cannot be used: ",
+        config.display(),
+        ca_file.display()
+    );
+    let check =
+        Command::new(env!("CARGO_BIN_EXE_evercred")).arg("check").arg("--config").arg(&config).output().unwrap();
+    for output in [check, site.command().output().unwrap()] {
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        assert!(text.contains(&expected), "{text}");
+    }
+    site.configure("");
+    site.grid("alice");
+    site.start();
+    site.wait("a token", 30, |site| site.file("alice", "grid.use").is_some());
+    site.configure(&format!("ca_file = \"{}\"", ca_file.display()));
+    site.signal("-HUP");
+    site.wait("the refusal", 30, |site| site.log().contains("keeping the old settings"));
+    site.grid("bob");
+    site.wait("bob's token", 30, |site| site.file("bob", "grid.use").is_some());
+    assert!(
+        !site.log().contains("configuration reloaded") && !site.log().contains("courier is down"),
+        "{}",
+        site.log()
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! keeps the later value. `--config FILE` is read instead of both. All problems are reported at once.
 
 mod approval;
+pub mod ca_file;
 pub mod condor;
 pub mod fragment;
 pub mod input;
@@ -25,6 +26,7 @@ use std::{
 };
 
 use self::{
+    ca_file::CaFile,
     condor::Knobs,
     fragment::{Data, Origin, Table, Value},
     input::Section,
@@ -45,6 +47,8 @@ const FURTHER: &str = "/etc/evercred/conf.d";
 const STOCK_STORER: &str = "/usr/bin/condor_credential_storer";
 /// What we remember across restarts.
 const STATE: &str = "/var/lib/evercred";
+/// What all `ca_file` together may hold: they are handed over in one frame (64 MiB).
+const MAX_CERTIFICATES: usize = 32 << 20;
 /// HTCondor's own default of a daemon's log.
 const LOG_LIMIT: u64 = 10 << 20;
 
@@ -250,6 +254,12 @@ fn settings(
         .and_then(|section| notices::read(section, sources.secrets));
     (!told || notices.is_some()).then_some(())?;
     let sites = sites.map(|sites| read_sites(sites, sources.secrets, problems)).unwrap_or_default();
+    let files = providers.iter().filter_map(|provider| provider.ca_file.as_ref());
+    let files = files.chain(sites.iter().filter_map(|site| site.ca_file.as_ref()));
+    if files.map(CaFile::size).sum::<usize>() > MAX_CERTIFICATES {
+        let advice = "name files of the few authorities that are needed, not of all that the system knows";
+        problems.push(Problem::new(None, "ca_file", "all of them together are larger than 32 MiB", advice));
+    }
     Some(Settings { daemon: daemon?, providers, sites, storer, notices })
 }
 

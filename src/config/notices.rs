@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Secrets,
+    Secrets, ca_file,
     fragment::Value,
     input::{self, Section, Wrong, wrong},
     provider,
@@ -42,7 +42,7 @@ pub fn read(mut section: Section<'_>, secrets: Secrets) -> Option<Notices> {
     let slack = secret("slack_webhook_file");
     let sendmail = section.take("sendmail", input::path);
     let webhook = section.take("webhook", input::url);
-    let ca_file = section.take("ca_file", provider::readable_file);
+    let ca_file = section.take("ca_file", ca_file::take(secrets));
     let mails = smtp.is_some() || sendmail.is_some();
     if smtp.is_some() && sendmail.is_some() {
         section.complain("sendmail", "is set beside `smtp`", "keep one of the two");

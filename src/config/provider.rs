@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     Secrets,
     approval::{self, Way},
-    fragment::{self, Value},
+    ca_file,
+    fragment::Value,
     input::{self, Section, Wrong, wrong},
     secret_file,
     settings::{AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall, UseFormat},
@@ -68,7 +69,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
     let revoke_at_end = section.take("revoke_at_end", input::boolean).unwrap_or(false);
     let revoke_after =
         section.take("revoke_after", input::duration(seconds(1), seconds(86_400))).unwrap_or(seconds(600));
-    let ca_file = section.take("ca_file", readable_file);
+    let ca_file = section.take("ca_file", ca_file::take(secrets));
     let fernet_key_file = section.take("fernet_key_file", |value| fernet_key_file(value, secrets));
     let approval = approval::read(
         &mut section,
@@ -271,16 +272,4 @@ fn fernet_key_file(value: &Value, secrets: Secrets) -> Result<PathBuf, Wrong> {
         secret_file::read(&path)?;
     }
     Ok(path)
-}
-
-pub(super) fn readable_file(value: &Value) -> Result<PathBuf, Wrong> {
-    let path = input::path(value)?;
-    let shown = path.display();
-    match std::fs::metadata(&path) {
-        Ok(meta) if meta.is_file() => Ok(path),
-        Ok(_) => Err(wrong(format!("{shown} is not a regular file"), "name a file of PEM certificates")),
-        Err(e) => {
-            Err(wrong(format!("{shown} cannot be read: {}", fragment::reason(&e)), "name a file of PEM certificates"))
-        }
-    }
 }

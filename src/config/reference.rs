@@ -192,7 +192,12 @@ pub const KEYS: &[Key] = &[
         "Give the refresh token back to the issuer (RFC 7009, mytoken) once its credential left the directory.",
     ),
     key(PROVIDER, "revoke_after", "`\"10m\"`", "How long after it left: a credential that comes back keeps its token."),
-    key(PROVIDER, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(
+        PROVIDER,
+        "ca_file",
+        "the system's certificates",
+        "PEM certificates in addition to the system's. The credmon reads the file at its start and at a reload; `condor_submit` and `evercred login` read it as the user, so give it mode 0644.",
+    ),
     key(
         PROVIDER,
         "fernet_key_file",

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use super::approval::Approval;
 use super::site_settings::Site;
+pub use super::{approval::Approval, ca_file::CaFile};
 use crate::core::{
     notice::Policy,
     secret::{ClientSecret, on_wire},
@@ -144,7 +144,7 @@ pub struct Post {
     #[serde(with = "on_wire::option")]
     pub slack: Option<ClientSecret>,
     /// `ca_file`: PEM, in addition to the system's roots.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<CaFile>,
 }
 
 /// A mail server.
@@ -225,7 +225,7 @@ pub struct Provider {
     /// `revoke_after` it left; default 10 min.
     pub revoke_after: Duration,
     /// `ca_file`: PEM, in addition to the system's roots.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<CaFile>,
     /// `fernet_key_file`: opens `.top` files that are Fernet text. Not sent to the courier.
     #[serde(skip)]
     pub fernet_key_file: Option<PathBuf>,

@@ -95,7 +95,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets) -> Option<Si
         section.take("timeout", input::duration(seconds(1), seconds(86_400))).unwrap_or(seconds(usual.timeout));
     let max_in_flight = section.take("max_in_flight", input::number(1..=1000)).unwrap_or(usual.in_flight);
     let max_per_second = section.take("max_per_second", input::number(1..=10_000)).unwrap_or(usual.per_second);
-    let ca_file = section.take("ca_file", super::provider::readable_file);
+    let ca_file = section.take("ca_file", super::ca_file::take(secrets));
     let sealing = sealing(&mut section, secrets);
     if sealing.is_some() && matches!(kind, Kind::Credd | Kind::Kubernetes) {
         section.complain("key_files", "does not go with this kind, which stores the token itself", "remove the key");

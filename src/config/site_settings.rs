@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::settings::UseFormat;
+use super::{ca_file::CaFile, settings::UseFormat};
 use crate::core::{
     id::{CredentialId, UserName},
     secret::{ClientSecret, KeyText, RefreshToken, on_wire},
@@ -39,7 +39,7 @@ pub struct Site {
     /// `max_per_second`
     pub max_per_second: u32,
     /// `ca_file`: PEM, in addition to the system's roots.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<CaFile>,
     /// `key_files` and `max_age`: what goes there is sealed.
     pub sealing: Option<Sealing>,
 }

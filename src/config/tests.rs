@@ -270,6 +270,28 @@ fn spool_key() -> String {
 }
 
 #[test]
+fn a_ca_file_without_a_certificate_is_found_with_its_line_wherever_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "ca.pem", "none");
+    let site = "[site.s]\nkind = \"directory\"\nservices = [\"a\"]\ndirectory = \"/d\"\nfile_name = \"{base}\"\n";
+    let notices = "[notices]\nwebhook = \"https://h.example.org/\"\n";
+    let ca_file = "ca_file = \"DIR/ca.pem\"\n";
+    let text = format!("{GOOD}{ca_file}{site}{ca_file}{notices}{ca_file}");
+    let told = |line: u32, key: &str| {
+        format!(
+            "c.toml:{line}: {key}.ca_file: ca.pem holds no certificate; name a file of PEM certificates (-----BEGIN CERTIFICATE-----)"
+        )
+    };
+    assert_eq!(problems_in(&dir, &text), [told(4, "provider.a"), told(10, "site.s"), told(13, "notices")]);
+    // Who may not read it, needs not; it says so when it is needed.
+    let file = write(&dir, "c.toml", &text.replace("DIR", &dir.path().display().to_string()));
+    let user = Sources { secrets: Secrets::LeaveAlone, ..sources() };
+    let settings = load_files(&[file], &user, &Knobs::default()).unwrap();
+    let later = settings.providers.first().and_then(|provider| provider.ca_file.as_ref()).unwrap().certificates();
+    assert!(later.unwrap_err().contains("holds no certificate"));
+}
+
+#[test]
 fn every_bad_site_has_its_message_and_no_secret_in_it() {
     let bad = |text: &str| problems(&format!("{GOOD}[site.s]\n{text}"));
     let table: &[(&str, &str)] = &[

@@ -142,7 +142,7 @@ pub enum FromCourier {
         /// What was seen.
         facts: Box<Facts>,
     },
-    /// The configuration cannot be used (a CA file that does not parse, privileges that do not drop).
+    /// The configuration cannot be used (privileges that do not drop).
     Failed {
         /// Why, in one line.
         why: String,

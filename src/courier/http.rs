@@ -7,11 +7,12 @@ use std::{
 };
 
 use reqwest::{Certificate, Client, Response, header, redirect};
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::discovered::Discovered;
 use crate::{
-    config::settings::{OAuth2, Provider, ProviderKind},
+    config::settings::{CaFile, OAuth2, Provider, ProviderKind},
     core::{
         answer::{ExchangeError, Grant, Outcome},
         secret::{ClientSecret, RefreshToken},
@@ -29,19 +30,22 @@ const CONNECT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Caller {
     provider: Provider,
-    client: Client,
+    /// None can be made: this provider's exchanges fail, and nobody else's.
+    client: Result<Client, ExchangeError>,
     endpoint: Discovered,
     revocation: Discovered,
 }
 
 impl Caller {
-    /// Build the client; reads `ca_file`.
-    ///
-    /// # Errors
-    /// One line: what is wrong with the CA file or TLS on this machine.
-    pub fn new(provider: Provider) -> Result<Self, String> {
-        let client = client(&provider)?;
-        Ok(Self { provider, client, endpoint: Discovered::default(), revocation: Discovered::default() })
+    /// Build the client.
+    #[must_use]
+    pub fn new(provider: Provider) -> Self {
+        let client = client(&provider).map_err(|what| ExchangeError::new(Kind::TlsSetup, what));
+        Self { provider, client, endpoint: Discovered::default(), revocation: Discovered::default() }
+    }
+
+    fn client(&self) -> Result<&Client, ExchangeError> {
+        self.client.as_ref().map_err(ExchangeError::clone)
     }
 
     /// One exchange.
@@ -66,7 +70,7 @@ impl Caller {
 
     async fn post(&self, endpoint: &str, request: TokenRequest) -> Result<TokenAnswer, ExchangeError> {
         let mut post = self
-            .client
+            .client()?
             .post(endpoint)
             .header(header::CONTENT_TYPE, request.content_type)
             .header(header::ACCEPT, "application/json")
@@ -128,7 +132,7 @@ impl Caller {
 
     /// GET: status, `Date`, body.
     pub(super) async fn fetch(&self, url: &str) -> Result<(u16, Option<String>, Zeroizing<Vec<u8>>), ExchangeError> {
-        let response = self.client.get(url).send().await.map_err(|e| failure(&e))?;
+        let response = self.client()?.get(url).send().await.map_err(|e| failure(&e))?;
         let date = response.headers().get(header::DATE).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let answer = answer(response).await?;
         Ok((answer.status, date, answer.body))
@@ -140,7 +144,7 @@ impl Caller {
 
     async fn document(&self) -> Result<Zeroizing<Vec<u8>>, ExchangeError> {
         let (_, url) = self.issuer();
-        let answer = answer(self.client.get(&url).send().await.map_err(|e| failure(&e))?).await?;
+        let answer = answer(self.client()?.get(&url).send().await.map_err(|e| failure(&e))?).await?;
         if answer.status != 200 {
             let what = format!("{url} answers HTTP {}", answer.status);
             return Err(
@@ -214,7 +218,7 @@ impl Caller {
     }
 }
 
-/// The HTTP client of a provider, with the rules of this module; reads `ca_file`.
+/// The HTTP client of a provider, with the rules of this module.
 ///
 /// # Errors
 /// One line: what is wrong with the CA file or TLS on this machine.
@@ -226,16 +230,19 @@ pub(crate) fn client(provider: &Provider) -> Result<Client, String> {
         .timeout(provider.timeout)
         .pool_idle_timeout(Duration::from_secs(90))
         .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
-    if let Some(path) = &provider.ca_file {
-        let fail = |e: &dyn std::fmt::Display| format!("ca_file {}: {e}", path.display());
-        let pem = std::fs::read(path).map_err(|e| fail(&e))?;
-        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| fail(&e))?;
-        if certificates.is_empty() {
-            return Err(fail(&"no certificate in it"));
-        }
-        builder = builder.tls_certs_merge(certificates);
+    if let Some(file) = &provider.ca_file {
+        builder = builder.tls_certs_merge(authorities(file)?);
     }
-    builder.build().map_err(|e| format!("provider {}: {e}", provider.name))
+    builder.build().map_err(|e| format!("no client for TLS: {}", failure(&e).detail))
+}
+
+/// What is trusted besides the system's authorities.
+///
+/// # Errors
+/// One line: what is wrong with the file.
+pub(crate) fn authorities(file: &CaFile) -> Result<Vec<Certificate>, String> {
+    let certificate = |der: CertificateDer<'_>| Certificate::from_der(&der).map_err(|e| format!("ca_file: {e}"));
+    file.certificates()?.into_iter().map(certificate).collect()
 }
 
 /// The wall clock.

@@ -36,9 +36,9 @@ fn run() -> io::Result<()> {
         return Err(io::Error::other("the first frame is not Configure"));
     };
     let prepared = sandbox::drop_privileges(become_ids, &[]).and_then(|()| {
-        let callers = providers.into_iter().map(Caller::new).collect::<Result<Vec<_>, _>>()?;
+        let callers: Vec<_> = providers.into_iter().map(Caller::new).collect();
         let mut outward = *outward;
-        let postman = outward.post.take().map(Postman::new).transpose()?;
+        let postman = outward.post.take().map(Postman::new);
         let files = sandbox::close_files()?;
         Ok((Parts { callers: callers.into(), postman, outward }, format!("{files}, {}", calls::close()?)))
     });
@@ -80,7 +80,8 @@ fn open_endpoint(listen: SocketAddr, page: bool, done: mpsc::Sender<FromCourier>
 /// What frames are worked on with.
 struct Parts {
     callers: Arc<[Caller]>,
-    postman: Option<Postman>,
+    /// None is wanted; or none can be made, and that is what comes of each letter.
+    postman: Option<Result<Postman, String>>,
     /// What is served besides.
     outward: Outward,
 }
@@ -90,7 +91,8 @@ async fn work(parts: &Parts, frame: ToCourier) -> Option<FromCourier> {
     match frame {
         ToCourier::Deliver { number, letter } => {
             let result = match &parts.postman {
-                Some(postman) => postman.deliver(&letter).await,
+                Some(Ok(postman)) => postman.deliver(&letter).await,
+                Some(Err(why)) => Err(why.clone()),
                 None => Err("no notices are configured any more".into()),
             };
             Some(FromCourier::Delivered { number, result })
@@ -189,4 +191,67 @@ async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
     // The keeper is gone: whatever is under way has nobody to go to.
     sender.abort();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{self, Secrets, Sources, condor::Knobs},
+        core::{answer::Grant, secret::RefreshToken},
+        notice::letter::Letter,
+    };
+
+    #[test]
+    fn a_client_that_cannot_be_made_fails_its_own_provider_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let provider = |name: &str| {
+            format!(
+                "[provider.{name}]\nkind = \"oauth2\"\nclient_id = \"c\"\ntoken_endpoint = \"http://127.0.0.1:1/token\"\n"
+            )
+        };
+        let ca_file = "ca_file = \"/nowhere/ca.pem\"\n";
+        let (bad, good) = (provider("bad"), provider("good"));
+        let notices = format!("[notices]\nwebhook = \"http://127.0.0.1:1/\"\n{ca_file}");
+        std::fs::write(&file, format!("{bad}{ca_file}{good}{notices}")).unwrap();
+        let sources =
+            Sources { config: Some(file), credential_directory: Some(dir.path().into()), secrets: Secrets::LeaveAlone };
+        let settings = config::load_with(&sources, &Knobs::default()).unwrap();
+        let parts = Parts {
+            callers: settings.providers.into_iter().map(Caller::new).collect(),
+            postman: settings.notices.map(|notices| Postman::new(notices.post)),
+            outward: Outward::default(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let grant = || Grant {
+            refresh_token: RefreshToken::parse("r").unwrap(),
+            scopes: Vec::new(),
+            audience: Vec::new(),
+            subject: false,
+        };
+        let exchange = |provider| {
+            let frame = ToCourier::Exchange { number: 7, provider, grant: grant() };
+            match runtime.block_on(work(&parts, frame)) {
+                Some(FromCourier::Answer { number: 7, outcome, .. }) => outcome.unwrap_err(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let error = exchange(0);
+        assert_eq!(error.kind, Kind::TlsSetup);
+        assert!(error.detail.contains("/nowhere/ca.pem cannot be read"), "{}", error.detail);
+        assert_eq!(exchange(1).kind, Kind::Network, "it was asked");
+        let letter = Letter {
+            way: crate::notice::letter::Way::Webhook,
+            whom: "admins".into(),
+            for_admins: true,
+            from: String::new(),
+            to: Vec::new(),
+            subject: "s".into(),
+            body: "{}".into(),
+        };
+        let delivered = runtime.block_on(work(&parts, ToCourier::Deliver { number: 8, letter: Box::new(letter) }));
+        let Some(FromCourier::Delivered { number: 8, result: Err(why) }) = delivered else { panic!("{delivered:?}") };
+        assert!(why.contains("/nowhere/ca.pem cannot be read"), "{why}");
+    }
 }

@@ -468,8 +468,8 @@ fn fingerprint(settings: &Settings) -> Vec<u8> {
     }
     for provider in &settings.providers {
         hash.update(format!("{:?}", provider.fernet_key_file));
-        // A key and certificates may be replaced in their place.
-        for path in [&provider.fernet_key_file, &provider.ca_file].into_iter().flatten() {
+        // A key may be replaced in its place.
+        if let Some(path) = &provider.fernet_key_file {
             hash.update(&*zeroize::Zeroizing::new(std::fs::read(path).unwrap_or_default()));
         }
     }
@@ -479,8 +479,6 @@ fn fingerprint(settings: &Settings) -> Vec<u8> {
             hash.update(&*bytes);
         }
         hash.update(format!("{notices:?}"));
-        let certificates = notices.post.ca_file.as_ref().and_then(|path| std::fs::read(path).ok());
-        hash.update(certificates.unwrap_or_default());
     }
     hash.update(format!("{:?}", settings.daemon));
     hash.finalize().to_vec()

@@ -17,7 +17,10 @@ use super::{
     letter::{Letter, Way},
     sendmail::mail,
 };
-use crate::config::settings::{Encryption, Post, Smtp};
+use crate::{
+    config::settings::{CaFile, Encryption, Post, Smtp},
+    courier::http::authorities,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -30,25 +33,19 @@ pub struct Postman {
 }
 
 impl Postman {
-    /// Build it; reads `ca_file`.
+    /// Build it.
     ///
     /// # Errors
     /// One line: what is wrong with the CA file or TLS on this machine.
     pub fn new(post: Post) -> Result<Self, String> {
-        let pem = match &post.ca_file {
-            Some(path) => Some(std::fs::read(path).map_err(|e| format!("notices.ca_file {}: {e}", path.display()))?),
-            None => None,
-        };
-        let smtp = post.smtp.as_ref().map(|smtp| transport(smtp, pem.as_deref())).transpose()?;
+        let smtp = post.smtp.as_ref().map(|smtp| transport(smtp, post.ca_file.as_ref())).transpose()?;
         let mut client = Client::builder()
             .redirect(redirect::Policy::none())
             .no_proxy()
             .timeout(PATIENCE)
             .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
-        if let Some(pem) = &pem {
-            let certificates =
-                reqwest::Certificate::from_pem_bundle(pem).map_err(|e| format!("notices.ca_file: {e}"))?;
-            client = client.tls_certs_merge(certificates);
+        if let Some(file) = &post.ca_file {
+            client = client.tls_certs_merge(authorities(file)?);
         }
         Ok(Self { smtp, client: client.build().map_err(|e| format!("notices: {e}"))?, post })
     }
@@ -94,11 +91,12 @@ impl Postman {
     }
 }
 
-fn transport(smtp: &Smtp, pem: Option<&[u8]>) -> Result<AsyncSmtpTransport<Tokio1Executor>, String> {
+fn transport(smtp: &Smtp, ca_file: Option<&CaFile>) -> Result<AsyncSmtpTransport<Tokio1Executor>, String> {
     let parameters = || {
         let mut parameters = TlsParameters::builder(smtp.host.clone());
-        if let Some(pem) = pem {
-            let certificate = Certificate::from_pem(pem).map_err(|e| format!("notices.ca_file: {e}"))?;
+        for certificate in ca_file.map(CaFile::certificates).transpose()?.unwrap_or_default() {
+            let certificate =
+                Certificate::from_der(certificate.to_vec()).map_err(|e| format!("notices.ca_file: {e}"))?;
             parameters = parameters.add_root_certificate(certificate);
         }
         parameters.build_rustls().map_err(|e| format!("notices.smtp: {e}"))

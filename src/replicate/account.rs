@@ -35,7 +35,7 @@ pub struct Pace {
 }
 
 impl Account {
-    /// A client that has no token yet; reads the site's `ca_file`.
+    /// A client that has no token yet.
     ///
     /// # Errors
     /// [`web::client`]

@@ -89,11 +89,9 @@ impl Cluster {
                 wrong(&format!("no kubeconfig, and no service account of a pod ({e}); set `kubeconfig` of the site"))
             })?,
         };
-        if let Some(path) = &site.ca_file {
-            let fail = |e: &dyn std::fmt::Display| wrong(&format!("ca_file {}: {e}", path.display()));
-            let pem = std::fs::read(path).map_err(|e| fail(&e))?;
-            let more = pem_certificates(&pem).map_err(|what| fail(&what))?;
-            config.root_cert.get_or_insert_default().extend(more);
+        if let Some(file) = &site.ca_file {
+            let more = file.certificates().map_err(|what| wrong(&what))?;
+            config.root_cert.get_or_insert_default().extend(more.iter().map(|one| one.to_vec()));
         }
         config.default_retry = false;
         config.connect_timeout = Some(Duration::from_secs(10));
@@ -228,18 +226,6 @@ fn no_client(error: &kube::Error) -> String {
             "its client certificate, the key of that, or its certificate-authority is no PEM that can be used".into()
         }
         other => deepest(other),
-    }
-}
-
-/// The certificates of a PEM file, as DER.
-fn pem_certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match all {
-        Ok(all) if all.is_empty() => Err("holds no certificate".into()),
-        Ok(all) => Ok(all.into_iter().map(|one| one.as_ref().to_vec()).collect()),
-        // Its own words cite the line, and somebody may name a key by mistake.
-        Err(_) => Err("is no PEM".into()),
     }
 }
 

@@ -30,8 +30,7 @@ pub fn enter(ids: Option<&Become>, sites: &mut [Site]) -> Result<String, String>
     if sites.iter().any(|site| needs_files(&site.kind)) {
         return Ok("its own uid".into());
     }
-    let readable = sites.iter().filter_map(|site| site.ca_file.as_deref());
-    let readable: Vec<&Path> = readable.chain(clusters.iter().map(PathBuf::as_path)).collect();
+    let readable: Vec<&Path> = clusters.iter().map(PathBuf::as_path).collect();
     courier::close_files_but(&readable)
 }
 

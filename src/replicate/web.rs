@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, RequestBuilder, header, redirect};
+use reqwest::{Client, RequestBuilder, header, redirect};
 use zeroize::Zeroizing;
 
-use crate::{config::site_settings::Site, core::delivery::Undelivered, error::Kind};
+use crate::{config::site_settings::Site, core::delivery::Undelivered, courier::http::authorities, error::Kind};
 
 /// No answer is larger.
 const MAX_BODY: usize = 1 << 20;
@@ -23,7 +23,7 @@ pub struct Answer {
     pub body: Zeroizing<Vec<u8>>,
 }
 
-/// A client for a site; reads its `ca_file`.
+/// A client for a site.
 ///
 /// # Errors
 /// One line: what is wrong with the CA file or TLS on this machine.
@@ -34,10 +34,8 @@ pub fn client(site: &Site) -> Result<Client, String> {
         .connect_timeout(Duration::from_secs(10))
         .timeout(REQUEST)
         .user_agent(concat!("evercred/", env!("CARGO_PKG_VERSION")));
-    if let Some(path) = &site.ca_file {
-        let fail = |e: &dyn std::fmt::Display| format!("ca_file {}: {e}", path.display());
-        let pem = std::fs::read(path).map_err(|e| fail(&e))?;
-        builder = builder.tls_certs_merge(Certificate::from_pem_bundle(&pem).map_err(|e| fail(&e))?);
+    if let Some(file) = &site.ca_file {
+        builder = builder.tls_certs_merge(authorities(file)?);
     }
     builder.build().map_err(|e| format!("site {}: {e}", site.name))
 }

@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_browser_is_sent_with_state_challenge_scopes_and_resources_and_the_query_of_the_endpoint_stays() {
-        let caller = Caller::new(provider(None, &["offline_access"])).unwrap();
+        let caller = Caller::new(provider(None, &["offline_access"]));
         let (url, away) = begin(&caller, &item()).await.unwrap();
         let url = Url::parse(&url).unwrap();
         assert_eq!(url.origin().ascii_serialization(), "https://i.example.org");
@@ -230,7 +230,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_counts_once_by_its_state_at_its_own_address_and_from_its_own_issuer() {
-        let caller = Caller::new(provider(Some("https://i.example.org/"), &[])).unwrap();
+        let caller = Caller::new(provider(Some("https://i.example.org/"), &[]));
         let away = || Away { state: "s1".into(), verifier: "v".into(), iss: true };
         let mut entries = [Entry { item: item(), provider: 0, stage: Stage::Away(away()) }];
         for query in [&[("code", "c")][..], &[("state", "s2")], &[("state", "")], &[("state", "s1"), ("state", "s1")]] {

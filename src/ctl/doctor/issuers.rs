@@ -1,6 +1,7 @@
 //! The issuers, as a courier of our own sees them: names, TLS, clock, discovery, client, scopes.
 
 use std::{
+    os::unix::fs::MetadataExt,
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
@@ -35,6 +36,7 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
             let mut findings =
                 vec![Finding::ok("Network process", "courier", format!("it starts, confined by {sandbox}"))];
             for (provider, facts) in settings.providers.iter().zip(seen) {
+                findings.extend(closed_ca_file(provider));
                 match facts {
                     Some(facts) => findings.extend(judge(provider, &facts)),
                     None => findings.push(
@@ -83,6 +85,15 @@ fn probe_all(link: &Link, queue: &Receiver<Input>, settings: &Settings) -> Resul
 
 fn area(provider: &Provider) -> String {
     format!("Provider {}", provider.name)
+}
+
+/// The credmon has read it; `condor_submit` and `evercred login` do as the user.
+fn closed_ca_file(provider: &Provider) -> Option<Finding> {
+    let path = provider.ca_file.as_ref()?.path();
+    let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+    let what = || format!("users cannot read {} (mode {mode:04o}), and so cannot approve", path.display());
+    let closed = || Finding::warning(area(provider), "ca_file", what()).advise(format!("chmod 644 {}", path.display()));
+    (mode & 0o004 == 0).then(closed)
 }
 
 fn judge(provider: &Provider, facts: &Facts) -> Vec<Finding> {
@@ -197,5 +208,26 @@ mod tests {
         let supported = words(&["openid", "storage.read:/"]);
         assert_eq!(scopes(area(), &words(&["openid", "storage.read:/a"]), &supported).verdict, Verdict::Ok);
         assert_eq!(scopes(area(), &words(&["storage.modify:/"]), &supported).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn a_ca_file_that_users_cannot_read_is_told() {
+        use crate::config::{self, Secrets, Sources, condor::Knobs};
+        use std::{fs, os::unix::fs::PermissionsExt};
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ca_file) = (dir.path().join("c.toml"), dir.path().join("ca.pem"));
+        fs::write(&ca_file, "").unwrap();
+        let text = format!(
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nca_file = \"{}\"\n",
+            ca_file.display()
+        );
+        fs::write(&file, text).unwrap();
+        let sources =
+            Sources { config: Some(file), credential_directory: Some(dir.path().into()), secrets: Secrets::LeaveAlone };
+        let settings = config::load_with(&sources, &Knobs::default()).unwrap();
+        for (mode, told) in [(0o644, false), (0o600, true)] {
+            fs::set_permissions(&ca_file, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(closed_ca_file(&settings.providers[0]).is_some(), told);
+        }
     }
 }
