@@ -66,6 +66,9 @@ fn every_bad_answer_has_its_kind_leaves_the_files_and_keeps_the_refresh_token() 
         (Fault::Redirect, "redirect", false),
         (Fault::Html, "bad-answer", false),
         (Fault::Huge, "answer-too-large", false),
+        (Fault::Bulky(900 << 10), "answer-too-large", true),
+        // Read to its end, and too large for a frame with what is around it.
+        (Fault::Bulky((1 << 20) - 300), "answer-too-large", true),
         (Fault::HalfJson, "bad-answer", false),
         (Fault::ServerError, "server-error", false),
         (Fault::InvalidClient, "client-refused", false),
@@ -87,6 +90,7 @@ fn every_bad_answer_has_its_kind_leaves_the_files_and_keeps_the_refresh_token() 
         let top = String::from_utf8(site.file("bad", "grid.top").unwrap()).unwrap();
         assert_eq!(top.contains(&token), !rotates, "{kind}: the .top holds the refresh token that works");
         assert!(!site.log().contains(&token), "{kind}: no secret in the log");
+        assert!(!site.log().contains("courier is down"), "{kind}: nobody else is harmed");
     };
     std::thread::scope(|scope| {
         for (fault, kind, rotates) in faults {

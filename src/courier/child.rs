@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
     sync::mpsc,
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::frame::{self, MAX_FRAME};
+use super::frame::{self, MAX_FRAME, Sent};
 use crate::error::exit;
 
 /// The keeper's end. Signals of the terminal's foreground group are the keeper's business: they are blocked.
@@ -56,7 +56,7 @@ impl Requests {
 /// The stream cannot be polled.
 pub fn frames<T>(stream: UnixStream, answers: mpsc::Receiver<T>) -> io::Result<(Requests, JoinHandle<io::Result<()>>)>
 where
-    T: Serialize + Send + Sync + 'static,
+    T: Sent + Send + Sync + 'static,
 {
     stream.set_nonblocking(true)?;
     let (reader, writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
@@ -69,12 +69,13 @@ where
     Ok((Requests(FramedRead::new(reader, codec)), sender))
 }
 
-async fn send<T: Serialize>(
+async fn send<T: Sent>(
     mut to: FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>,
     mut answers: mpsc::Receiver<T>,
 ) -> io::Result<()> {
     while let Some(answer) = answers.recv().await {
-        let bytes = frame::encode(&answer)?;
+        // One that does not fit must not end everything else that is under way.
+        let Ok(bytes) = frame::encode(&answer).or_else(|_| frame::encode(&answer.shortened())) else { continue };
         // The codec writes the length itself.
         to.feed(Bytes::copy_from_slice(bytes.get(4..).unwrap_or_default())).await?;
         if answers.is_empty() {

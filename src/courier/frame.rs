@@ -20,6 +20,7 @@ use crate::{
         snapshot::Page,
     },
     courier::probe::Facts,
+    error::Kind,
     notice::letter::Letter,
 };
 
@@ -149,6 +150,44 @@ pub enum FromCourier {
     },
 }
 
+/// What a child sends.
+pub trait Sent: Serialize {
+    /// The same, said so that it fits: this one is larger than [`MAX_FRAME`].
+    #[must_use]
+    fn shortened(self) -> Self;
+}
+
+impl Sent for FromCourier {
+    fn shortened(self) -> Self {
+        let error = |rotated| ExchangeError {
+            rotated,
+            ..ExchangeError::new(Kind::AnswerTooLarge, "the issuer's answer is larger than what is passed on")
+        };
+        match self {
+            // Whatever else it was, a rotated refresh token is not thrown away.
+            Self::Answer { number, outcome, took } => {
+                let rotated = outcome.map_or_else(|error| error.rotated, |answer| answer.rotated);
+                Self::Answer { number, outcome: Err(error(rotated)), took }
+            }
+            Self::Revoked { number, .. } => Self::Revoked { number, result: Err(error(None)) },
+            Self::Delivered { number, .. } => {
+                Self::Delivered { number, result: Err("its answer is larger than what is passed on".to_owned()) }
+            }
+            Self::Probed { provider, facts } => {
+                let facts = Box::new(Facts { scopes_supported: None, ..*facts });
+                Self::Probed { provider, facts }
+            }
+            Self::Failed { .. } => Self::Failed { why: "for more reasons than can be told".to_owned() },
+            Self::Ready { .. } | Self::WantFigures | Self::Approval { .. } | Self::WantPage | Self::Tell { .. } => {
+                Self::Tell {
+                    warn: true,
+                    text: "something was larger than what is passed on, and is dropped".to_owned(),
+                }
+            }
+        }
+    }
+}
+
 /// Encode as length + postcard.
 ///
 /// # Errors
@@ -231,6 +270,30 @@ fn read_within<T: DeserializeOwned>(from: &mut impl Read, most: usize) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{answer::Answer, secret::AccessToken};
+
+    #[test]
+    fn an_answer_that_is_too_large_is_an_error_that_keeps_the_rotated_refresh_token() {
+        let answer = Answer {
+            access_token: AccessToken::parse(&"a".repeat(MAX_FRAME)).unwrap(),
+            token_type: "Bearer".into(),
+            lifetime: Duration::from_secs(600),
+            refresh_lifetime: None,
+            scopes: None,
+            rotated: Some(RefreshToken::parse("the-new-one").unwrap()),
+            flagged: None,
+        };
+        let frame = FromCourier::Answer { number: 7, outcome: Ok(answer), took: Duration::from_secs(1) };
+        assert!(encode(&frame).is_err());
+        let short = encode(&frame.shortened()).unwrap();
+        match read::<FromCourier>(&mut &short[..]).unwrap() {
+            Some(FromCourier::Answer { number: 7, outcome: Err(error), .. }) => {
+                assert_eq!(error.kind, Kind::AnswerTooLarge);
+                assert_eq!(error.rotated.unwrap().expose(), "the-new-one");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn the_frame_that_configures_may_be_large_and_says_so_where_it_is_too_large() {

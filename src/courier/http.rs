@@ -22,7 +22,7 @@ use crate::{
     issuer::{self, TokenAnswer, TokenRequest, client, oauth2, revocation},
 };
 
-/// No token answer is larger.
+/// No answer is larger. What a token answer brings into a frame is less: see [`issuer::judge`].
 const MAX_BODY: usize = 1 << 20;
 const CONNECT: Duration = Duration::from_secs(10);
 

@@ -12,6 +12,7 @@ use crate::{
         jwt,
         secret::{AccessToken, RefreshToken},
         time::Timestamp,
+        top::MAX_TOP,
     },
     error::Kind,
 };
@@ -20,6 +21,24 @@ use crate::{
 const ANY_AUDIENCE: &str = "https://wlcg.cern.ch/jwt/v1/any";
 /// Longer lives than this are mistakes.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The longest refresh token: a `.top` of up to [`MAX_TOP`] must hold it.
+const LONGEST_REFRESH_TOKEN: usize = MAX_TOP / 2;
+/// An access token and what is told of it. Together with the above it is well below what fits into a frame.
+const MOST: usize = 256 << 10;
+
+/// A refresh token out of an answer.
+///
+/// # Errors
+/// [`Kind::BadAnswer`]: no `.top` can hold it.
+pub fn refresh_token(text: &str, what: &str) -> Result<RefreshToken, ExchangeError> {
+    let bad =
+        |why: &dyn std::fmt::Display| ExchangeError::new(Kind::BadAnswer, format!("{what} cannot be stored: {why}"));
+    if text.len() > LONGEST_REFRESH_TOKEN {
+        return Err(bad(&"it is larger than 128 KiB"));
+    }
+    RefreshToken::parse(text).map_err(|e| bad(&e))
+}
 
 /// What an answer says, before it is judged.
 #[derive(Debug)]
@@ -43,7 +62,7 @@ pub struct Claimed {
 /// Judge.
 ///
 /// # Errors
-/// `wrong-issuer`, `bad-expiry`, `scope-shortfall`, `audience-shortfall`; a rotated refresh token comes along.
+/// `wrong-issuer`, `bad-expiry`, `answer-too-large`, `scope-shortfall`, `audience-shortfall`; a rotated refresh token comes along.
 pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestamp) -> Outcome {
     let claims: serde_json::Map<String, Value> = jwt::claims(claimed.access_token.expose()).unwrap_or_default();
     let refuse = |kind, detail: String| {
@@ -59,6 +78,11 @@ pub fn judge(provider: &Provider, grant: &Grant, claimed: Claimed, now: Timestam
     let lifetime = lifetime(provider, claims.get("exp"), claimed.expires_in, now)
         .map_err(|detail| refuse(Kind::BadExpiry, detail))?;
     let scopes = claimed.scopes.clone().or_else(|| words(claims.get("scope").or_else(|| claims.get("scp"))));
+    let told = scopes.iter().flatten().map(|scope| scope.len() + 1).sum::<usize>() + claimed.token_type.len();
+    if claimed.access_token.expose().len() + told > MOST {
+        let what = "the access token with its scopes is larger than 256 KiB";
+        return Err(refuse(Kind::AnswerTooLarge, what.to_owned()));
+    }
     let audience = words(claims.get("aud")).or_else(|| claimed.audience.clone());
     let missing_scope = scopes.as_ref().and_then(|granted| missing_scopes(&grant.scopes, granted).next());
     let missing_audience = match &audience {
@@ -152,6 +176,51 @@ fn covers(have: &str, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_token_that_says_too_much_is_refused_and_the_rotated_refresh_token_stays() {
+        use base64::Engine as _;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(
+            &file,
+            "[provider.p]\nkind = \"oauth2\"\nissuer = \"https://i.example.org/\"\nclient_id = \"c\"\n",
+        )
+        .unwrap();
+        let sources = config::Sources {
+            config: Some(file),
+            credential_directory: Some(dir.path().into()),
+            ..config::Sources::default()
+        };
+        let provider = config::load_with(&sources, &config::condor::Knobs::default()).unwrap().providers.remove(0);
+        let grant = Grant {
+            refresh_token: RefreshToken::parse("spent").unwrap(),
+            scopes: Vec::new(),
+            audience: Vec::new(),
+            subject: false,
+        };
+        let encode = |text: String| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+        let judged = |words: usize| {
+            let scope = "storage.read:/ ".repeat(words);
+            let claims =
+                serde_json::json!({ "iss": "https://i.example.org/", "exp": 4_000_000_000_u64, "scope": scope });
+            let claimed = Claimed {
+                access_token: AccessToken::parse(&format!("e30.{}.s", encode(claims.to_string()))).unwrap(),
+                token_type: "Bearer".into(),
+                expires_in: Some(600),
+                refresh_expires_in: None,
+                scopes: None,
+                audience: None,
+                rotated: Some(refresh_token("new", "it").unwrap()),
+            };
+            judge(&provider, &grant, claimed, Timestamp(1_700_000_000_000))
+        };
+        assert_eq!(judged(5_000).unwrap().scopes.unwrap().len(), 5_000);
+        let error = judged(10_000).unwrap_err();
+        assert_eq!((error.kind, error.rotated.unwrap().expose()), (Kind::AnswerTooLarge, "new"));
+        assert!(refresh_token(&"a".repeat(LONGEST_REFRESH_TOKEN + 1), "it").is_err());
+    }
 
     #[test]
     fn a_path_covers_what_is_below_it_and_nothing_beside_it() {

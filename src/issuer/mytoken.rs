@@ -8,7 +8,6 @@ use crate::{
     config::settings::Provider,
     core::{
         answer::{ExchangeError, Grant, Outcome},
-        secret::RefreshToken,
         time::Timestamp,
     },
     error::Kind,
@@ -44,13 +43,10 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
         serde_json::from_slice(&answer.body).map_err(|_| oauth2::not_a_token_answer(answer))?;
     // Whatever else is wrong, an updated mytoken is not thrown away.
     let update = good.get("token_update").or_else(|| good.get("updated_token"));
-    let rotated =
-        match update.and_then(|update| update.get("mytoken")).and_then(Value::as_str) {
-            None | Some("") => None,
-            Some(text) => Some(RefreshToken::parse(text).map_err(|e| {
-                ExchangeError::new(Kind::BadAnswer, format!("the updated mytoken cannot be stored: {e}"))
-            })?),
-        };
+    let rotated = match update.and_then(|update| update.get("mytoken")).and_then(Value::as_str) {
+        None | Some("") => None,
+        Some(text) => Some(judge::refresh_token(text, "the updated mytoken")?),
+    };
     let claimed = oauth2::claimed(&good, rotated)?;
     judge::judge(provider, grant, claimed, now)
 }

@@ -81,8 +81,7 @@ pub fn code_answer(answer: &TokenAnswer, now: Timestamp) -> Result<RefreshToken,
                     to ask for the scope offline_access (`scopes` of the provider)";
         ExchangeError::new(Kind::BadAnswer, what)
     })?;
-    RefreshToken::parse(&text)
-        .map_err(|e| ExchangeError::new(Kind::BadAnswer, format!("the refresh token cannot be stored: {e}")))
+    judge::refresh_token(&text, "the refresh token")
 }
 
 /// The form with the client's name and, where it has one, secret.
@@ -136,9 +135,7 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
     let rotated = match good.get("refresh_token").and_then(Value::as_str) {
         None | Some("") => None,
         Some(text) if text == grant.refresh_token.expose() => None,
-        Some(text) => Some(RefreshToken::parse(text).map_err(|e| {
-            ExchangeError::new(Kind::BadAnswer, format!("the new refresh token cannot be stored: {e}"))
-        })?),
+        Some(text) => Some(judge::refresh_token(text, "the new refresh token")?),
     };
     if grant.subject && rotated.is_none() {
         let what = "the exchange gave no refresh token: our client may not have offline_access";

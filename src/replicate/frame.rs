@@ -10,6 +10,8 @@ use crate::{
         secret::KeyText,
         time::Timestamp,
     },
+    courier::frame::Sent,
+    error::Kind,
 };
 
 /// Who a process becomes.
@@ -76,6 +78,19 @@ pub enum ToReplicator {
         /// Nothing newer than this.
         generation: u64,
     },
+}
+
+impl Sent for FromReplicator {
+    fn shortened(self) -> Self {
+        const WHAT: &str = "the site's answer is larger than what is passed on";
+        match self {
+            Self::Ended { number, .. } => Self::Ended { number, result: Err(Undelivered::new(Kind::SiteError, WHAT)) },
+            // What was noted before holds no longer.
+            Self::Remember(note) => Self::Remember(Note { value: None, ..note }),
+            Self::Endpoint { site, offline, .. } => Self::Endpoint { site, words: WHAT.to_owned(), offline },
+            Self::Ready { .. } | Self::Failed { .. } => Self::Failed { why: WHAT.to_owned() },
+        }
+    }
 }
 
 /// Replicator → keeper.

@@ -51,6 +51,8 @@ pub enum Fault {
     PastExpiry,
     /// A token of another issuer.
     WrongIssuer,
+    /// An access token of so many bytes.
+    Bulky(u32),
     /// Half of the scopes that were asked for.
     ScopeShortfall,
     /// mytoken: the provider behind the server refuses its refresh token.
@@ -69,6 +71,7 @@ impl Fault {
                 | Self::Opaque
                 | Self::PastExpiry
                 | Self::WrongIssuer
+                | Self::Bulky(_)
                 | Self::ScopeShortfall
         )
     }

@@ -72,8 +72,11 @@ pub(super) fn access_token(
         jti: &jti,
         version: "1.0",
     };
-    let access_token =
-        if fault == Some(Fault::Opaque) { sign::random::<48>() } else { shared.access_key.sign(&claims)? };
+    let access_token = match fault {
+        Some(Fault::Opaque) => sign::random::<48>(),
+        Some(Fault::Bulky(bytes)) => "a".repeat(usize::try_from(bytes).unwrap_or_default()),
+        _ => shared.access_key.sign(&claims)?,
+    };
     let expires_in = match fault {
         Some(Fault::NoExpiry | Fault::Opaque) => None,
         Some(Fault::PastExpiry) => Some(0),
