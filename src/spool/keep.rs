@@ -36,7 +36,7 @@ use crate::core::{
 
 /// Files that hold a rotated refresh token begin so.
 pub(super) const KEEP: &str = ".evercred-keep-";
-/// A `.top` that is replaced again and again while we write is left to whoever does that.
+/// A `.top` that is replaced again and again while we write is left alone for a while.
 const TRIES: usize = 3;
 
 /// A rotation: what the exchange spent, and what must be used from now on.
@@ -81,9 +81,9 @@ impl Spool {
     /// Make a rotated refresh token durable in `.top`; the rest of its text stays.
     ///
     /// # Errors
-    /// `Superseded` or `Gone` if `.top` is not `expected` any more, unless it still holds the token that was spent:
-    /// then it gets the successor all the same. `NoSpace`, `Io`: the call may be repeated, and what it wrote so far
-    /// stays for the next start, should there be no other call.
+    /// `Superseded` if `.top` holds another token than the one that was spent, or its successor; `Gone`. `NoSpace`,
+    /// `Io`, also if `.top` cannot be judged now, and may hold the spent token still: the call may be repeated, and what
+    /// it wrote so far stays for the next start, should there be no other call.
     pub fn keep_refresh_token(
         &self,
         id: &CredentialId,
@@ -92,14 +92,14 @@ impl Spool {
         rotated: Rotated<'_>,
         keys: Option<&Seal>,
     ) -> Result<Kept, PublishError> {
-        let mut result = Err(PublishError::Superseded);
+        let mut result = Ok(None);
         for _ in 0..TRIES {
             result = self.keep(id, reservation, expected, rotated, keys);
-            // It came between look and swap: look again.
-            if !matches!(result, Err(PublishError::Superseded)) {
+            if !matches!(result, Ok(None)) {
                 break;
             }
         }
+        let result = result.and_then(|kept| kept.ok_or_else(|| self.error(id, "top", MAX_TOP, Errno::EBUSY)));
         if !matches!(result, Err(PublishError::NoSpace { .. } | PublishError::Io { .. }))
             && let Some(mut waiting) = reservation.waiting.take()
         {
@@ -124,6 +124,7 @@ impl Spool {
         self.written(id, reservation, expected, rotated, keys).map(drop)
     }
 
+    /// None: another `.top` came between look and swap. It must be looked at.
     fn keep(
         &self,
         id: &CredentialId,
@@ -131,13 +132,13 @@ impl Spool {
         expected: Identity,
         rotated: Rotated<'_>,
         keys: Option<&Seal>,
-    ) -> Result<Kept, PublishError> {
+    ) -> Result<Option<Kept>, PublishError> {
         let Target { home, name, stat, found } = self.written(id, reservation, expected, rotated, keys)?;
         let fail = |e| self.error(id, "top", MAX_TOP, e);
         let Some(waiting) = &mut reservation.waiting else {
             // It is there since an earlier call, which failed at the very end.
             fsync(&home).map_err(fail)?;
-            return Ok(Kept { identity: found, stored_anew: false });
+            return Ok(Some(Kept { identity: found, stored_anew: false }));
         };
         belongs_to(&waiting.temporary, &stat).map_err(fail)?;
         if let Err(e) = fsync(&waiting.temporary.file) {
@@ -145,11 +146,15 @@ impl Spool {
             waiting.replaces = None;
             return Err(fail(e));
         }
-        check_top(&home, &name, &found)?;
-        self.swap(&home, &name, waiting, &found).map_err(|e| e.into_error(fail))?;
+        let swapped = check_top(&home, &name, &found, fail)
+            .and_then(|()| self.swap(&home, &name, waiting, &found).map_err(|e| e.into_error(fail)));
+        match swapped {
+            Err(PublishError::Superseded) => return Ok(None),
+            other => other?,
+        }
         let now = fstat(&waiting.temporary.file).map_err(fail)?;
         fsync(&home).map_err(fail)?;
-        Ok(Kept { identity: dir::identity(&now, &waiting.text), stored_anew: found != expected })
+        Ok(Some(Kept { identity: dir::identity(&now, &waiting.text), stored_anew: found != expected }))
     }
 
     /// Look at the `.top`, and have the text that is to replace it written: in `reservation.waiting` then, unless the
@@ -164,12 +169,17 @@ impl Spool {
     ) -> Result<Target, PublishError> {
         let name = format!("{}.top", id.base());
         let home = self.home(id)?;
+        // It may be the one that we know: linked by a backup, closed for a moment, or there are no descriptors.
+        let unjudged = |kind| {
+            let source = io::Error::other(format!("it cannot be judged ({kind})"));
+            PublishError::Io { path: self.path.join(id.user.as_str()).join(&name), source }
+        };
         let (stat, bytes) = dir::read_top(&home, &name, &self.owners).map_err(|refusal| match refusal {
             Refusal::Missing => PublishError::Gone,
-            Refusal::Bad(_) => PublishError::Superseded,
+            Refusal::Bad(kind) => unjudged(kind),
         })?;
         let found = dir::identity(&stat, &bytes);
-        let top = unseal(&bytes, keys).map_err(|_| PublishError::Superseded)?;
+        let top = unseal(&bytes, keys).map_err(unjudged)?;
         if top.refresh_token().expose() == new.expose() {
             if let Some(mut waiting) = reservation.waiting.take() {
                 waiting.temporary.stays = false;
@@ -253,7 +263,7 @@ impl Spool {
         if came_out.is_ok_and(|stat| dir::is(&stat, expected)) {
             return Ok(());
         }
-        // A newer `.top` came between check and swap. It goes back, unless yet another took our place.
+        // A newer `.top` came between check and swap, or nobody knows. It goes back, unless yet another took our place.
         let ours = fstat(&temporary.file).map(|stat| dir::identity(&stat, text));
         match (ours, look(home, name)) {
             (Ok(ours), Ok(Some(stat))) if dir::is(&stat, &ours) => {
@@ -264,7 +274,7 @@ impl Spool {
             }
             _ => {}
         }
-        Err(Swapped::Done(PublishError::Superseded))
+        Err(came_out.map_or_else(Swapped::Failed, |_| Swapped::Done(PublishError::Superseded)))
     }
 
     /// Go on with what a crash cut: at the start, before anything is read. Says whose tokens were found, and whether

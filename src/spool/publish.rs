@@ -154,15 +154,19 @@ impl Spool {
         temporary.fill(bytes).map_err(fail)?;
         fsync(&temporary.file).map_err(fail)?;
         let before = look(&home, &name).map_err(fail)?;
-        check_top(&home, &top, &expected)?;
+        check_top(&home, &top, &expected, fail)?;
         renameat(&*self.top, temporary.name.as_str(), &home, name.as_str()).map_err(|e| gone_or(e, fail))?;
         temporary.placed = true;
         fsync(&home).map_err(fail)?;
-        let Err(why) = check_top(&home, &top, &expected) else {
-            let mut spares = self.spares();
-            let room = spares.len() < SPARES;
-            spares.extend(unused.filter(|_| room));
-            return Ok(());
+        let why = match check_top(&home, &top, &expected, fail) {
+            Ok(()) => {
+                let mut spares = self.spares();
+                let room = spares.len() < SPARES;
+                spares.extend(unused.filter(|_| room));
+                return Ok(());
+            }
+            Err(why @ (PublishError::Superseded | PublishError::Gone)) => why,
+            Err(unknown) => return Err(unknown),
         };
         // The `.top` went away under us: an orphan `.use` of ours goes too, unless one was there before.
         let ours = fstat(&temporary.file).map_err(fail)?;
@@ -234,11 +238,16 @@ pub(super) fn look(home: &Dir, name: &str) -> Result<Option<FileStat>, Errno> {
     }
 }
 
-pub(super) fn check_top(home: &Dir, name: &str, expected: &Identity) -> Result<(), PublishError> {
-    match look(home, name) {
-        Ok(Some(stat)) if dir::is(&stat, expected) => Ok(()),
-        Ok(None) => Err(PublishError::Gone),
-        _ => Err(PublishError::Superseded),
+pub(super) fn check_top(
+    home: &Dir,
+    name: &str,
+    expected: &Identity,
+    fail: impl FnOnce(Errno) -> PublishError,
+) -> Result<(), PublishError> {
+    match look(home, name).map_err(fail)? {
+        Some(stat) if dir::is(&stat, expected) => Ok(()),
+        Some(_) => Err(PublishError::Superseded),
+        None => Err(PublishError::Gone),
     }
 }
 

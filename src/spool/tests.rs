@@ -173,6 +173,75 @@ fn a_top_stored_anew_with_the_token_that_was_spent_gets_its_successor() {
     assert_eq!(f.leftovers(), 0);
 }
 
+/// The `.top` still holds the token that was spent, and cannot be judged for a while, or is not what it seems: after
+/// `undo` its successor is there. `early`: already when the successor comes, so that it is not even written.
+fn outlives(
+    what: &str,
+    keys: Option<&Seal>,
+    others: Option<&Seal>,
+    change: impl Fn(&Fixture),
+    undo: impl Fn(&Fixture),
+) {
+    for early in [false, true] {
+        let f = Fixture::new();
+        let text = |f: &Fixture| {
+            let bytes = fs::read(f.path("alice/s.top")).unwrap();
+            keys.map_or(bytes.clone(), |seal| seal.open(&bytes).unwrap().to_vec())
+        };
+        f.store("alice/s.top", keys.map_or(PRETTY.into(), |seal| seal.seal(PRETTY.as_bytes()).to_vec()));
+        let one = f.spool().read_top(&id(), keys).unwrap().0;
+        let mut reservation = f.spool().reserve(&id(), 4096, 4096).unwrap();
+        if !early {
+            f.spool().write_refresh_token(&id(), &mut reservation, one, rotated(), keys).unwrap();
+        }
+        change(&f);
+        for _ in 0..2 {
+            let kept = f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), others);
+            assert!(matches!(kept, Err(PublishError::Io { .. })), "{what}: {kept:?}");
+        }
+        assert_eq!(reservation.is_written(), !early, "{what}: what is written stays");
+        undo(&f);
+        f.spool().keep_refresh_token(&id(), &mut reservation, one, rotated(), keys).unwrap();
+        assert_eq!(text(&f), PRETTY.replace("one", "two").as_bytes(), "{what}");
+        drop(reservation);
+        assert_eq!(f.leftovers(), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_rotated_token_outlives_a_time_in_which_its_top_cannot_be_judged() {
+    let mode = |f: &Fixture, mode| fs::set_permissions(f.path("alice/s.top"), PermissionsExt::from_mode(mode)).unwrap();
+    let (top, link, aside) = ("alice/s.top", "alice/backup", "alice/aside");
+    outlives(
+        "a hard link",
+        None,
+        None,
+        |f| fs::hard_link(f.path(top), f.path(link)).unwrap(),
+        |f| fs::remove_file(f.path(link)).unwrap(),
+    );
+    outlives("a chmod", None, None, |f| mode(f, 0o644), |f| mode(f, 0o600));
+    let put_aside = |f: &Fixture| fs::rename(f.path(top), f.path(aside)).unwrap();
+    let back = |f: &Fixture| fs::rename(f.path(aside), f.path(top)).unwrap();
+    let no_text = |f: &Fixture, text: &str| {
+        put_aside(f);
+        f.store(top, text);
+    };
+    outlives("an empty one for a while", None, None, |f| no_text(f, ""), back);
+    outlives(
+        "a symbolic link",
+        None,
+        None,
+        |f| {
+            put_aside(f);
+            symlink("aside", f.path(top)).unwrap();
+        },
+        back,
+    );
+    let [seal, other] = [(); 2].map(|()| Seal::from_key(&fernet::Fernet::generate_key()).unwrap());
+    outlives("no key", Some(&seal), None, |_| {}, |_| {});
+    outlives("another key", Some(&seal), Some(&other), |_| {}, |_| {});
+}
+
 #[test]
 fn what_was_deleted_does_not_come_back() {
     let f = Fixture::new();
