@@ -1,24 +1,47 @@
 //! HTCondor's own knobs, asked of `condor_config_val`.
 //!
-//! The program is found at absolute paths only, runs with an empty environment (but `CONDOR_CONFIG`), and has 5 s.
-//! No HTCondor is not an error: then its knobs are absent.
+//! The program is found at absolute paths only, runs with an empty environment (but `CONDOR_CONFIG`), and has a minute: a
+//! host may be busy, at boot most of all. No HTCondor is not an error: then its knobs are absent. A program that is there
+//! and does not answer is one ([`NoAnswer`]): nobody knows then what is defined.
 
 use std::{
     collections::BTreeMap,
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
     time::{Duration, Instant},
 };
 
 /// Where `condor_config_val` may be.
 const PLACES: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin"];
-/// How long HTCondor may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The most that we read of one value.
-const MAX_VALUE: u64 = 64 << 10;
+/// How long HTCondor may take to answer once.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The most that we read of one answer.
+const MAX_ANSWER: u64 = 1 << 20;
 
-/// What HTCondor says. All absent: there is no HTCondor, or it does not answer.
+/// HTCondor is there and does not say what is configured. It may do so later.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} {why}", program.display())]
+pub struct NoAnswer {
+    program: PathBuf,
+    why: String,
+}
+
+impl NoAnswer {
+    /// What to do about it.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        format!(
+            "see whether this host is overloaded, and what `{} -dump` says; then try again (CONDOR_CONFIG=ONLY_ENV in the \
+             environment: HTCondor is not configured here)",
+            self.program.display()
+        )
+    }
+}
+
+/// What HTCondor says. All absent: there is no HTCondor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Knobs {
     /// `SEC_CREDENTIAL_DIRECTORY_OAUTH`
@@ -37,10 +60,12 @@ pub struct Knobs {
     pub program: Option<PathBuf>,
 }
 
-/// Ask HTCondor; `None` if `condor_config_val` is nowhere.
-#[must_use]
-pub fn ask() -> Option<Knobs> {
-    Some(ask_program(&program()?))
+/// Ask HTCondor; nothing is known if `condor_config_val` is nowhere.
+///
+/// # Errors
+/// It is there, and does not answer.
+pub fn ask() -> Result<Knobs, NoAnswer> {
+    program().map_or_else(|| Ok(Knobs::default()), |program| ask_program(&program))
 }
 
 /// Where `condor_config_val` is, if it is anywhere.
@@ -49,42 +74,47 @@ pub fn program() -> Option<PathBuf> {
     PLACES.iter().map(|place| Path::new(place).join("condor_config_val")).find(|path| path.is_file())
 }
 
-/// What the daemon or tool `subsystem` sees as the value of each knob; absent where it is not defined.
-#[must_use]
-pub fn seen_by<const N: usize>(program: &Path, subsystem: &str, knobs: [&str; N]) -> [Option<String>; N] {
-    let deadline = Instant::now() + PATIENCE;
-    knobs
-        .map(|knob| start(program, &["-subsystem", subsystem, knob]))
-        .map(|child| child.and_then(|child| answer(child, deadline)))
+/// What the daemon or tool `subsystem` sees as the value of each knob; absent where it is not defined. One process for
+/// each, side by side: only so does its own spelling of a knob (`CREDD.X`) count as HTCondor counts it.
+///
+/// # Errors
+/// There is no answer for one of them.
+pub fn seen_by<const N: usize>(
+    program: &Path,
+    subsystem: &str,
+    knobs: [&str; N],
+) -> Result<[Option<String>; N], NoAnswer> {
+    let mut values = [const { None }; N];
+    let asked = knobs.map(|knob| Asked::start(program, &["-subsystem", subsystem, knob]));
+    for (value, asked) in values.iter_mut().zip(asked) {
+        *value = asked?.value()?;
+    }
+    Ok(values)
 }
 
-/// Ask this `condor_config_val`.
-#[must_use]
-pub fn ask_program(program: &Path) -> Knobs {
-    let deadline = Instant::now() + PATIENCE;
-    let names = [
-        "SEC_CREDENTIAL_DIRECTORY_OAUTH",
-        "SEC_CREDENTIAL_REFRESH",
-        "CREDMON_OAUTH_LOG",
-        "MAX_CREDMON_OAUTH_LOG",
-        "MAX_NUM_CREDMON_OAUTH_LOG",
-        "EVERCRED_CONFIG",
-    ];
-    // One process for each knob, side by side: the answers for several in one call do not say which is which.
-    let [directory, refresh, log, log_limit, log_keep, config] =
-        names.map(|name| start(program, &[name])).map(|child| child.and_then(|child| answer(child, deadline)));
-    Knobs {
-        credential_directory: directory.and_then(absolute),
-        refresh: refresh
+/// Ask this `condor_config_val`: one process for all.
+///
+/// # Errors
+/// It does not answer.
+pub fn ask_program(program: &Path) -> Result<Knobs, NoAnswer> {
+    let pattern = "^(SEC_CREDENTIAL_DIRECTORY_OAUTH|SEC_CREDENTIAL_REFRESH|CREDMON_OAUTH_LOG|MAX_CREDMON_OAUTH_LOG|\
+                   MAX_NUM_CREDMON_OAUTH_LOG|EVERCRED_CONFIG)$";
+    let dump = Asked::start(program, &["-dump", "-expand", pattern])?.text()?;
+    let defined: BTreeMap<String, &str> =
+        lines(&dump).map(|(name, value)| (name.to_ascii_uppercase(), value)).collect();
+    let text = |name: &str| defined.get(name).map(|value| (*value).to_owned());
+    Ok(Knobs {
+        credential_directory: text("SEC_CREDENTIAL_DIRECTORY_OAUTH").and_then(absolute),
+        refresh: text("SEC_CREDENTIAL_REFRESH")
             .and_then(|text| text.parse().ok())
             .filter(|secs: &u64| *secs > 0 && *secs <= 86_400)
             .map(Duration::from_secs),
-        log: log.and_then(absolute),
-        log_limit: log_limit.and_then(|text| bytes(&text)),
-        log_keep: log_keep.and_then(|text| text.parse().ok()),
-        config: config.and_then(absolute),
+        log: text("CREDMON_OAUTH_LOG").and_then(absolute),
+        log_limit: text("MAX_CREDMON_OAUTH_LOG").and_then(|text| bytes(&text)),
+        log_keep: text("MAX_NUM_CREDMON_OAUTH_LOG").and_then(|text| text.parse().ok()),
+        config: text("EVERCRED_CONFIG").and_then(absolute),
         program: Some(program.to_owned()),
-    }
+    })
 }
 
 /// What HTCondor's configuration says of one service that is approved on a web page (`<S>_CLIENT_ID` and so on).
@@ -120,22 +150,24 @@ impl WebKnobs {
 }
 
 /// Ask for the knobs of web approvals: one process, whatever the number of services.
-#[must_use]
-pub fn web_knobs(program: &Path) -> WebKnobs {
+///
+/// # Errors
+/// There is no answer.
+pub fn web_knobs(program: &Path) -> Result<WebKnobs, NoAnswer> {
     let pattern = "_(CLIENT_ID|CLIENT_SECRET_FILE|TOKEN_URL|AUTHORIZATION_URL|RETURN_URL_SUFFIX)$|^CREDMON_WEB_PREFIX$";
-    let deadline = Instant::now() + PATIENCE;
-    let dump = start(program, &["-subsystem", "CREDD", "-dump", pattern]).and_then(|child| output(child, deadline));
-    read_dump(&dump.unwrap_or_default())
+    let dump = Asked::start(program, &["-subsystem", "CREDD", "-dump", "-expand", pattern])?.text()?;
+    Ok(read_dump(&dump))
 }
 
-/// Lines `NAME = value`; comments between them.
+/// Lines `NAME = value` of a dump, comments between them; what is empty is not defined.
+fn lines(dump: &str) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = dump.lines().filter_map(|line| line.split_once(" = ")).map(|(name, value)| (name, value.trim()));
+    pairs.filter(|(name, value)| !name.starts_with('#') && !value.is_empty())
+}
+
 fn read_dump(text: &str) -> WebKnobs {
     let mut knobs = WebKnobs::default();
-    for (name, value) in text.lines().filter_map(|line| line.split_once(" = ")) {
-        let value = value.trim();
-        if name.starts_with('#') || value.is_empty() {
-            continue;
-        }
+    for (name, value) in lines(text) {
         if name.eq_ignore_ascii_case("CREDMON_WEB_PREFIX") {
             knobs.prefix = Some(value.to_owned());
             continue;
@@ -164,39 +196,88 @@ const PARTS: [(&str, Pick); 5] = [
     ("_RETURN_URL_SUFFIX", |knobs| &mut knobs.return_url_suffix),
 ];
 
-fn start(program: &Path, arguments: &[&str]) -> Option<Child> {
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    if let Some(value) = std::env::var_os("CONDOR_CONFIG") {
-        command.env("CONDOR_CONFIG", value);
-    }
-    command.spawn().ok()
+/// A `condor_config_val` that was started.
+struct Asked<'a> {
+    program: &'a Path,
+    child: Child,
+    texts: [Receiver<String>; 2],
+    deadline: Instant,
 }
 
-fn answer(child: Child, deadline: Instant) -> Option<String> {
-    let text = output(child, deadline)?;
-    let value = text.lines().next()?.trim().to_owned();
-    (!value.is_empty()).then_some(value)
-}
-
-/// Everything that it prints, if it ends well.
-fn output(mut child: Child, deadline: Instant) -> Option<String> {
-    // A pipe holds 64 KiB, as much as we read: the program never waits for us.
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-            _ => {
-                // Both fail only for a process that is gone already.
-                child.kill().ok();
-                child.wait().ok();
-                return None;
-            }
+impl<'a> Asked<'a> {
+    fn start(program: &'a Path, arguments: &[&str]) -> Result<Self, NoAnswer> {
+        let fail = |e: &std::io::Error| NoAnswer { program: program.to_owned(), why: format!("does not start: {e}") };
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(value) = std::env::var_os("CONDOR_CONFIG") {
+            command.env("CONDOR_CONFIG", value);
         }
-    };
-    let mut text = String::new();
-    child.stdout.take()?.take(MAX_VALUE).read_to_string(&mut text).ok()?;
-    status.success().then_some(text)
+        let mut child = command.spawn().map_err(|e| fail(&e))?;
+        let texts = [child.stdout.take().map(read_all), child.stderr.take().map(read_all)];
+        // Both were asked for.
+        let texts = texts.map(|text| text.unwrap_or_else(|| channel().1));
+        Ok(Self { program, child, texts, deadline: Instant::now() + PATIENCE })
+    }
+
+    /// The value of a knob; none: it says that it is not defined, or that it is empty.
+    fn value(self) -> Result<Option<String>, NoAnswer> {
+        let program = self.program;
+        let (well, [told, error]) = self.end()?;
+        if !well && ![&told, &error].into_iter().any(|text| text.trim_start().starts_with("Not defined")) {
+            return Err(failed(program, &error));
+        }
+        let value = told.lines().next().map(|line| line.trim().to_owned());
+        Ok(value.filter(|value| well && !value.is_empty()))
+    }
+
+    /// Everything that it prints.
+    fn text(self) -> Result<String, NoAnswer> {
+        let program = self.program;
+        let (well, [told, error]) = self.end()?;
+        if well { Ok(told) } else { Err(failed(program, &error)) }
+    }
+
+    /// Whether it ended well, its output and its errors.
+    fn end(mut self) -> Result<(bool, [String; 2]), NoAnswer> {
+        let late = || NoAnswer {
+            program: self.program.to_owned(),
+            why: format!("does not answer within {} s", PATIENCE.as_secs()),
+        };
+        let well = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status.success(),
+                Ok(None) if Instant::now() < self.deadline => thread::sleep(Duration::from_millis(2)),
+                _ => {
+                    // Both fail only for a process that is gone already.
+                    self.child.kill().ok();
+                    self.child.wait().ok();
+                    return Err(late());
+                }
+            }
+        };
+        // Whatever it has started may hold its output open.
+        let [told, error] = self
+            .texts
+            .map(|text| text.recv_timeout(self.deadline.saturating_duration_since(Instant::now())).map_err(|_| late()));
+        Ok((well, [told?, error?]))
+    }
+}
+
+/// All of a pipe as text, by a thread: a program that prints much does not wait for us.
+fn read_all(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (to, text) = channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What broke off says nothing; nobody listens if it is late.
+        let read = pipe.take(MAX_ANSWER).read_to_end(&mut bytes);
+        read.map(|_| to.send(String::from_utf8_lossy(&bytes).into_owned()).ok()).ok();
+    });
+    text
+}
+
+fn failed(program: &Path, error: &str) -> NoAnswer {
+    let words = error.split_whitespace().take(40).collect::<Vec<_>>().join(" ");
+    NoAnswer { program: program.to_owned(), why: format!("fails: {words}") }
 }
 
 fn absolute(text: String) -> Option<PathBuf> {
@@ -238,13 +319,18 @@ mod tests {
     #[test]
     fn knobs_are_read_and_undefined_ones_are_absent() {
         let (_dir, program) = fake(
-            r#"case $1 in
-                SEC_CREDENTIAL_DIRECTORY_OAUTH) echo /var/lib/condor/oauth_credentials;;
-                SEC_CREDENTIAL_REFRESH) echo 120;;
-                MAX_CREDMON_OAUTH_LOG) echo 10 Mb;;
-                MAX_NUM_CREDMON_OAUTH_LOG) echo 5;;
-                *) echo "Not defined: $1"; exit 1;;
-            esac"#,
+            r#"test "$1 $2" = "-dump -expand" || exit 1
+            cat <<'EOF'
+# Configuration from machine: ap.example.org
+
+# Parameters with names that match x = y:
+sec_credential_directory_oauth = /var/lib/condor/oauth_credentials
+SEC_CREDENTIAL_REFRESH = 120
+MAX_CREDMON_OAUTH_LOG = 10 Mb
+MAX_NUM_CREDMON_OAUTH_LOG = 5
+CREDMON_OAUTH_LOG =
+# Contributing configuration file(s):
+EOF"#,
         );
         let expected = Knobs {
             credential_directory: Some("/var/lib/condor/oauth_credentials".into()),
@@ -255,13 +341,13 @@ mod tests {
             config: None,
             program: Some(program.clone()),
         };
-        assert_eq!(ask_program(&program), expected);
+        assert_eq!(ask_program(&program), Ok(expected));
     }
 
     #[test]
     fn the_knobs_of_web_approvals_come_from_one_dump_as_credd_sees_it() {
         let (_dir, program) = fake(
-            r#"test "$1 $2 $3" = "-subsystem CREDD -dump" || exit 1
+            r#"test "$1 $2 $3 $4" = "-subsystem CREDD -dump -expand" || exit 1
             cat <<'EOF'
 # Configuration from machine: ap.example.org
 
@@ -276,7 +362,7 @@ _CLIENT_ID = nobody's
 # Contributing configuration file(s):
 EOF"#,
         );
-        let knobs = web_knobs(&program);
+        let knobs = web_knobs(&program).unwrap();
         assert_eq!(knobs.prefix.as_deref(), Some("https://ap.example.org/credmon"));
         assert_eq!(knobs.services.len(), 2, "{knobs:?}");
         let cms = ServiceKnobs {
@@ -291,8 +377,43 @@ EOF"#,
     }
 
     #[test]
+    fn no_answer_is_told_from_a_knob_that_is_not_defined() {
+        let (_dir, program) = fake(
+            r#"case $3 in
+                DEFINED) echo value;;
+                EMPTY) echo;;
+                BROKEN) echo 'Configuration Error "/etc/condor/condor_config", Line 3' >&2; exit 1;;
+                *) echo "Not defined: $3" >&2; exit 1;;
+            esac"#,
+        );
+        assert_eq!(
+            seen_by(&program, "CREDD", ["DEFINED", "EMPTY", "NOT_THERE"]),
+            Ok([Some("value".into()), None, None])
+        );
+        let broken = seen_by(&program, "CREDD", ["DEFINED", "BROKEN"]).unwrap_err();
+        assert!(broken.to_string().ends_with(r#"fails: Configuration Error "/etc/condor/condor_config", Line 3"#));
+        // As `-dump` does where HTCondor's files cannot be read.
+        let (_dir, broken) = fake("echo '\"/nowhere\" does not exist.' >&2; exit 1");
+        assert!(ask_program(&broken).unwrap_err().to_string().contains("does not exist"));
+        assert!(web_knobs(&broken).is_err());
+        assert!(ask_program(Path::new("/nowhere")).unwrap_err().to_string().contains("does not start"));
+    }
+
+    #[test]
+    fn who_does_not_answer_in_time_is_ended_and_that_is_no_answer() {
+        for script in ["exec sleep 600", "sleep 600 & exit 0"] {
+            let (_dir, program) = fake(&format!("test -n \"$1\" || exit 0\n{script}"));
+            let mut asked = Asked::start(&program, &["-dump"]).unwrap();
+            asked.deadline = Instant::now() + Duration::from_millis(300);
+            let pid = asked.child.id();
+            assert!(asked.text().unwrap_err().to_string().contains("does not answer within 60 s"), "{script}");
+            assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        }
+    }
+
+    #[test]
     fn the_environment_is_not_passed_on() {
-        let (_dir, program) = fake(r#"test -z "$HOME$USER$CARGO_MANIFEST_DIR" && echo /clean"#);
-        assert_eq!(ask_program(&program).log, Some("/clean".into()));
+        let (_dir, program) = fake(r#"test -z "$HOME$USER$CARGO_MANIFEST_DIR" && echo "CREDMON_OAUTH_LOG = /clean""#);
+        assert_eq!(ask_program(&program).unwrap().log, Some("/clean".into()));
     }
 }

@@ -7,6 +7,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{
     Problem,
+    condor::NoAnswer,
     fragment::{Data, Origin, Table, Value},
 };
 
@@ -124,6 +125,11 @@ impl<'p> Section<'p> {
     /// A problem of the table as a whole, or of an absent key.
     pub fn complain(&mut self, key: &str, what: &str, advice: &str) {
         self.problems.push(Problem::new(Some(self.origin.clone()), self.full(key), what, advice));
+    }
+
+    /// HTCondor did not say what this key needs.
+    pub fn complain_of_htcondor(&mut self, key: &str, no_answer: &NoAnswer) {
+        self.problems.push(Problem::of_htcondor(Some(self.origin.clone()), self.full(key), no_answer));
     }
 
     /// Whether the key was there, and wrong.

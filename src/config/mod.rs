@@ -27,7 +27,7 @@ use std::{
 
 use self::{
     ca_file::CaFile,
-    condor::Knobs,
+    condor::{Knobs, NoAnswer},
     fragment::{Data, Origin, Table, Value},
     input::Section,
     settings::{Daemon, LogFormat, Provider, Settings, Storer},
@@ -61,6 +61,8 @@ pub struct Sources {
     pub credential_directory: Option<PathBuf>,
     /// Whether secret files are read. Users may not read them, and need none.
     pub secrets: Secrets,
+    /// HTCondor did not say which file it is.
+    pub unknown: Option<NoAnswer>,
 }
 
 /// Whether secret files are read.
@@ -78,10 +80,15 @@ impl Sources {
     /// they are there; else the file that HTCondor's knob of that name tells (asking HTCondor costs a process).
     #[must_use]
     pub fn of_user(config: Option<PathBuf>) -> Self {
-        let config = config
-            .or_else(|| std::env::var_os("EVERCRED_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
-            .or_else(|| if Path::new(MAIN).exists() { None } else { condor::ask().and_then(|knobs| knobs.config) });
-        Self { config, ..Self::default() }
+        let config =
+            config.or_else(|| std::env::var_os("EVERCRED_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
+        if config.is_some() || Path::new(MAIN).exists() {
+            return Self { config, ..Self::default() };
+        }
+        match condor::ask() {
+            Ok(knobs) => Self { config: knobs.config, ..Self::default() },
+            Err(no_answer) => Self { unknown: Some(no_answer), ..Self::default() },
+        }
     }
 
     /// The same without reading secret files.
@@ -116,6 +123,8 @@ pub struct Problem {
     pub what: String,
     /// What to do.
     pub advice: String,
+    /// It may be over by itself.
+    pub passing: bool,
 }
 
 impl Problem {
@@ -126,7 +135,13 @@ impl Problem {
         what: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
-        Self { origin, key: key.into(), what: what.into(), advice: advice.into() }
+        Self { origin, key: key.into(), what: what.into(), advice: advice.into(), passing: false }
+    }
+
+    /// HTCondor does not say what it has.
+    #[must_use]
+    pub fn of_htcondor(origin: Option<Origin>, key: impl Into<String>, no_answer: &NoAnswer) -> Self {
+        Self { passing: true, ..Self::new(origin, key, no_answer.to_string(), no_answer.advice()) }
     }
 }
 
@@ -142,9 +157,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All problems as one report with exit code 78.
+/// All problems as one report with exit code 78; or 1, if they may be over by themselves.
 #[must_use]
 pub fn report(problems: &[Problem]) -> Report {
+    if problems.iter().all(|problem| problem.passing) {
+        return Report::new("the configuration is not known", exit::FAILED)
+            .with_details(problems.iter().map(Problem::to_string));
+    }
     let count = match problems.len() {
         1 => "1 problem in the configuration".to_owned(),
         n => format!("{n} problems in the configuration"),
@@ -159,7 +178,13 @@ pub fn report(problems: &[Problem]) -> Report {
 /// # Errors
 /// All problems, in the order of files and lines.
 pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
-    load_with(sources, &condor::ask().unwrap_or_default())
+    load_told(sources, condor::ask())
+}
+
+/// As [`load`], with what HTCondor told, if it did.
+fn load_told(sources: &Sources, told: Result<Knobs, NoAnswer>) -> Result<Settings, Vec<Problem>> {
+    let knobs = told.map_err(|no_answer| vec![Problem::of_htcondor(None, "", &no_answer)])?;
+    load_with(sources, &knobs)
 }
 
 /// As [`load`], with HTCondor's knobs as given.
@@ -167,6 +192,9 @@ pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
 /// # Errors
 /// All problems, in the order of files and lines.
 pub fn load_with(sources: &Sources, knobs: &Knobs) -> Result<Settings, Vec<Problem>> {
+    if let Some(no_answer) = &sources.unknown {
+        return Err(vec![Problem::of_htcondor(None, "EVERCRED_CONFIG", no_answer)]);
+    }
     let files = match &sources.config {
         Some(file) => vec![file.clone()],
         None => files(Path::new(MAIN), Path::new(FURTHER))?,

@@ -8,7 +8,7 @@ use std::{cell::OnceCell, net::SocketAddr, path::Path};
 
 use super::{
     Secrets,
-    condor::{self, ServiceKnobs, WebKnobs},
+    condor::{self, NoAnswer, ServiceKnobs, WebKnobs},
     fragment::Value,
     input::{self, Section, Wrong, wrong},
     provider, secret_file,
@@ -19,7 +19,7 @@ use crate::core::secret::ClientSecret;
 /// HTCondor's knobs of web approvals, asked once, and only if somebody wants to know.
 pub struct Stock<'a> {
     program: Option<&'a Path>,
-    knobs: OnceCell<WebKnobs>,
+    knobs: OnceCell<Result<WebKnobs, NoAnswer>>,
 }
 
 impl<'a> Stock<'a> {
@@ -28,8 +28,9 @@ impl<'a> Stock<'a> {
         Self { program, knobs: OnceCell::new() }
     }
 
-    fn knobs(&self) -> &WebKnobs {
-        self.knobs.get_or_init(|| self.program.map(condor::web_knobs).unwrap_or_default())
+    fn knobs(&self) -> Result<&WebKnobs, NoAnswer> {
+        let ask = || self.program.map_or_else(|| Ok(WebKnobs::default()), condor::web_knobs);
+        self.knobs.get_or_init(ask).as_ref().map_err(NoAnswer::clone)
     }
 }
 
@@ -62,7 +63,13 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
         return None;
     };
     let none = ServiceKnobs::default();
-    let knobs = stock.knobs().of(service).unwrap_or(&none);
+    let knobs = match stock.knobs() {
+        Ok(knobs) => knobs.of(service).unwrap_or(&none),
+        Err(no_answer) => {
+            section.complain_of_htcondor("kind", &no_answer);
+            return None;
+        }
+    };
     let ask = format!("see `{} -subsystem CREDD -dump {service}_`", program.display());
     let mut complain = |knob: &str, what: &str, advice: &str| {
         section.complain("kind", &format!("HTCondor's {service}_{knob} {what}"), advice);
@@ -137,8 +144,14 @@ pub fn web_approval(section: &mut Section<'_>, stock: &Stock<'_>) -> Option<WebA
     if given {
         return Some(WebApproval { listen, url: url? });
     }
-    let told = stock.knobs().prefix.as_deref().map(page_url);
-    match told {
+    let knobs = match stock.knobs() {
+        Ok(knobs) => knobs,
+        Err(no_answer) => {
+            section.complain_of_htcondor("web_approval_listen", &no_answer);
+            return None;
+        }
+    };
+    match knobs.prefix.as_deref().map(page_url) {
         Some(Ok(url)) => Some(WebApproval { listen, url }),
         Some(Err(Wrong { what, advice })) => {
             section.complain("web_approval_listen", &format!("HTCondor's CREDMON_WEB_PREFIX {what}"), &advice);

@@ -361,3 +361,38 @@ fn every_bad_site_has_its_message_and_no_secret_in_it() {
         assert_eq!(told, [expected.replace("FILE", &file)], "{text}");
     }
 }
+
+#[test]
+fn htcondor_without_an_answer_is_no_lack_of_anything_and_may_be_over_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(&dir, "c.toml", "[provider.w]\nkind = \"htcondor\"\n");
+    let program = write(&dir, "condor_config_val", "#!/bin/sh\necho busy >&2\nexit 1\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let no_answer = || {
+        loop {
+            match condor::ask_program(&program).unwrap_err() {
+                // A fork of another test may hold the file open for writing for a moment.
+                busy if busy.to_string().contains("does not start") => {}
+                no_answer => return no_answer,
+            }
+        }
+    };
+    let no_answer = no_answer();
+    let bare = Sources { config: Some(file), ..Sources::default() };
+    let knobs = Knobs { program: Some(program), ..Knobs::default() };
+    let cases = [
+        load_told(&bare, Err(no_answer.clone())),
+        load_with(&Sources { unknown: Some(no_answer), ..Sources::default() }, &Knobs::default()),
+        load_with(&Sources { credential_directory: Some("/creds".into()), ..bare }, &knobs),
+    ];
+    for case in cases {
+        let problems = case.unwrap_err();
+        let report = report(&problems);
+        assert_eq!((problems.len(), report.code()), (1, exit::FAILED), "{}", report.line());
+        assert!(report.line().contains("condor_config_val fails: busy; see whether this host is overloaded"));
+        assert!(!report.line().contains("is given nowhere"), "{}", report.line());
+    }
+    // Something else that is wrong stays so.
+    let problem = |passing| Problem { passing, ..Problem::new(None, "k", "w", "a") };
+    assert_eq!(report(&[problem(true), problem(false)]).code(), exit::CONFIG);
+}

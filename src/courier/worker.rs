@@ -197,7 +197,7 @@ async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::{
-        config::{self, Secrets, Sources, condor::Knobs},
+        config::{self, Sources, condor::Knobs},
         core::{answer::Grant, secret::RefreshToken},
         notice::letter::Letter,
     };
@@ -216,7 +216,8 @@ mod tests {
         let notices = format!("[notices]\nwebhook = \"http://127.0.0.1:1/\"\n{ca_file}");
         std::fs::write(&file, format!("{bad}{ca_file}{good}{notices}")).unwrap();
         let sources =
-            Sources { config: Some(file), credential_directory: Some(dir.path().into()), secrets: Secrets::LeaveAlone };
+            Sources { config: Some(file), credential_directory: Some(dir.path().into()), ..Sources::default() }
+                .without_secrets();
         let settings = config::load_with(&sources, &Knobs::default()).unwrap();
         let parts = Parts {
             callers: settings.providers.into_iter().map(Caller::new).collect(),

@@ -19,7 +19,7 @@ use nix::unistd::{User, geteuid};
 
 use crate::{
     cli,
-    config::condor::{self, ServiceKnobs, WebKnobs},
+    config::condor::{self, NoAnswer, ServiceKnobs, WebKnobs},
     core::id::Service,
     error::{Report, exit},
     spool::{self, Meta, Owners, StockCredential},
@@ -50,14 +50,18 @@ fn import(args: &cli::ImportStock) -> Result<(), Report> {
         Report::new("condor_config_val is not installed, so HTCondor's knobs cannot be read", exit::FAILED)
             .advise("run it on the access point")
     })?;
-    let directory =
-        args.dir.clone().or_else(|| condor::ask_program(&program).credential_directory).ok_or_else(|| {
-            Report::new("HTCondor has no SEC_CREDENTIAL_DIRECTORY_OAUTH", exit::FAILED).advise("name it with --dir")
-        })?;
+    let unanswered = |e: NoAnswer| Report::new(e.to_string(), exit::FAILED).advise(e.advice());
+    let directory = match args.dir.clone() {
+        Some(directory) => Some(directory),
+        None => condor::ask_program(&program).map_err(unanswered)?.credential_directory,
+    };
+    let directory = directory.ok_or_else(|| {
+        Report::new("HTCondor has no SEC_CREDENTIAL_DIRECTORY_OAUTH", exit::FAILED).advise("name it with --dir")
+    })?;
     let condor = User::from_name("condor").ok().flatten().map(|user| user.uid.as_raw());
     let found =
         spool::stock_credentials(&directory, &Owners::usual(condor)).map_err(|e| Report::of(&e, exit::FAILED))?;
-    let knobs = condor::web_knobs(&program);
+    let knobs = condor::web_knobs(&program).map_err(unanswered)?;
     let services = services(&knobs);
     let credentials = credentials(&found, &knobs, &services);
     let mut text = report("SERVICE", &services);

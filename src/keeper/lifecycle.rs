@@ -75,7 +75,11 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     environ::scrub().map_err(failed)?;
     let sources =
         Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone(), ..Sources::default() };
-    let mut settings = config::load(&sources).map_err(|problems| config::report(&problems).with_code(config_exit()))?;
+    let mut settings = config::load(&sources).map_err(|problems| {
+        let report = config::report(&problems);
+        // What may be over by itself is worth another start.
+        if report.code() == exit::CONFIG { report.with_code(config_exit()) } else { report }
+    })?;
     let log = log::start(&log_target(args, &settings), settings.daemon.log_format, "evercred")
         .map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
@@ -446,7 +450,8 @@ fn reloader(
                 }
                 Err(problems) => {
                     for problem in problems {
-                        tracing::error!(%problem, "the configuration is broken; keeping the old settings");
+                        let what = if problem.passing { "not known" } else { "broken" };
+                        tracing::error!(%problem, "the configuration is {what}; keeping the old settings");
                     }
                 }
             }

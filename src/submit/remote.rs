@@ -18,7 +18,7 @@ pub(super) fn check() -> Result<bool, SubmitError> {
     let Some(remote) = access_point(&words).filter(|remote| !is_here(remote, &super::host())) else {
         return Ok(false);
     };
-    let credd = knob("CREDD_HOST");
+    let credd = knob("CREDD_HOST")?;
     if credd.as_ref().is_some_and(|credd| same_host(credd, remote)) {
         return Ok(true);
     }
@@ -47,8 +47,8 @@ pub(super) fn check_knobs() -> Result<(), SubmitError> {
         // That one counts, and was checked.
         return Ok(());
     }
-    let Some(schedd) = knob("SCHEDD_HOST").filter(|schedd| !is_here(schedd, &super::host())) else { return Ok(()) };
-    let credd = knob("CREDD_HOST");
+    let Some(schedd) = knob("SCHEDD_HOST")?.filter(|schedd| !is_here(schedd, &super::host())) else { return Ok(()) };
+    let credd = knob("CREDD_HOST")?;
     if credd.as_ref().is_some_and(|credd| same_host(credd, &schedd)) {
         return Ok(());
     }
@@ -65,14 +65,16 @@ fn told(credd: Option<String>) -> String {
 }
 
 /// A knob as `condor_store_cred` sees it: the environment first, where an empty value counts as none.
-fn knob(name: &str) -> Option<String> {
+fn knob(name: &str) -> Result<Option<String>, SubmitError> {
     let wanted = format!("_condor_{name}");
     let own = std::env::vars_os().find(|(variable, _)| variable.eq_ignore_ascii_case(&wanted));
     if let Some((_, value)) = own {
-        return Some(value.to_string_lossy().into_owned()).filter(|value| !value.is_empty());
+        return Ok(Some(value.to_string_lossy().into_owned()).filter(|value| !value.is_empty()));
     }
-    let [value] = condor::seen_by(&condor::program()?, "TOOL", [name]);
-    value
+    let Some(program) = condor::program() else { return Ok(None) };
+    let [value] = condor::seen_by(&program, "TOOL", [name])
+        .map_err(|no_answer| SubmitError::NotSetUp(format!("HTCondor does not say what {name} is: {no_answer}.")))?;
+    Ok(value)
 }
 
 /// The command line of who runs us. Of our own user, so readable; a parent that is gone says nothing.

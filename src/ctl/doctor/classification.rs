@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::{Finding, program::Program};
-use crate::config::condor;
+use crate::config::condor::{self, NoAnswer};
 
 const AREA: &str = "HTCondor";
 /// The names under which 3.3 classifies, in the order of [`Names`].
@@ -76,17 +76,16 @@ impl Names {
 }
 
 /// Both sides, service by service.
-pub(super) fn examine(program: &Path, services: &[Service<'_>]) -> Vec<Finding> {
-    let sides = ["SUBMIT", "CREDD"].map(|subsystem| (subsystem, condor::seen_by(program, subsystem, KNOBS)));
-    let [submit, credd] = sides.map(|(subsystem, knobs)| {
-        services
-            .iter()
-            .map(|service| {
-                let [client_id] = condor::seen_by(program, subsystem, [&format!("{}_CLIENT_ID", service.name)]);
-                Names { knobs: knobs.clone(), client_id: client_id.is_some() }
-            })
-            .collect::<Vec<_>>()
-    });
+pub(super) fn examine(program: &Path, services: &[Service<'_>]) -> Result<Vec<Finding>, NoAnswer> {
+    let side = |subsystem: &str| {
+        let knobs = condor::seen_by(program, subsystem, KNOBS)?;
+        let names = services.iter().map(|service| {
+            let [client_id] = condor::seen_by(program, subsystem, [&format!("{}_CLIENT_ID", service.name)])?;
+            Ok(Names { knobs: knobs.clone(), client_id: client_id.is_some() })
+        });
+        names.collect::<Result<Vec<_>, NoAnswer>>()
+    };
+    let (submit, credd) = (side("SUBMIT")?, side("CREDD")?);
     let mut findings = Vec::new();
     if let (Some(submit), Some(credd)) = (submit.first(), credd.first()) {
         let there = |path: &str| Program::at(Path::new(path), "evercred_storer");
@@ -98,7 +97,7 @@ pub(super) fn examine(program: &Path, services: &[Service<'_>]) -> Vec<Finding> 
     for (service, sides) in services.iter().zip(submit.iter().zip(&credd)) {
         findings.push(classified(*service, sides.into()));
     }
-    findings
+    Ok(findings)
 }
 
 /// Whether what submit runs is ours, and credd knows that there is one.

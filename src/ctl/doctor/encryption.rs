@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::Finding;
-use crate::config::condor;
+use crate::config::condor::{self, NoAnswer};
 
 const AREA: &str = "HTCondor";
 
@@ -42,7 +42,7 @@ struct Side {
 }
 
 /// `startd`: whether one runs on this host, too.
-pub(super) fn examine(program: &Path, startd: bool) -> Vec<Finding> {
+pub(super) fn examine(program: &Path, startd: bool) -> Result<Vec<Finding>, NoAnswer> {
     let side = |subsystem: &str, own: &str| {
         let knobs = [
             own,
@@ -51,11 +51,11 @@ pub(super) fn examine(program: &Path, startd: bool) -> Vec<Finding> {
             "SEC_DEFAULT_CRYPTO_METHODS",
             "ALLOW_OAUTH_WITHOUT_ENCRYPTION",
         ];
-        let [own, usual, negotiation, methods, plain_allowed] = condor::seen_by(program, subsystem, knobs);
-        Side { own, usual, negotiation, methods, plain_allowed }
+        let [own, usual, negotiation, methods, plain_allowed] = condor::seen_by(program, subsystem, knobs)?;
+        Ok(Side { own, usual, negotiation, methods, plain_allowed })
     };
-    let starter = startd.then(|| side("STARTER", "SEC_DAEMON_ENCRYPTION"));
-    judge(&side("SHADOW", "SEC_CLIENT_ENCRYPTION"), starter.as_ref())
+    let starter = startd.then(|| side("STARTER", "SEC_DAEMON_ENCRYPTION")).transpose()?;
+    Ok(judge(&side("SHADOW", "SEC_CLIENT_ENCRYPTION")?, starter.as_ref()))
 }
 
 impl Side {

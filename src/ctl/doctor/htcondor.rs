@@ -10,7 +10,7 @@ use super::{
     encryption,
     program::Program,
 };
-use crate::config::condor;
+use crate::config::condor::{self, NoAnswer};
 
 const AREA: &str = "HTCondor";
 /// Below this a user who pauses for an evening must approve again.
@@ -39,39 +39,45 @@ pub(super) fn examine(ours: &Ours<'_>) -> Vec<Finding> {
     let Some(program) = condor::program() else {
         return vec![Finding::skipped(AREA, "htcondor", "there is no condor_config_val on this host")];
     };
+    ask(&program, ours).unwrap_or_else(|no_answer| {
+        vec![Finding::failed(AREA, "htcondor", no_answer.to_string()).advise(no_answer.advice())]
+    })
+}
+
+fn ask(program: &Path, ours: &Ours<'_>) -> Result<Vec<Finding>, NoAnswer> {
     let mut findings = Vec::new();
-    let seen = |subsystem: &str, knob: &str| -> Option<String> {
-        let [value] = condor::seen_by(&program, subsystem, [knob]);
-        value
-    };
+    let seen = |subsystem: &str, knob: &str| condor::seen_by(program, subsystem, [knob]).map(|[value]| value);
     let asked =
         ["DAEMON_LIST", "MASTER_HA_LIST", "CREDMON_OAUTH", "CREDMON_EVERCRED", "AUTO_INCLUDE_CREDD_IN_DAEMON_LIST"];
-    let [daemons, elected, usual, beside, include] = condor::seen_by(&program, "MASTER", asked);
+    let [daemons, elected, usual, beside, include] = condor::seen_by(program, "MASTER", asked)?;
     // Beside a stock one it has a name of its own; the pair of a highly available access point has not.
     let (name, credmon) = match beside {
         Some(path) if ours.shared => ("CREDMON_EVERCRED", Some(path)),
         _ => ("CREDMON_OAUTH", usual),
     };
     let daemons = [daemons, elected].map(Option::unwrap_or_default).join(" ");
-    let directories = READERS.map(|reader| (reader, seen(reader, "SEC_CREDENTIAL_DIRECTORY_OAUTH")));
+    let directories = READERS
+        .map(|reader| seen(reader, "SEC_CREDENTIAL_DIRECTORY_OAUTH").map(|directory| (reader, directory)))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
     findings.extend(directory(&directories, ours.directory));
     let file = credmon.as_ref().map(|path| Program::at(Path::new(path), "condor_credmon_evercred"));
     findings.push(daemon(&daemons, name, credmon.as_deref(), file, ours.runs));
     findings.push(credd(&daemons, is_true(include.as_deref())));
-    findings.push(trust(is_true(seen("SHADOW", "TRUST_CREDENTIAL_DIRECTORY").as_deref()), ours.keeper));
+    findings.push(trust(is_true(seen("SHADOW", "TRUST_CREDENTIAL_DIRECTORY")?.as_deref()), ours.keeper));
     let asked = ["SEC_CREDENTIAL_SWEEP_DELAY", "CREDD_POLLING_TIMEOUT", "CRED_SUPER_USERS", "CREDD_OAUTH_MODE"];
-    let [delay, polling_timeout, super_users, oauth_mode] = condor::seen_by(&program, "CREDD", asked);
+    let [delay, polling_timeout, super_users, oauth_mode] = condor::seen_by(program, "CREDD", asked)?;
     findings.push(sweep(delay.as_deref()));
     findings.extend(waiting(polling_timeout.as_deref()));
     findings.extend(super_user(super_users.as_deref()));
     findings.extend(old_mode(oauth_mode.as_deref()));
-    findings.push(polling(seen("STARTER", "SEC_CREDENTIAL_REFRESH").as_deref()));
-    findings.extend(encryption::examine(&program, listed(&daemons, "STARTD")));
+    findings.push(polling(seen("STARTER", "SEC_CREDENTIAL_REFRESH")?.as_deref()));
+    findings.extend(encryption::examine(program, listed(&daemons, "STARTD"))?);
     if ours.shared {
-        findings.push(neighbour(ours.services, seen("CREDMON_OAUTH", "VAULT_CREDMON_PROVIDER_NAMES").as_deref()));
+        findings.push(neighbour(ours.services, seen("CREDMON_OAUTH", "VAULT_CREDMON_PROVIDER_NAMES")?.as_deref()));
     }
-    findings.extend(classification::examine(&program, ours.services));
-    findings
+    findings.extend(classification::examine(program, ours.services)?);
+    Ok(findings)
 }
 
 fn is_true(value: Option<&str>) -> bool {

@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_ca_file_that_users_cannot_read_is_told() {
-        use crate::config::{self, Secrets, Sources, condor::Knobs};
+        use crate::config::{self, Sources, condor::Knobs};
         use std::{fs, os::unix::fs::PermissionsExt};
         let dir = tempfile::tempdir().unwrap();
         let (file, ca_file) = (dir.path().join("c.toml"), dir.path().join("ca.pem"));
@@ -223,7 +223,8 @@ mod tests {
         );
         fs::write(&file, text).unwrap();
         let sources =
-            Sources { config: Some(file), credential_directory: Some(dir.path().into()), secrets: Secrets::LeaveAlone };
+            Sources { config: Some(file), credential_directory: Some(dir.path().into()), ..Sources::default() }
+                .without_secrets();
         let settings = config::load_with(&sources, &Knobs::default()).unwrap();
         for (mode, told) in [(0o644, false), (0o600, true)] {
             fs::set_permissions(&ca_file, PermissionsExt::from_mode(mode)).unwrap();
