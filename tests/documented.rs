@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
 use std::{
+    fmt::Write as _,
     fs,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -14,6 +15,7 @@ use std::{
 use clap::{Parser, error::ErrorKind};
 use evercred::{
     cli::{Credmon, Evercred, Storer},
+    config::reference::KEYS,
     spool::Seal,
 };
 
@@ -125,6 +127,94 @@ fn every_key_of_harvesters_token_managers_is_mapped_or_named_as_not_needed() {
     }
 }
 
+/// `evercred check` finds this file good.
+fn checks(file: &Path, from: &str) {
+    let output = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["check".as_ref(), "--config".as_ref(), file.as_os_str()])
+        .env_clear()
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{from}: {told}\n{}", fs::read_to_string(file).unwrap());
+    assert!(!told.contains("canary-77aa"));
+}
+
+/// `key = value` in a comment, where the value is one of TOML.
+fn assignments(comment: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (at, _) in comment.match_indices(" = ") {
+        let key = comment[..at].rsplit(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+        let rest = &comment[at + 3..];
+        let value = match rest.strip_prefix('"') {
+            Some(text) => text.split_once('"').map(|(text, _)| format!("\"{text}\"")),
+            None => rest.split_whitespace().next().map(str::to_owned),
+        };
+        let value = value.filter(|value| value.starts_with('"') || ["true", "false"].contains(&value.as_str()));
+        found.extend(value.filter(|_| !key.is_empty()).map(|value| (key.to_owned(), value)));
+    }
+    found
+}
+
+#[test]
+fn what_htcondors_snippets_say_of_evercreds_configuration_is_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let (etc, file) = (dir.path().join("etc"), dir.path().join("evercred.toml"));
+    let known = |table: &str, key: &str| KEYS.iter().any(|k| k.table.starts_with(table) && k.key == key);
+    let (mut providers, mut keys) = (0, 0);
+    for path in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("condor-config")).unwrap() {
+        let path = path.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "conf") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let comments: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix('#')).collect();
+        let comment = comments.join("\n");
+        // Services that are ours (or a neighbour's storer's), and tables that are named.
+        let lists = text
+            .lines()
+            .filter_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix("VAULT_CREDMON_PROVIDER_NAMES = "));
+        let mut names: Vec<&str> =
+            lists.flat_map(|list| list.split([',', ' '])).filter(|name| !name.is_empty()).collect();
+        names.extend(comment.split("[provider.").skip(1).filter_map(|rest| rest.split(']').next()));
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| *name != "…");
+        let mut daemon = format!("[daemon]\ncredential_directory = \"{}\"\n", dir.path().display());
+        let mut provider = String::new();
+        for (key, value) in assignments(&comment) {
+            let value = match key.as_str() {
+                "server" | "issuer" | "token_endpoint" => value.replace('…', "https://a.example.org/"),
+                "client_id" => value.replace('…', "c"),
+                "fernet_key_file" => format!("\"{}\"", etc.join("a.key").display()),
+                "client_secret_file" => format!("\"{}\"", etc.join("secret").display()),
+                _ => value,
+            };
+            for named in value.trim_matches('"').lines().map(Path::new).filter(|named| named.starts_with(&etc)) {
+                secret(named);
+            }
+            let table = if known("[daemon]", &key) { &mut daemon } else { &mut provider };
+            assert!(known("[daemon]", &key) || known("[provider.NAME]", &key), "{}: {key}", path.display());
+            if !table.contains(&format!("{key} = ")) {
+                writeln!(table, "{key} = {value}").unwrap();
+                keys += 1;
+            }
+        }
+        if !provider.contains("kind = ") {
+            provider.push_str("kind = \"mytoken\"\nserver = \"https://mytok.eu\"\n");
+        }
+        if names.is_empty() {
+            names.push("of-the-test");
+        }
+        for name in names {
+            write!(daemon, "[provider.{name}]\n{provider}").unwrap();
+            providers += 1;
+        }
+        fs::write(&file, &daemon).unwrap();
+        checks(&file, &path.display().to_string());
+    }
+    assert!(providers > 15 && keys > 10, "only {providers} providers and {keys} keys were found");
+}
+
 /// A file of a secret that the configuration names.
 fn secret(path: &Path) {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path.parent().unwrap()).unwrap();
@@ -165,14 +255,7 @@ fn every_piece_of_configuration_in_the_documents_is_good() {
             }
             let file = dir.path().join("evercred.toml");
             fs::write(&file, &text).unwrap();
-            let output = Command::new(env!("CARGO_BIN_EXE_evercred"))
-                .args(["check".as_ref(), "--config".as_ref(), file.as_os_str()])
-                .env_clear()
-                .output()
-                .unwrap();
-            let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{}:{}: {told}\n{text}", path.display(), block.at);
-            assert!(!told.contains("canary-77aa"));
+            checks(&file, &format!("{}:{}", path.display(), block.at));
             seen.push_str(&text);
         }
     }
