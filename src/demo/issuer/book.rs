@@ -43,6 +43,8 @@ pub enum Fault {
     InvalidClient,
     /// A good answer, lost on the way: the refresh token is spent and the connection closed.
     LoseAnswer,
+    /// A good answer, so many milliseconds on its way: the refresh token is spent at once.
+    LateAnswer(u64),
     /// An answer without `expires_in`; the JWT has its `exp`.
     NoExpiry,
     /// As `no-expiry`, and the access token is opaque.
@@ -53,6 +55,8 @@ pub enum Fault {
     WrongIssuer,
     /// Half of the scopes that were asked for.
     ScopeShortfall,
+    /// A token for another audience than was asked for.
+    AudienceShortfall,
     /// mytoken: the provider behind the server refuses its refresh token.
     ProviderRefuses,
     /// mytoken: the provider behind the server cannot be reached.
@@ -65,11 +69,13 @@ impl Fault {
         !matches!(
             self,
             Self::LoseAnswer
+                | Self::LateAnswer(_)
                 | Self::NoExpiry
                 | Self::Opaque
                 | Self::PastExpiry
                 | Self::WrongIssuer
                 | Self::ScopeShortfall
+                | Self::AudienceShortfall
         )
     }
 }
@@ -83,6 +89,15 @@ pub struct Issued {
     pub at_ms: u64,
     /// `exp`, seconds since 1970.
     pub exp: u64,
+}
+
+/// One request for an access token, as it came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Its parameters in their order, without the secrets among them.
+    pub parameters: Vec<(String, String)>,
 }
 
 /// What one refresh token (with all its rotations) saw; no secrets.
@@ -102,6 +117,8 @@ pub struct Record {
     pub revoked: bool,
     /// The last 1,000 access tokens.
     pub issued: VecDeque<Issued>,
+    /// The last 20 requests, whatever came of them.
+    pub asked: VecDeque<Asked>,
 }
 
 /// How a refresh token stands.
@@ -181,6 +198,8 @@ pub(super) enum Refusal {
 }
 
 const KEPT: usize = 1000;
+const KEPT_REQUESTS: usize = 20;
+const SECRETS: [&str; 4] = ["refresh_token", "mytoken", "client_secret", "subject_token"];
 
 impl Book {
     /// A new family with its first refresh token.
@@ -260,6 +279,17 @@ impl Book {
             spent.rotated = Some(next);
         }
         Ok(spent)
+    }
+
+    /// Note a request in the record of its token's family.
+    pub(super) fn ask(&mut self, token: &str, parameters: impl Iterator<Item = (String, String)>) {
+        let Some(family) = self.family_of(token) else { return };
+        let asked = &mut family.record.asked;
+        if asked.len() == KEPT_REQUESTS {
+            asked.pop_front();
+        }
+        let parameters = parameters.filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
+        asked.push_back(Asked { at_ms: now_ms(), parameters });
     }
 
     /// Note an access token in its family's record.
