@@ -107,7 +107,7 @@ pub struct Restriction {
     pub usages_at: Option<u64>,
     /// How many access tokens were made.
     #[serde(skip)]
-    pub(super) done: u64,
+    pub done: u64,
 }
 
 /// A mytoken's own rotation.
