@@ -1,6 +1,11 @@
 //! The real credmon (both processes) on a temporary credential directory, against the embedded issuer.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test: it may stop at the first thing that is wrong")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test: it may stop at the first thing that is wrong"
+)]
 
 mod site;
 
@@ -13,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::{Fault, MytokenWish, Rotation};
+use evercred::demo::issuer::{Fault, MytokenWish, Restriction, Rotation};
 
 use self::site::Site;
 
@@ -95,15 +100,119 @@ fn every_bad_answer_has_its_kind_leaves_the_files_and_keeps_the_refresh_token() 
     });
 }
 
+/// The `.use` of a user's grid.
+fn used(site: &Site, user: &str) -> serde_json::Value {
+    serde_json::from_slice(&site.file(user, "grid.use").unwrap()).unwrap()
+}
+
 #[test]
-fn a_token_without_expiry_and_an_opaque_one_are_published() {
+fn without_an_expiry_in_the_answer_that_of_the_token_counts_and_of_an_opaque_one_the_configured_lifetime() {
     let mut site = Site::new(600, Rotation::None);
-    for (user, fault) in [("noexp", Fault::NoExpiry), ("opaque", Fault::Opaque)] {
+    site.configure("default_lifetime = \"7m\"");
+    for (user, fault) in [("noexp", Some(Fault::NoExpiry)), ("opaque", Some(Fault::Opaque)), ("usual", None)] {
         site.grid(user);
-        site.issuer.control().set_fault(Some(user), Some(fault));
+        site.issuer.control().set_fault(Some(user), fault);
     }
     site.start();
-    site.wait("both", 15, |s| s.file("noexp", "grid.use").is_some() && s.file("opaque", "grid.use").is_some());
+    let number = |user: &str, name: &str| used(&site, user)[name].as_u64().unwrap();
+    for user in ["noexp", "opaque", "usual"] {
+        site.wait(user, 15, |s| s.file(user, "grid.use").is_some());
+        assert_eq!(number(user, "expires_at"), number(user, "issued_at") + number(user, "expires_in"), "{user}");
+    }
+    assert_eq!(number("opaque", "expires_in"), 420);
+    for user in ["noexp", "usual"] {
+        // The clock is read in whole seconds when the answer comes, and again when it is written.
+        let exp = site.record(user).issued[0].exp;
+        assert!(number(user, "expires_at").abs_diff(exp) <= 2, "{user}: {} for a token to {exp}", used(&site, user));
+    }
+}
+
+#[test]
+fn less_audience_than_was_asked_for_is_refused_or_published_and_flagged_as_configured() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let lax = format!(
+        "[provider.lax]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"test\"\naudience = [\"https://a.example\"]\n\
+         shortfall = \"flag\"",
+        site.issuer.url()
+    );
+    site.configure_with("", "audience = [\"https://a.example\"]", &lax);
+    let refused = site.grid("strict");
+    for user in ["strict", "lax"] {
+        site.issuer.control().set_fault(Some(user), Some(Fault::AudienceShortfall));
+    }
+    let token = site.refresh_token("lax");
+    site.store("lax", "lax", token.as_bytes());
+    site.start();
+    site.wait("lax", 15, |s| s.file("lax", "lax.use").is_some());
+    let told = |site: &Site, user: &str, words: &str| {
+        let log = site.log();
+        log.lines().filter(|l| l.contains(&format!("user={user} ")) && l.contains(words)).count()
+    };
+    site.wait("the word about strict", 15, |s| told(s, "strict", "kind=audience-shortfall ") == 1);
+    assert!(site.file("strict", "grid.use").is_none());
+    let kept = String::from_utf8(site.file("strict", "grid.top").unwrap()).unwrap();
+    assert!(!kept.contains(&refused), "the refresh token that came along is kept");
+    site.wait("the word about lax", 15, |s| told(s, "lax", "published with less than was asked for") == 1);
+    assert_eq!(told(&site, "lax", "kind=audience-shortfall"), 1, "{}", site.log());
+    // Slowly: only time or somebody else can change it.
+    assert_eq!((site.asked("strict").len(), site.asked("lax").len()), (1, 1));
+}
+
+#[test]
+fn the_issuer_receives_scopes_and_audiences_as_configured_and_what_a_top_says_comes_first() {
+    let mut site = Site::new(600, Rotation::None);
+    let styled = ["audience", "repeated", "resource"].map(|style| {
+        format!(
+            "[provider.{style}]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"test\"\naudience_style = \"{style}\"\n\
+             scopes = [\"storage.read:/\", \"offline_access\"]\naudience = [\"https://a\", \"https://b\"]\n\n",
+            site.issuer.url()
+        )
+    });
+    site.configure_with("", "", &styled.concat());
+    for style in ["audience", "repeated", "resource"] {
+        site.store(style, style, site.refresh_token(style).as_bytes());
+    }
+    let own = format!(
+        "{{\"scopes\":\"storage.read:/\",\"audience\":\"https://c, https://d\",\"refresh_token\":\"{}\"}}",
+        site.refresh_token("own")
+    );
+    site.store("own", "repeated", own.as_bytes());
+    let restriction = Restriction { scope: Some("x y offline_access".into()), ..Restriction::default() };
+    let wish = MytokenWish { user: "my".into(), restrictions: vec![restriction], ..MytokenWish::default() };
+    let mytoken = site.issuer.control().mytoken(wish).unwrap();
+    let top =
+        format!("{{\"scopes\":[\"x\",\"y\"],\"audience\":[\"https://a\",\"https://b\"],\"mytoken\":\"{mytoken}\"}}");
+    site.store("my", "mt", top.as_bytes());
+    site.start();
+    let (client, scope) = (("client_id", "test"), ("scope", "storage.read:/ offline_access"));
+    let grant = ("grant_type", "refresh_token");
+    let url = site.issuer.url();
+    for (user, base, parameters) in [
+        ("audience", "audience", vec![grant, scope, ("audience", "https://a https://b"), client]),
+        ("repeated", "repeated", vec![grant, scope, ("audience", "https://a"), ("audience", "https://b"), client]),
+        ("resource", "resource", vec![grant, scope, ("resource", "https://a"), ("resource", "https://b"), client]),
+        (
+            "own",
+            "repeated",
+            vec![grant, ("scope", "storage.read:/"), ("audience", "https://c"), ("audience", "https://d"), client],
+        ),
+        (
+            "my",
+            "mt",
+            vec![
+                ("grant_type", "mytoken"),
+                ("oidc_issuer", url),
+                ("scope", "x y"),
+                ("audience", "https://a https://b"),
+            ],
+        ),
+    ] {
+        site.wait(user, 15, |s| s.file(user, &format!("{base}.use")).is_some());
+        let asked = site.asked(user);
+        let received: Vec<(&str, &str)> =
+            asked[0].parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!((received, asked.len()), (parameters, 1), "{user}");
+    }
 }
 
 #[test]
