@@ -1,11 +1,6 @@
 //! The real credmon (both processes) on a temporary credential directory, against the embedded issuer.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test: it may stop at the first thing that is wrong"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test: it may stop at the first thing that is wrong")]
 
 mod site;
 
@@ -18,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::{Fault, MytokenWish, Restriction, Rotation};
+use evercred::demo::issuer::{Fault, MytokenWish, Restriction, Rotation, Standing};
 
 use self::site::Site;
 
@@ -292,21 +287,79 @@ fn it_stops_within_two_seconds_removes_its_pid_file_and_exits_0_on_each_signal()
     }
 }
 
+/// The courier that told last that it is ready.
+fn courier(site: &Site) -> Option<String> {
+    let log = site.log();
+    let line = log.lines().rfind(|l| l.contains("courier is ready"))?;
+    Some(line.split("pid=").nth(1).unwrap().split(' ').next().unwrap().to_owned())
+}
+
+fn kill(pid: &str) {
+    assert!(Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+}
+
 #[test]
-fn a_dead_courier_is_replaced_and_nothing_is_lost() {
+fn a_courier_that_dies_during_an_exchange_is_replaced_the_exchange_repeated_and_nothing_lost() {
+    let mut site = Site::new(600, Rotation::Grace(Duration::from_secs(600)));
+    let control = site.issuer.control();
+    // Alice's refresh token is spent, and the answer on its way, when the courier dies; Bob's is not spent yet.
+    control.set_fault(Some("alice"), Some(Fault::LateAnswer(60_000)));
+    control.set_fault(Some("bob"), Some(Fault::Hang));
+    control.set_fault(Some("carol"), Some(Fault::LoseAnswer));
+    site.configure("timeout = \"60s\"");
+    let tokens = ["alice", "bob", "carol"].map(|user| site.grid(user));
+    site.start();
+    site.wait("exchanges under way", 15, |s| s.exchanges("alice") == 1 && control.stats().in_flight == 2);
+    site.wait("carol's answer is lost", 15, |s| s.log().contains("kind=network "));
+    let first = courier(&site).unwrap();
+    for user in ["alice", "bob", "carol"] {
+        control.set_fault(Some(user), None);
+    }
+    kill(&first);
+    for user in ["alice", "bob", "carol"] {
+        site.wait(user, 30, |s| s.file(user, "grid.use").is_some());
+    }
+    assert_ne!(courier(&site).unwrap(), first);
+    assert!(site.credmon.as_mut().unwrap().try_wait().unwrap().is_none(), "the keeper went on");
+    for (user, exchanges, reuse) in [("alice", 2, 1), ("bob", 1, 0), ("carol", 2, 1)] {
+        let record = site.record(user);
+        assert_eq!((record.exchanges, record.reuse, record.refused), (exchanges, reuse, 0), "{user}");
+        assert_eq!(site.asked(user).len(), 2, "{user} was asked for once more, and no more often");
+        let top: serde_json::Value = serde_json::from_slice(&site.file(user, "grid.top").unwrap()).unwrap();
+        assert_eq!(control.standing(top["refresh_token"].as_str().unwrap()), Standing::Current, "{user}");
+    }
+    for user in ["alice", "bob"] {
+        let told =
+            site.log().lines().filter(|l| l.contains(&format!("user={user} ")) && l.contains("courier-lost")).count();
+        assert_eq!(told, 1, "{user}: one word about it\n{}", site.log());
+    }
+    assert!(tokens.iter().all(|token| !site.log().contains(token)));
+}
+
+#[test]
+fn a_courier_that_dies_again_and_again_is_restarted_more_and_more_rarely_and_what_waited_is_done_in_the_end() {
     let mut site = Site::new(600, Rotation::Strict);
     site.start();
-    site.wait("the courier", 15, |s| s.log().contains("courier is ready"));
-    let courier = || {
-        let log = site.log();
-        let line = log.lines().rfind(|l| l.contains("courier is ready")).unwrap().to_owned();
-        line.split("pid=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
-    };
-    let first = courier();
-    assert!(Command::new("kill").args(["-KILL", &first]).status().unwrap().success());
-    site.wait("another courier", 15, |_| courier() != first);
-    site.grid("alice");
-    site.wait("alice", 15, |s| s.file("alice", "grid.use").is_some());
+    site.wait("the courier", 15, |s| courier(s).is_some());
+    let mut pauses = Vec::new();
+    for n in 0..6_u32 {
+        let dying = courier(&site).unwrap();
+        if n == 4 {
+            site.grid("alice");
+            site.issuer.control().set_fault(Some("alice"), Some(Fault::Hang));
+            site.wait("alice's exchange", 15, |s| s.issuer.control().stats().in_flight == 1);
+        }
+        let died = Instant::now();
+        kill(&dying);
+        site.issuer.control().set_fault(Some("alice"), None);
+        site.wait("another courier", 30, |s| courier(s).unwrap() != dying);
+        let (pause, least) = (died.elapsed(), Duration::from_millis(100 << n));
+        assert!(pause >= least, "death {n}: another one after {pause:?}, not {least:?}");
+        pauses.push(pause);
+    }
+    println!("restarted after {pauses:?}");
+    site.wait("alice", 30, |s| s.file("alice", "grid.use").is_some());
+    assert_eq!((site.exchanges("alice"), site.record("alice").refused), (1, 0));
 }
 
 #[test]
