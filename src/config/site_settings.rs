@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::settings::UseFormat;
 use crate::core::{
     id::{CredentialId, UserName},
     secret::{ClientSecret, KeyText, RefreshToken, on_wire},
     time::Timestamp,
+    use_file::UseFormat,
 };
 
 pub use crate::replicate::name::{FileName, Placeholder, directory as directory_of};

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::TokenAnswer;
 use crate::{
-    config::settings::{Approval, AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall, UseFormat},
+    config::settings::{Approval, AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall},
     core::{
         answer::{ExchangeError, Grant},
         budget::Limits,
@@ -17,6 +17,7 @@ use crate::{
         secret::RefreshToken,
         time::{Now, Tick, Timestamp},
         top::Identity,
+        use_file::UseFormat,
     },
 };
 
