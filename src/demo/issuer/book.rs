@@ -312,6 +312,15 @@ impl Book {
         }
     }
 
+    /// The tokens of a user that the next exchange takes.
+    pub(super) fn current(&self, user: &str) -> Vec<String> {
+        let lives = |index: usize| {
+            self.families.get(index).is_some_and(|family| family.record.user == user && !family.record.revoked)
+        };
+        let of_user = self.tokens.iter().filter(|(_, (index, superseded))| superseded.is_none() && lives(*index));
+        of_user.map(|(token, _)| token.clone()).collect()
+    }
+
     /// The family of a token, whatever its state.
     pub(super) fn family_of(&mut self, token: &str) -> Option<&mut Family> {
         let (index, _) = *self.tokens.get(token)?;
