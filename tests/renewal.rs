@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::{Fault, MytokenWish, Rotation};
+use evercred::demo::issuer::{Fault, MytokenWish, Restriction, Rotation, Standing};
 
 use self::site::Site;
 
@@ -99,15 +99,119 @@ fn every_bad_answer_has_its_kind_leaves_the_files_and_keeps_the_refresh_token() 
     });
 }
 
+/// The `.use` of a user's grid.
+fn used(site: &Site, user: &str) -> serde_json::Value {
+    serde_json::from_slice(&site.file(user, "grid.use").unwrap()).unwrap()
+}
+
 #[test]
-fn a_token_without_expiry_and_an_opaque_one_are_published() {
+fn without_an_expiry_in_the_answer_that_of_the_token_counts_and_of_an_opaque_one_the_configured_lifetime() {
     let mut site = Site::new(600, Rotation::None);
-    for (user, fault) in [("noexp", Fault::NoExpiry), ("opaque", Fault::Opaque)] {
+    site.configure("default_lifetime = \"7m\"");
+    for (user, fault) in [("noexp", Some(Fault::NoExpiry)), ("opaque", Some(Fault::Opaque)), ("usual", None)] {
         site.grid(user);
-        site.issuer.control().set_fault(Some(user), Some(fault));
+        site.issuer.control().set_fault(Some(user), fault);
     }
     site.start();
-    site.wait("both", 15, |s| s.file("noexp", "grid.use").is_some() && s.file("opaque", "grid.use").is_some());
+    let number = |user: &str, name: &str| used(&site, user)[name].as_u64().unwrap();
+    for user in ["noexp", "opaque", "usual"] {
+        site.wait(user, 15, |s| s.file(user, "grid.use").is_some());
+        assert_eq!(number(user, "expires_at"), number(user, "issued_at") + number(user, "expires_in"), "{user}");
+    }
+    assert_eq!(number("opaque", "expires_in"), 420);
+    for user in ["noexp", "usual"] {
+        // The clock is read in whole seconds when the answer comes, and again when it is written.
+        let exp = site.record(user).issued[0].exp;
+        assert!(number(user, "expires_at").abs_diff(exp) <= 2, "{user}: {} for a token to {exp}", used(&site, user));
+    }
+}
+
+#[test]
+fn less_audience_than_was_asked_for_is_refused_or_published_and_flagged_as_configured() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let lax = format!(
+        "[provider.lax]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"test\"\naudience = [\"https://a.example\"]\n\
+         shortfall = \"flag\"",
+        site.issuer.url()
+    );
+    site.configure_with("", "audience = [\"https://a.example\"]", &lax);
+    let refused = site.grid("strict");
+    for user in ["strict", "lax"] {
+        site.issuer.control().set_fault(Some(user), Some(Fault::AudienceShortfall));
+    }
+    let token = site.refresh_token("lax");
+    site.store("lax", "lax", token.as_bytes());
+    site.start();
+    site.wait("lax", 15, |s| s.file("lax", "lax.use").is_some());
+    let told = |site: &Site, user: &str, words: &str| {
+        let log = site.log();
+        log.lines().filter(|l| l.contains(&format!("user={user} ")) && l.contains(words)).count()
+    };
+    site.wait("the word about strict", 15, |s| told(s, "strict", "kind=audience-shortfall ") == 1);
+    assert!(site.file("strict", "grid.use").is_none());
+    let kept = String::from_utf8(site.file("strict", "grid.top").unwrap()).unwrap();
+    assert!(!kept.contains(&refused), "the refresh token that came along is kept");
+    site.wait("the word about lax", 15, |s| told(s, "lax", "published with less than was asked for") == 1);
+    assert_eq!(told(&site, "lax", "kind=audience-shortfall"), 1, "{}", site.log());
+    // Slowly: only time or somebody else can change it.
+    assert_eq!((site.asked("strict").len(), site.asked("lax").len()), (1, 1));
+}
+
+#[test]
+fn the_issuer_receives_scopes_and_audiences_as_configured_and_what_a_top_says_comes_first() {
+    let mut site = Site::new(600, Rotation::None);
+    let styled = ["audience", "repeated", "resource"].map(|style| {
+        format!(
+            "[provider.{style}]\nkind = \"oauth2\"\nissuer = \"{}\"\nclient_id = \"test\"\naudience_style = \"{style}\"\n\
+             scopes = [\"storage.read:/\", \"offline_access\"]\naudience = [\"https://a\", \"https://b\"]\n\n",
+            site.issuer.url()
+        )
+    });
+    site.configure_with("", "", &styled.concat());
+    for style in ["audience", "repeated", "resource"] {
+        site.store(style, style, site.refresh_token(style).as_bytes());
+    }
+    let own = format!(
+        "{{\"scopes\":\"storage.read:/\",\"audience\":\"https://c, https://d\",\"refresh_token\":\"{}\"}}",
+        site.refresh_token("own")
+    );
+    site.store("own", "repeated", own.as_bytes());
+    let restriction = Restriction { scope: Some("x y offline_access".into()), ..Restriction::default() };
+    let wish = MytokenWish { user: "my".into(), restrictions: vec![restriction], ..MytokenWish::default() };
+    let mytoken = site.issuer.control().mytoken(wish).unwrap();
+    let top =
+        format!("{{\"scopes\":[\"x\",\"y\"],\"audience\":[\"https://a\",\"https://b\"],\"mytoken\":\"{mytoken}\"}}");
+    site.store("my", "mt", top.as_bytes());
+    site.start();
+    let (client, scope) = (("client_id", "test"), ("scope", "storage.read:/ offline_access"));
+    let grant = ("grant_type", "refresh_token");
+    let url = site.issuer.url();
+    for (user, base, parameters) in [
+        ("audience", "audience", vec![grant, scope, ("audience", "https://a https://b"), client]),
+        ("repeated", "repeated", vec![grant, scope, ("audience", "https://a"), ("audience", "https://b"), client]),
+        ("resource", "resource", vec![grant, scope, ("resource", "https://a"), ("resource", "https://b"), client]),
+        (
+            "own",
+            "repeated",
+            vec![grant, ("scope", "storage.read:/"), ("audience", "https://c"), ("audience", "https://d"), client],
+        ),
+        (
+            "my",
+            "mt",
+            vec![
+                ("grant_type", "mytoken"),
+                ("oidc_issuer", url),
+                ("scope", "x y"),
+                ("audience", "https://a https://b"),
+            ],
+        ),
+    ] {
+        site.wait(user, 15, |s| s.file(user, &format!("{base}.use")).is_some());
+        let asked = site.asked(user);
+        let received: Vec<(&str, &str)> =
+            asked[0].parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!((received, asked.len()), (parameters, 1), "{user}");
+    }
 }
 
 #[test]
@@ -187,21 +291,79 @@ fn it_stops_within_two_seconds_removes_its_pid_file_and_exits_0_on_each_signal()
     }
 }
 
+/// The courier that told last that it is ready.
+fn courier(site: &Site) -> Option<String> {
+    let log = site.log();
+    let line = log.lines().rfind(|l| l.contains("courier is ready"))?;
+    Some(line.split("pid=").nth(1).unwrap().split(' ').next().unwrap().to_owned())
+}
+
+fn kill(pid: &str) {
+    assert!(Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+}
+
 #[test]
-fn a_dead_courier_is_replaced_and_nothing_is_lost() {
+fn a_courier_that_dies_during_an_exchange_is_replaced_the_exchange_repeated_and_nothing_lost() {
+    let mut site = Site::new(600, Rotation::Grace(Duration::from_secs(600)));
+    let control = site.issuer.control();
+    // Alice's refresh token is spent, and the answer on its way, when the courier dies; Bob's is not spent yet.
+    control.set_fault(Some("alice"), Some(Fault::LateAnswer(60_000)));
+    control.set_fault(Some("bob"), Some(Fault::Hang));
+    control.set_fault(Some("carol"), Some(Fault::LoseAnswer));
+    site.configure("timeout = \"60s\"");
+    let tokens = ["alice", "bob", "carol"].map(|user| site.grid(user));
+    site.start();
+    site.wait("exchanges under way", 15, |s| s.exchanges("alice") == 1 && control.stats().in_flight == 2);
+    site.wait("carol's answer is lost", 15, |s| s.log().contains("kind=network "));
+    let first = courier(&site).unwrap();
+    for user in ["alice", "bob", "carol"] {
+        control.set_fault(Some(user), None);
+    }
+    kill(&first);
+    for user in ["alice", "bob", "carol"] {
+        site.wait(user, 30, |s| s.file(user, "grid.use").is_some());
+    }
+    assert_ne!(courier(&site).unwrap(), first);
+    assert!(site.credmon.as_mut().unwrap().try_wait().unwrap().is_none(), "the keeper went on");
+    for (user, exchanges, reuse) in [("alice", 2, 1), ("bob", 1, 0), ("carol", 2, 1)] {
+        let record = site.record(user);
+        assert_eq!((record.exchanges, record.reuse, record.refused), (exchanges, reuse, 0), "{user}");
+        assert_eq!(site.asked(user).len(), 2, "{user} was asked for once more, and no more often");
+        let top: serde_json::Value = serde_json::from_slice(&site.file(user, "grid.top").unwrap()).unwrap();
+        assert_eq!(control.standing(top["refresh_token"].as_str().unwrap()), Standing::Current, "{user}");
+    }
+    for user in ["alice", "bob"] {
+        let told =
+            site.log().lines().filter(|l| l.contains(&format!("user={user} ")) && l.contains("courier-lost")).count();
+        assert_eq!(told, 1, "{user}: one word about it\n{}", site.log());
+    }
+    assert!(tokens.iter().all(|token| !site.log().contains(token)));
+}
+
+#[test]
+fn a_courier_that_dies_again_and_again_is_restarted_more_and_more_rarely_and_what_waited_is_done_in_the_end() {
     let mut site = Site::new(600, Rotation::Strict);
     site.start();
-    site.wait("the courier", 15, |s| s.log().contains("courier is ready"));
-    let courier = || {
-        let log = site.log();
-        let line = log.lines().rfind(|l| l.contains("courier is ready")).unwrap().to_owned();
-        line.split("pid=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
-    };
-    let first = courier();
-    assert!(Command::new("kill").args(["-KILL", &first]).status().unwrap().success());
-    site.wait("another courier", 15, |_| courier() != first);
-    site.grid("alice");
-    site.wait("alice", 15, |s| s.file("alice", "grid.use").is_some());
+    site.wait("the courier", 15, |s| courier(s).is_some());
+    let mut pauses = Vec::new();
+    for n in 0..6_u32 {
+        let dying = courier(&site).unwrap();
+        if n == 4 {
+            site.grid("alice");
+            site.issuer.control().set_fault(Some("alice"), Some(Fault::Hang));
+            site.wait("alice's exchange", 15, |s| s.issuer.control().stats().in_flight == 1);
+        }
+        let died = Instant::now();
+        kill(&dying);
+        site.issuer.control().set_fault(Some("alice"), None);
+        site.wait("another courier", 30, |s| courier(s).unwrap() != dying);
+        let (pause, least) = (died.elapsed(), Duration::from_millis(100 << n));
+        assert!(pause >= least, "death {n}: another one after {pause:?}, not {least:?}");
+        pauses.push(pause);
+    }
+    println!("restarted after {pauses:?}");
+    site.wait("alice", 30, |s| s.file("alice", "grid.use").is_some());
+    assert_eq!((site.exchanges("alice"), site.record("alice").refused), (1, 0));
 }
 
 #[test]

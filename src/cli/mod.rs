@@ -117,6 +117,9 @@ pub struct Credmon {
     /// Where to log: a file, syslog, journal or stderr
     #[arg(long, value_name = "FILE|syslog|journal|stderr")]
     pub log: Option<String>,
+    /// Two refusals this far apart park a credential; the demo and tests have no minute.
+    #[arg(long, hide = true, value_name = "DURATION", value_parser = length, default_value = "60s")]
+    pub confirm_after: Duration,
     /// Be the network process; the keeper starts it so.
     #[arg(long, hide = true)]
     pub courier: bool,

@@ -9,11 +9,11 @@ use super::{
     fragment::Value,
     input::{self, Section, Wrong, wrong},
     secret_file,
-    settings::{AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall, UseFormat},
+    settings::{AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall},
     stock,
     stock::Stock,
 };
-use crate::core::{id::Service, secret::ClientSecret};
+use crate::core::{id::Service, secret::ClientSecret, use_file::UseFormat};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {

@@ -9,6 +9,7 @@ pub use super::{approval::Approval, ca_file::CaFile};
 use crate::core::{
     notice::Policy,
     secret::{ClientSecret, on_wire},
+    use_file::UseFormat,
 };
 
 /// Where the status socket is, unless `status_socket` says otherwise.
@@ -337,13 +338,4 @@ pub enum Shortfall {
     Refuse,
     /// Publish it, and say so.
     Flag,
-}
-
-/// What a `.use` looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum UseFormat {
-    /// One line of JSON.
-    Json,
-    /// The access token alone.
-    Bare,
 }

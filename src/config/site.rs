@@ -6,9 +6,7 @@ use super::{
     Secrets,
     fragment::{Data, Value},
     input::{self, Section, Wrong, wrong},
-    secret_file,
-    settings::UseFormat,
-    site_facility,
+    secret_file, site_facility,
     site_settings::{
         Credd, FileName, GlobusCompute, Kubernetes, Placeholder, Rules, Sealing, Site, SiteKind, Ssh, SshWay,
     },
@@ -16,6 +14,7 @@ use super::{
 use crate::core::{
     id::{CredentialId, Handle, Service, UserName},
     secret::KeyText,
+    use_file::UseFormat,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

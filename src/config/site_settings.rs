@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{ca_file::CaFile, settings::UseFormat};
+use super::ca_file::CaFile;
 use crate::core::{
     id::{CredentialId, UserName},
     secret::{ClientSecret, KeyText, RefreshToken, on_wire},
     time::Timestamp,
+    use_file::UseFormat,
 };
 
 pub use crate::replicate::name::{FileName, Placeholder, directory as directory_of};

@@ -1,5 +1,7 @@
 //! Everything that is decided, and nothing that is done: no IO, clock, randomness, async or logging in here.
-//! `clippy.toml` and `tests/layering.rs` hold that.
+//! `clippy.toml` (methods and types, by their definitions) and `tests/layering.rs` (whatever is named) hold that.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod action;
 pub mod answer;

@@ -91,6 +91,7 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct Planner {
     refresh: Duration,
+    confirm_after: Duration,
     roster: Roster,
     keep_again: BTreeSet<(Tick, u64)>,
     budgets: Vec<Budget>,
@@ -114,6 +115,7 @@ impl Planner {
     pub fn new(limits: &[Limits], refresh: Duration) -> Self {
         Self {
             refresh,
+            confirm_after: schedule::CONFIRM_AFTER,
             roster: Roster::new(limits.len()),
             keep_again: BTreeSet::new(),
             budgets: limits.iter().map(|&limits| Budget::new(limits)).collect(),
@@ -124,6 +126,12 @@ impl Planner {
             pending: VecDeque::new(),
             stopping: false,
         }
+    }
+
+    /// Two refusals this far apart park a credential, instead of [`schedule::CONFIRM_AFTER`].
+    #[must_use]
+    pub fn confirming_after(self, confirm_after: Duration) -> Self {
+        Self { confirm_after, ..self }
     }
 
     /// Rotated refresh tokens that the disk did not take yet.
@@ -687,10 +695,10 @@ impl Planner {
             }
             Class::Slow | Class::Ours => Some(schedule::slow_retry_after(times, wish)),
             Class::Refused => match entry.refused_at {
-                Some(first) if now.tick.since(first) >= schedule::CONFIRM_AFTER => None,
+                Some(first) if now.tick.since(first) >= self.confirm_after => None,
                 first => {
                     let first = *entry.refused_at.insert(first.unwrap_or(now.tick));
-                    let confirm = first.plus(schedule::CONFIRM_AFTER).since(now.tick);
+                    let confirm = first.plus(self.confirm_after).since(now.tick);
                     Some(confirm.max(wish.unwrap_or_default()))
                 }
             },

@@ -8,7 +8,7 @@ use super::time::Timestamp;
 pub const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest delay between retries of a transient failure.
 pub const RETRY_MOST: Duration = Duration::from_secs(300);
-/// Two refusals this far apart park a credential.
+/// Two refusals this far apart park a credential, unless the planner is told otherwise.
 pub const CONFIRM_AFTER: Duration = Duration::from_secs(60);
 
 /// What must be left of a token's life while the issuer answers: max(2 × `SEC_CREDENTIAL_REFRESH`, 600 s).

@@ -6,7 +6,15 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{answer::Answer, jwt, secret::AccessToken, time::Timestamp};
-use crate::config::settings::UseFormat;
+
+/// What a `.use` looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UseFormat {
+    /// One line of JSON.
+    Json,
+    /// The access token alone.
+    Bare,
+}
 
 /// What a published `.use` tells about its access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -35,6 +35,10 @@ use crate::submit::terminal::Look;
 
 const LIFETIME: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(200);
+const PARKED: &str =
+    "carol/grid is parked: refused twice, it is asked for no more until her .top changes; the others go on.";
+/// Two refusals this far apart park a credential here: the tour is over in half of the usual minute.
+const CONFIRM: &str = "5s";
 /// Shorter runs end before a renewal is due everywhere.
 const LONG_ENOUGH: Duration = Duration::from_secs(25);
 
@@ -157,7 +161,7 @@ impl Monitor {
     fn start(config: &Path, credentials: &Path, log: &Path) -> io::Result<Self> {
         // A monitor that cannot even start says why on stderr, which must reach the user.
         let child = Command::new("/proc/self/exe")
-            .args(["credmon", "--foreground", "--config"])
+            .args(["credmon", "--foreground", "--confirm-after", CONFIRM, "--config"])
             .arg(config)
             .arg("--cred-dir")
             .arg(credentials)
@@ -353,7 +357,7 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     let mut log = Log { path: log_file, seen: 0 };
     let (begin, end) = (run_for.mul_f64(0.27), run_for.mul_f64(0.43));
     let revoke_at = run_for.mul_f64(0.12);
-    let (mut revoked, mut out, mut back, mut refused) = (false, false, false, false);
+    let (mut revoked, mut out, mut back, mut refused, mut parked) = (false, false, false, false, false);
     let mut died = false;
     while screen.start.elapsed() < run_for && !stop.load(Relaxed) {
         let mut lines = Vec::new();
@@ -386,9 +390,7 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
             let kept = if kept { "her .use is kept" } else { "her .use is not there" };
             lines.push((Tone::Bad, format!("The issuer refused carol's refresh token; {kept}, the others go on.")));
         }
-        // The renewals are shown from the files already; of the log, what went wrong.
-        let noteworthy = |line: &String| ["WARN", "ERROR"].iter().any(|level| line.contains(level));
-        lines.extend(log.fresh().into_iter().filter(noteworthy).map(|line| (Tone::Quiet, format!("log: {line}"))));
+        lines.extend(noteworthy(&mut log, &mut parked));
         if monitor.ended() {
             died = true;
             lines.push((Tone::Bad, "The credential monitor ended.".into()));
@@ -406,6 +408,9 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     drop(monitor);
     let mut lines = summary(&mut all, &issuer, run_for, interrupted, stopping.elapsed());
     lines.extend(far_lines(&far, &all, interrupted));
+    if !interrupted && !parked && run_for >= LONG_ENOUGH {
+        lines.push((Tone::Bad, "carol/grid was not parked, although its refresh token is revoked.".into()));
+    }
     let good = !died && lines.iter().all(|(tone, _)| *tone != Tone::Bad);
     screen.print(&lines, None)?;
     if !good {
@@ -414,6 +419,20 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
         screen.print(&last.collect::<Vec<_>>(), None)?;
     }
     Ok(good || interrupted)
+}
+
+/// The renewals are shown from the files already; of the log, what went wrong, and that carol is parked.
+fn noteworthy(log: &mut Log, parked: &mut bool) -> Vec<(Tone, String)> {
+    let mut lines = Vec::new();
+    for line in log.fresh().into_iter().filter(|line| ["WARN", "ERROR"].iter().any(|level| line.contains(level))) {
+        let parks = line.contains("user=carol ") && line.contains("parked");
+        lines.push((Tone::Quiet, format!("log: {line}")));
+        if parks && !*parked {
+            *parked = true;
+            lines.push((Tone::Bad, PARKED.into()));
+        }
+    }
+    lines
 }
 
 /// What comes of dave's request.

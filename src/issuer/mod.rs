@@ -5,6 +5,8 @@ pub mod judge;
 pub mod mytoken;
 pub mod oauth2;
 pub mod revocation;
+#[cfg(test)]
+pub(crate) mod samples;
 
 use zeroize::Zeroizing;
 

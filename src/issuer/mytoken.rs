@@ -59,7 +59,9 @@ pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
     {
         let description = bad.error_description.as_deref().unwrap_or_default();
         let kind = if description.contains("invalid_grant") { Kind::ReauthNeeded } else { Kind::ServerError };
-        return ExchangeError::new(kind, format!("the provider behind the mytoken server says {description}"));
+        let mut error = ExchangeError::new(kind, format!("the provider behind the mytoken server says {description}"));
+        error.retry_after = client::retry_after(answer, now);
+        return error;
     }
     if let Some(error) = client::http_failure(answer, now) {
         return error;
@@ -79,4 +81,177 @@ pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
     };
     let words = if description.is_empty() { String::new() } else { format!(": {description}") };
     ExchangeError::new(kind, format!("the mytoken server says {}{words}", bad.error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        config::settings::{ProviderKind, Shortfall},
+        issuer::{
+            self,
+            samples::{self, Does, NOW, TOKEN, does, grant, jwt},
+        },
+    };
+
+    fn provider() -> Provider {
+        let kind = ProviderKind::Mytoken { server: "https://mytok.example".into() };
+        Provider { issuer: Some("https://op.example/oauth2/".into()), ..samples::provider(kind) }
+    }
+
+    fn good(members: &Value) -> Outcome {
+        issuer::answer(&provider(), &grant(&[], &[]), &samples::answer(200, &members.to_string()), NOW)
+    }
+
+    #[test]
+    fn the_request_is_json_with_the_mytoken_in_the_body_and_the_wishes_separated_by_blanks() {
+        let told = |provider: &Provider, scopes: &[&str], audience: &[&str]| {
+            let request = issuer::request(provider, &grant(scopes, audience));
+            assert!(request.authorization.is_none(), "with a header, the body's member would have to be left out");
+            assert_eq!(request.content_type, "application/json");
+            request.body.replace(TOKEN, "T")
+        };
+        let plain = r#"{"grant_type":"mytoken","mytoken":"T","oidc_issuer":"https://op.example/oauth2/"}"#;
+        assert_eq!(told(&provider(), &[], &[]), plain);
+        assert_eq!(
+            told(&provider(), &["compute.read", "storage.read:/a \"b\""], &["https://a", "https://b"]),
+            r#"{"grant_type":"mytoken","mytoken":"T","oidc_issuer":"https://op.example/oauth2/","scope":"compute.read storage.read:/a \"b\"","audience":"https://a https://b"}"#
+        );
+        let anybody = Provider { issuer: None, ..provider() };
+        assert_eq!(told(&anybody, &["a"], &[]), r#"{"grant_type":"mytoken","mytoken":"T","scope":"a"}"#);
+    }
+
+    /// Contract §2.6, every row of the table of failures, and those of §4 that no row of it has.
+    #[rustfmt::skip]
+    const ROWS: &[(u16, &str, Kind, Does)] = &[
+        (401, r#"{"error":"invalid_token","error_description":"token is expired by 1h2m3s"}"#, Kind::Expired, Does::Park),
+        (401, r#"{"error":"invalid_token"}"#, Kind::Revoked, Does::Park),
+        (401, r#"{"error":"invalid_token","error_description":""}"#, Kind::Revoked, Does::Park),
+        (401, r#"{"error":"invalid_token","error_description":null}"#, Kind::Revoked, Does::Park),
+        (401, r#"{"error":"invalid_token","error_description":"token is not valid yet"}"#, Kind::NotYetValid, Does::Slow),
+        (401, r#"{"error":"invalid_token","error_description":"Token used before issued"}"#, Kind::NotYetValid, Does::Slow),
+        (401, r#"{"error":"invalid_token","error_description":"crypto/ecdsa: verification error"}"#, Kind::Invalid, Does::Park),
+        (401, r#"{"error":"invalid_token","error_description":"token contains an invalid number of segments"}"#, Kind::Invalid, Does::Park),
+        (401, r#"{"error":"invalid_token","error_description":"No refresh token attached"}"#, Kind::Invalid, Does::Park),
+        (403, r#"{"error":"usage_restricted","error_description":"The restrictions of this token does not allow this usage"}"#, Kind::Restricted, Does::Slow),
+        (403, r#"{"error":"insufficient_capabilities","error_description":"The provided token does not have the required capability for this operation"}"#, Kind::Restricted, Does::Slow),
+        // The status is that of the provider behind the server.
+        (400, r#"{"error":"oidc_error","error_description":"invalid_grant: refresh token unknown"}"#, Kind::ReauthNeeded, Does::Slow),
+        (401, r#"{"error":"oidc_error","error_description":"invalid_grant: "}"#, Kind::ReauthNeeded, Does::Slow),
+        (500, r#"{"error":"oidc_error","error_description":"invalid_grant: session expired"}"#, Kind::ReauthNeeded, Does::Slow),
+        (400, r#"{"error":"oidc_error","error_description":"invalid_target: resource unknown"}"#, Kind::ServerError, Does::Retry),
+        (401, r#"{"error":"oidc_error","error_description":"invalid_client: "}"#, Kind::ServerError, Does::Retry),
+        (429, r#"{"error":"oidc_error","error_description":"slow down"}"#, Kind::ServerError, Does::Retry),
+        (503, r#"{"error":"oidc_error"}"#, Kind::ServerError, Does::Retry),
+        (400, r#"{"error":"invalid_request","error_description":"token not for specified issuer"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"invalid_request","error_description":"value 'foo' not valid for GrantType"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"invalid_request","error_description":"invalid character 'g' looking for beginning of value"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"invalid_request","error_description":"token not valid"}"#, Kind::RequestRefused, Does::Slow),
+        (500, r#"{"error":"internal_server_error","error_description":"dial tcp: connection refused"}"#, Kind::ServerError, Does::Retry),
+        (500, r#"{"error":"internal_server_error","error_description":"cipher: message authentication failed"}"#, Kind::ServerError, Does::Retry),
+        (429, "Too Many Requests", Kind::RateLimited, Does::Retry),
+        (404, r#"{"error":"not_found","error_description":"/api/v0/token/acces"}"#, Kind::BadAnswer, Does::Retry),
+        (404, "<!doctype html><title>Not found</title>", Kind::BadAnswer, Does::Retry),
+        (403, "<html>blocked by a proxy</html>", Kind::BadAnswer, Does::Retry),
+        (401, "", Kind::BadAnswer, Does::Retry),
+        (502, "<html>Bad Gateway</html>", Kind::ServerError, Does::Retry),
+        (503, "", Kind::ServerError, Does::Retry),
+        (555, "<html>trouble at the provider</html>", Kind::ServerError, Does::Retry),
+        (302, "", Kind::Redirect, Does::Retry),
+        (200, "<!doctype html><title>Sign in</title>", Kind::BadAnswer, Does::Retry),
+        (200, r#"{"access_token":"eyJ"#, Kind::BadAnswer, Does::Retry),
+        (200, r#"["access_token"]"#, Kind::BadAnswer, Does::Retry),
+        (200, r#"{"token_type":"Bearer","expires_in":600}"#, Kind::BadAnswer, Does::Retry),
+        (200, r#"{"access_token":"abc","expires_in":-5}"#, Kind::BadExpiry, Does::Retry),
+    ];
+
+    #[test]
+    fn every_failure_of_the_contract_has_its_kind_and_its_course_and_touches_no_file() {
+        for (status, body, kind, course) in ROWS {
+            let error =
+                issuer::answer(&provider(), &grant(&[], &[]), &samples::answer(*status, body), NOW).unwrap_err();
+            assert_eq!(error.kind, *kind, "{status} {body}");
+            assert!(error.rotated.is_none() && error.retry_after.is_none(), "{status} {body}");
+            assert_eq!(does(&error), *course, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_heard_in_plain_text_in_an_error_of_the_provider_behind_and_as_a_date_but_not_for_a_day() {
+        let heard = |status, body: &str, wish: &str| {
+            let limited = TokenAnswer { retry_after: Some(wish.to_owned()), ..samples::answer(status, body) };
+            issuer::answer(&provider(), &grant(&[], &[]), &limited, NOW).unwrap_err().retry_after
+        };
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert_eq!(heard(429, "Too Many Requests", "42"), seconds(42));
+        assert_eq!(heard(429, "Too Many Requests", "Tue, 14 Nov 2023 22:13:50 GMT"), seconds(30));
+        assert_eq!(heard(429, "Too Many Requests", "86400"), seconds(900));
+        assert_eq!(heard(429, "Too Many Requests", "soon"), None);
+        assert_eq!(heard(503, "", "7"), seconds(7));
+        assert_eq!(heard(503, r#"{"error":"oidc_error","error_description":"busy"}"#, "7"), seconds(7));
+    }
+
+    #[test]
+    fn no_word_of_the_server_carries_the_mytoken_into_a_log() {
+        let body = json!({ "error": "invalid_token", "error_description": format!("bad token {TOKEN}!") }).to_string();
+        let error = issuer::answer(&provider(), &grant(&[], &[]), &samples::answer(401, &body), NOW).unwrap_err();
+        assert_eq!(error.detail, "the mytoken server says invalid_token: bad token [masked]!");
+    }
+
+    #[test]
+    fn an_opaque_token_without_a_type_is_bearer_and_lives_as_long_as_it_is_said_or_as_configured() {
+        let told = good(&json!({ "access_token": "opaque", "token_type": "", "expires_in": 600 })).unwrap();
+        assert_eq!((told.token_type.as_str(), told.lifetime), ("Bearer", Duration::from_secs(600)));
+        let told = good(&json!({ "access_token": "opaque" })).unwrap();
+        assert_eq!((told.lifetime, told.rotated.is_none()), (Duration::from_secs(3600), true));
+        let exp = NOW.secs() + 500;
+        let told = good(&json!({ "access_token": jwt(&json!({ "exp": exp })), "token_type": "bearer" })).unwrap();
+        assert_eq!((told.token_type.as_str(), told.lifetime), ("bearer", Duration::from_secs(500)));
+    }
+
+    #[test]
+    fn an_update_is_kept_under_either_name_and_whatever_else_is_wrong() {
+        let update = json!({ "mytoken": "the-next-one", "mytoken_type": "token", "expires_in": 600, "mom_id": "x" });
+        let next = |rotated: Option<RefreshToken>| rotated.map(|token| token.expose().to_owned());
+        for name in ["token_update", "updated_token"] {
+            let told = good(&json!({ "access_token": "abc", "expires_in": 600, name: update })).unwrap();
+            assert_eq!(next(told.rotated).as_deref(), Some("the-next-one"), "{name}");
+        }
+        for (bad, kind) in [
+            (json!({ "token_update": update }), Kind::BadAnswer),
+            (json!({ "access_token": 7, "token_update": update }), Kind::BadAnswer),
+            (json!({ "access_token": "abc", "expires_in": 0, "token_update": update }), Kind::BadExpiry),
+            (json!({ "access_token": jwt(&json!({ "iss": "https://x" })), "token_update": update }), Kind::WrongIssuer),
+        ] {
+            let error = good(&bad).unwrap_err();
+            assert_eq!((error.kind, next(error.rotated).as_deref()), (kind, Some("the-next-one")), "{bad}");
+        }
+        for none in [json!({}), json!({ "mytoken": "" }), json!("text"), Value::Null] {
+            let told = good(&json!({ "access_token": "abc", "expires_in": 600, "token_update": none })).unwrap();
+            assert!(told.rotated.is_none());
+        }
+        let error = good(&json!({ "access_token": "abc", "token_update": { "mytoken": "a\nb" } })).unwrap_err();
+        assert_eq!(error.kind, Kind::BadAnswer);
+    }
+
+    #[test]
+    fn wishes_that_an_unrestricted_mytoken_ignores_are_found_missing() {
+        // Contract §2.6, the trap.
+        let body = json!({ "access_token": jwt(&json!({ "aud": "https://other" })), "expires_in": 600, "scope": "offline_access" });
+        let answered = |shortfall, scopes: &[&str], audience: &[&str]| {
+            let provider = Provider { shortfall, ..provider() };
+            issuer::answer(&provider, &grant(scopes, audience), &samples::answer(200, &body.to_string()), NOW)
+        };
+        for (scopes, audience, kind) in [
+            (&["compute.read"][..], &[][..], Kind::ScopeShortfall),
+            (&["offline_access"], &["https://a"], Kind::AudienceShortfall),
+        ] {
+            assert_eq!(answered(Shortfall::Refuse, scopes, audience).unwrap_err().kind, kind);
+            assert_eq!(answered(Shortfall::Flag, scopes, audience).unwrap().flagged, Some(kind));
+        }
+        let told = answered(Shortfall::Refuse, &["offline_access"], &["https://other"]).unwrap();
+        assert_eq!(told.flagged, None);
+    }
 }

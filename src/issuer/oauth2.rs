@@ -209,3 +209,189 @@ pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {
     error.retry_after = client::retry_after(answer, now);
     error
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        config::settings::{ProviderKind, Shortfall},
+        core::secret::ClientSecret,
+        issuer::{
+            self,
+            samples::{self, Does, NOW, TOKEN, does, grant, jwt},
+        },
+    };
+
+    fn provider(oauth2: OAuth2) -> Provider {
+        Provider { issuer: Some("https://i.example.org/".into()), ..samples::provider(ProviderKind::OAuth2(oauth2)) }
+    }
+
+    fn answered(body: &Value) -> Outcome {
+        issuer::answer(&provider(samples::oauth2()), &grant(&[], &[]), &samples::answer(200, &body.to_string()), NOW)
+    }
+
+    /// The form and the `Authorization`.
+    fn asked(oauth2: OAuth2, grant: &Grant) -> (String, Option<String>) {
+        let request = issuer::request(&provider(oauth2), grant);
+        assert_eq!(request.content_type, "application/x-www-form-urlencoded");
+        (request.body.replace(TOKEN, "T"), request.authorization.map(|text| text.to_string()))
+    }
+
+    #[test]
+    fn the_request_is_a_form_with_scopes_audiences_and_client_as_configured() {
+        let plain = "grant_type=refresh_token&refresh_token=T&client_id=the+client";
+        assert_eq!(asked(samples::oauth2(), &grant(&[], &[])), (plain.to_owned(), None));
+        let wish = grant(&["storage.read:/", "openid"], &["https://a", "b c"]);
+        for (audience_style, words) in [
+            (AudienceStyle::Audience, "audience=https%3A%2F%2Fa+b+c"),
+            (AudienceStyle::Repeated, "audience=https%3A%2F%2Fa&audience=b+c"),
+            (AudienceStyle::Resource, "resource=https%3A%2F%2Fa&resource=b+c"),
+        ] {
+            let client = OAuth2 { audience_style, ..samples::oauth2() };
+            assert_eq!(asked(client.clone(), &grant(&[], &[])).0, plain, "{audience_style:?}");
+            let form = format!(
+                "grant_type=refresh_token&refresh_token=T&scope=storage.read%3A%2F+openid&{words}&client_id=the+client"
+            );
+            assert_eq!(asked(client, &wish), (form, None), "{audience_style:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_goes_into_the_header_encoded_first_or_into_the_form() {
+        let secret = ClientSecret::parse("p:a ss/%").unwrap();
+        let client = OAuth2 { client_id: "a:b".into(), client_secret: Some(secret), ..samples::oauth2() };
+        let (form, header) = asked(client.clone(), &grant(&[], &[]));
+        assert_eq!(form, "grant_type=refresh_token&refresh_token=T", "who is in the header is not in the form");
+        // RFC 6749 §2.3.1.
+        let basic = base64::engine::general_purpose::STANDARD.encode("a%3Ab:p%3Aa+ss%2F%25");
+        assert_eq!(header, Some(format!("Basic {basic}")));
+        let (form, header) = asked(OAuth2 { client_auth: ClientAuth::Body, ..client }, &grant(&[], &[]));
+        let end = "client_id=a%3Ab&client_secret=p%3Aa+ss%2F%25";
+        assert_eq!(form, format!("grant_type=refresh_token&refresh_token=T&{end}"));
+        assert_eq!(header, None);
+    }
+
+    #[test]
+    fn a_subject_token_is_exchanged_with_the_wish_for_a_refresh_token() {
+        let form = |scopes: &[&str]| asked(samples::oauth2(), &Grant { subject: true, ..grant(scopes, &["a"]) }).0;
+        let start = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token=T\
+                     &subject_token_type=urn%3Aietf%3Aparams%3Aoauth%3Atoken-type%3Aaccess_token";
+        assert_eq!(form(&["x"]), format!("{start}&scope=x+offline_access&audience=a&client_id=the+client"));
+        assert_eq!(form(&["offline_access"]), format!("{start}&scope=offline_access&audience=a&client_id=the+client"));
+        let body = json!({ "access_token": "abc", "expires_in": 600 }).to_string();
+        let wish = Grant { subject: true, ..grant(&[], &[]) };
+        let error = issuer::answer(&provider(samples::oauth2()), &wish, &samples::answer(200, &body), NOW).unwrap_err();
+        assert_eq!(error.kind, Kind::RequestRefused, "nothing could be renewed later");
+    }
+
+    /// RFC 6749 §5.2, RFC 8707, and what else issuers and proxies answer.
+    #[rustfmt::skip]
+    const ROWS: &[(u16, &str, Kind, Does)] = &[
+        (400, r#"{"error":"invalid_grant"}"#, Kind::Revoked, Does::Park),
+        (400, r#"{"error":"invalid_grant","error_description":"Token is not active"}"#, Kind::Revoked, Does::Park),
+        (400, r#"{"error":"invalid_grant","error_description":"Refresh token Expired"}"#, Kind::Expired, Does::Park),
+        (401, r#"{"error":"invalid_token","error_description":"unknown"}"#, Kind::Revoked, Does::Park),
+        (401, r#"{"error":"invalid_client"}"#, Kind::ClientRefused, Does::Slow),
+        (400, r#"{"error":"unauthorized_client"}"#, Kind::ClientRefused, Does::Slow),
+        (401, r#"{"error":"something"}"#, Kind::ClientRefused, Does::Slow),
+        (400, r#"{"error":"invalid_scope"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"invalid_request"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"invalid_target"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"unsupported_grant_type"}"#, Kind::RequestRefused, Does::Slow),
+        (400, r#"{"error":"temporarily_unavailable"}"#, Kind::ServerError, Does::Retry),
+        (400, r#"{"error":"server_error"}"#, Kind::ServerError, Does::Retry),
+        (400, r#"{"error":"new_to_us"}"#, Kind::BadAnswer, Does::Retry),
+        (400, r#"{"message":"no"}"#, Kind::BadAnswer, Does::Retry),
+        (403, "<html>blocked</html>", Kind::BadAnswer, Does::Retry),
+        (404, "", Kind::BadAnswer, Does::Retry),
+        (429, "slow down", Kind::RateLimited, Does::Retry),
+        (500, r#"{"error":"invalid_grant"}"#, Kind::ServerError, Does::Retry),
+        (503, "", Kind::ServerError, Does::Retry),
+        (307, "", Kind::Redirect, Does::Retry),
+        (200, "<html>Sign in</html>", Kind::BadAnswer, Does::Retry),
+        (200, "{}", Kind::BadAnswer, Does::Retry),
+        (200, r#"{"access_token":""}"#, Kind::BadAnswer, Does::Retry),
+        (200, r#"{"access_token":"a\u0000b"}"#, Kind::BadAnswer, Does::Retry),
+        (200, r#"{"access_token":"abc","expires_in":0}"#, Kind::BadExpiry, Does::Retry),
+        (200, r#"{"access_token":"abc","expires_in":999999999999}"#, Kind::BadExpiry, Does::Retry),
+    ];
+
+    #[test]
+    fn every_failure_has_its_kind_and_its_course_and_touches_no_file() {
+        for (status, body, kind, course) in ROWS {
+            let provider = provider(samples::oauth2());
+            let error = issuer::answer(&provider, &grant(&[], &[]), &samples::answer(*status, body), NOW).unwrap_err();
+            assert_eq!(error.kind, *kind, "{status} {body}");
+            assert!(error.rotated.is_none(), "{status} {body}");
+            assert_eq!(does(&error), *course, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn the_smaller_of_what_the_answer_and_the_token_say_is_the_lifetime_and_without_both_the_configured_one() {
+        let token = |left: i64| jwt(&json!({ "exp": NOW.secs() + left }));
+        for (body, seconds) in [
+            (json!({ "access_token": token(500) }), 500),
+            (json!({ "access_token": token(500), "expires_in": 600 }), 500),
+            (json!({ "access_token": token(700), "expires_in": 600 }), 600),
+            (json!({ "access_token": "opaque", "expires_in": "600" }), 600),
+            (json!({ "access_token": "opaque", "expires_in": 599.9 }), 599),
+            (json!({ "access_token": "opaque", "expires_in": null }), 3600),
+            (json!({ "access_token": "opaque" }), 3600),
+            (json!({ "access_token": jwt(&json!({ "sub": "alice" })) }), 3600),
+        ] {
+            assert_eq!(answered(&body).unwrap().lifetime, Duration::from_secs(seconds), "{body}");
+        }
+        for body in [json!({ "access_token": token(-1) }), json!({ "access_token": token(0), "expires_in": 600 })] {
+            assert_eq!(answered(&body).unwrap_err().kind, Kind::BadExpiry, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_new_refresh_token_is_kept_whatever_else_is_wrong_and_the_same_one_is_no_rotation() {
+        let next = |rotated: Option<RefreshToken>| rotated.map(|token| token.expose().to_owned());
+        let told =
+            answered(&json!({ "access_token": "abc", "refresh_token": "two", "refresh_expires_in": 1800 })).unwrap();
+        assert_eq!((told.refresh_lifetime, next(told.rotated)), (Some(Duration::from_secs(1800)), Some("two".into())));
+        let told =
+            answered(&json!({ "access_token": "abc", "refresh_token": TOKEN, "refresh_expires_in": 0 })).unwrap();
+        assert_eq!((told.refresh_lifetime, next(told.rotated)), (None, None));
+        for (bad, kind) in [
+            (json!({ "refresh_token": "two" }), Kind::BadAnswer),
+            (json!({ "refresh_token": "two", "access_token": "abc", "expires_in": -1 }), Kind::BadExpiry),
+            (json!({ "refresh_token": "two", "access_token": jwt(&json!({ "iss": "https://x" })) }), Kind::WrongIssuer),
+        ] {
+            let error = answered(&bad).unwrap_err();
+            assert_eq!((error.kind, next(error.rotated)), (kind, Some("two".into())), "{bad}");
+        }
+    }
+
+    #[test]
+    fn less_than_was_asked_for_is_refused_or_flagged_and_its_refresh_token_kept() {
+        let body = json!({
+            "access_token": jwt(&json!({ "iss": "https://i.example.org", "aud": ["a"], "scope": "storage.read:/" })),
+            "refresh_token": "two",
+        });
+        let answered = |shortfall, scopes: &[&str], audience: &[&str]| {
+            let provider = Provider { shortfall, ..provider(samples::oauth2()) };
+            issuer::answer(&provider, &grant(scopes, audience), &samples::answer(200, &body.to_string()), NOW)
+        };
+        for (scopes, audience, kind) in [
+            (&["storage.read:/deep", "compute.read"][..], &["a"][..], Kind::ScopeShortfall),
+            (&["storage.read:/deep"], &["a", "b"], Kind::AudienceShortfall),
+        ] {
+            let error = answered(Shortfall::Refuse, scopes, audience).unwrap_err();
+            assert_eq!((error.kind, error.rotated.is_some()), (kind, true));
+            let told = answered(Shortfall::Flag, scopes, audience).unwrap();
+            assert_eq!((told.flagged, told.rotated.is_some()), (Some(kind), true));
+        }
+        assert_eq!(
+            answered(Shortfall::Refuse, &["storage.read:/deep", "offline_access"], &["a"]).unwrap().flagged,
+            None
+        );
+    }
+}

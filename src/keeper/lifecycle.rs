@@ -139,7 +139,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let mut announcer = Announcer::new(audit.clone());
     let mut revoker = Revoker::default();
     for generation in 2.. {
-        let planner = Planner::new(&limits(&settings.providers), settings.daemon.refresh);
+        let planner =
+            Planner::new(&limits(&settings.providers), settings.daemon.refresh).confirming_after(args.confirm_after);
         let mut driver = Driver::new(
             planner,
             clock,

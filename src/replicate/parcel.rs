@@ -3,13 +3,13 @@
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{settings::UseFormat, site_settings::Site},
+    config::site_settings::Site,
     core::{
         delivery::{Delivered, Undelivered},
         id::CredentialId,
         secret::KeyText,
         time::Timestamp,
-        use_file,
+        use_file::{self, UseFormat},
     },
     error::Kind,
     replicate::envelope::{self, Envelope, KeyRing},

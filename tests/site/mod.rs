@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::{Issuer, Options, Rotation, Running, TokenWish};
+use evercred::demo::issuer::{Asked, Issuer, MytokenWish, Options, Record, Rotation, Running, TokenWish};
 use tempfile::TempDir;
 
 /// Who the network process becomes; not who the process that replicates does, in the tests of that: `nobody`.
@@ -103,10 +103,11 @@ impl Site {
 
     /// Further keys of `[daemon]` and of `[provider.grid]`, and further sections.
     pub fn configure_with(&self, daemon: &str, more: &str, sections: &str) {
+        let timeout = if more.contains("timeout") { "" } else { "timeout = \"3s\"\n" };
         let text = format!(
             "[daemon]\ncredential_directory = \"{}\"\nstatus_socket = \"{}\"\ncourier_user = \"{COURIER}\"\n{daemon}\n\n[provider.grid]\nkind = \"oauth2\"\n\
              issuer = \"{url}\"\nclient_id = \"test\"\nscopes = [\"storage.read:/\"]\nmax_per_second = 1000\n\
-             timeout = \"3s\"\n{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n\n{sections}\n",
+             {timeout}{more}\n\n[provider.mt]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\nissuer = \"{url}\"\n\n{sections}\n",
             self.credentials().display(),
             self.socket().display(),
             url = self.issuer.url(),
@@ -186,8 +187,26 @@ impl Site {
         token
     }
 
+    /// Store a mytoken like this.
+    pub fn mytoken(&self, wish: MytokenWish) -> String {
+        let user = wish.user.clone();
+        let token = self.issuer.control().mytoken(wish).unwrap();
+        self.store(&user, "mt", format!("{{\"mytoken\":\"{token}\"}}").as_bytes());
+        token
+    }
+
     pub fn file(&self, user: &str, name: &str) -> Option<Vec<u8>> {
         fs::read(self.credentials().join(user).join(name)).ok()
+    }
+
+    /// What the issuer remembers of the user's last refresh token and its rotations.
+    pub fn record(&self, user: &str) -> Record {
+        self.issuer.control().records(Some(user)).pop().unwrap()
+    }
+
+    /// Every request for the user's access tokens.
+    pub fn asked(&self, user: &str) -> Vec<Asked> {
+        self.issuer.control().records(Some(user)).into_iter().flat_map(|record| record.asked).collect()
     }
 
     pub fn exchanges(&self, user: &str) -> u64 {

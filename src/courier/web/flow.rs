@@ -151,39 +151,23 @@ pub fn judge(caller: &Caller, item: &Item, away: &Away, path: &str, query: &Quer
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::settings::{ClientAuth, ProviderKind, Shortfall, UseFormat};
+    use crate::{
+        config::settings::{ClientAuth, ProviderKind},
+        issuer::samples,
+    };
 
     fn provider(issuer: Option<&str>, scopes: &[&str]) -> Provider {
+        let oauth2 = OAuth2 {
+            client_auth: ClientAuth::Body,
+            audience_style: AudienceStyle::Resource,
+            from_htcondor: true,
+            authorization_endpoint: Some("https://i.example.org/auth?access_type=offline".into()),
+            ..samples::oauth2()
+        };
         Provider {
-            name: "wlcg".into(),
-            services: vec!["wlcg".into()],
-            kind: ProviderKind::OAuth2(OAuth2 {
-                token_endpoint: Some("https://i.example.org/token".into()),
-                revocation_endpoint: None,
-                client_id: "the client".into(),
-                confidential: false,
-                client_secret: None,
-                client_auth: ClientAuth::Body,
-                audience_style: AudienceStyle::Resource,
-                login_client: None,
-                from_htcondor: true,
-                authorization_endpoint: Some("https://i.example.org/auth?access_type=offline".into()),
-                return_path: None,
-            }),
             issuer: issuer.map(str::to_owned),
             scopes: scopes.iter().map(|s| (*s).to_owned()).collect(),
-            audience: Vec::new(),
-            shortfall: Shortfall::Refuse,
-            default_lifetime: std::time::Duration::from_secs(3600),
-            use_format: UseFormat::Json,
-            max_in_flight: 1,
-            max_per_second: 1,
-            timeout: std::time::Duration::from_secs(5),
-            revoke_at_end: false,
-            revoke_after: std::time::Duration::from_secs(600),
-            ca_file: None,
-            fernet_key_file: None,
-            approval: crate::config::settings::Approval::default(),
+            ..samples::provider(ProviderKind::OAuth2(oauth2))
         }
     }
 

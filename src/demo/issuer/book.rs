@@ -43,6 +43,8 @@ pub enum Fault {
     InvalidClient,
     /// A good answer, lost on the way: the refresh token is spent and the connection closed.
     LoseAnswer,
+    /// A good answer, so many milliseconds on its way: the refresh token is spent at once.
+    LateAnswer(u64),
     /// An answer without `expires_in`; the JWT has its `exp`.
     NoExpiry,
     /// As `no-expiry`, and the access token is opaque.
@@ -55,6 +57,8 @@ pub enum Fault {
     Bulky(u32),
     /// Half of the scopes that were asked for.
     ScopeShortfall,
+    /// A token for another audience than was asked for.
+    AudienceShortfall,
     /// mytoken: the provider behind the server refuses its refresh token.
     ProviderRefuses,
     /// mytoken: the provider behind the server cannot be reached.
@@ -67,12 +71,14 @@ impl Fault {
         !matches!(
             self,
             Self::LoseAnswer
+                | Self::LateAnswer(_)
                 | Self::NoExpiry
                 | Self::Opaque
                 | Self::PastExpiry
                 | Self::WrongIssuer
                 | Self::Bulky(_)
                 | Self::ScopeShortfall
+                | Self::AudienceShortfall
         )
     }
 }
@@ -86,6 +92,15 @@ pub struct Issued {
     pub at_ms: u64,
     /// `exp`, seconds since 1970.
     pub exp: u64,
+}
+
+/// One request for an access token, as it came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Its parameters in their order, without the secrets among them.
+    pub parameters: Vec<(String, String)>,
 }
 
 /// What one refresh token (with all its rotations) saw; no secrets.
@@ -105,6 +120,8 @@ pub struct Record {
     pub revoked: bool,
     /// The last 1,000 access tokens.
     pub issued: VecDeque<Issued>,
+    /// The last 20 requests, whatever came of them.
+    pub asked: VecDeque<Asked>,
 }
 
 /// How a refresh token stands.
@@ -184,6 +201,8 @@ pub(super) enum Refusal {
 }
 
 const KEPT: usize = 1000;
+const KEPT_REQUESTS: usize = 20;
+const SECRETS: [&str; 4] = ["refresh_token", "mytoken", "client_secret", "subject_token"];
 
 impl Book {
     /// A new family with its first refresh token.
@@ -265,6 +284,17 @@ impl Book {
         Ok(spent)
     }
 
+    /// Note a request in the record of its token's family.
+    pub(super) fn ask(&mut self, token: &str, parameters: impl Iterator<Item = (String, String)>) {
+        let Some(family) = self.family_of(token) else { return };
+        let asked = &mut family.record.asked;
+        if asked.len() == KEPT_REQUESTS {
+            asked.pop_front();
+        }
+        let parameters = parameters.filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
+        asked.push_back(Asked { at_ms: now_ms(), parameters });
+    }
+
     /// Note an access token in its family's record.
     pub(super) fn note(&mut self, family: usize, issued: Issued) {
         if let Some(family) = self.families.get_mut(family) {
@@ -283,6 +313,15 @@ impl Book {
             (Some(at), false) => Standing::Superseded { ago: at.elapsed() },
             (None, false) => Standing::Current,
         }
+    }
+
+    /// The tokens of a user that the next exchange takes.
+    pub(super) fn current(&self, user: &str) -> Vec<String> {
+        let lives = |index: usize| {
+            self.families.get(index).is_some_and(|family| family.record.user == user && !family.record.revoked)
+        };
+        let of_user = self.tokens.iter().filter(|(_, (index, superseded))| superseded.is_none() && lives(*index));
+        of_user.map(|(token, _)| token.clone()).collect()
     }
 
     /// The family of a token, whatever its state.

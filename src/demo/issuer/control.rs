@@ -198,6 +198,12 @@ impl Control {
         self.shared.book().standing(token)
     }
 
+    /// The refresh tokens of a user that the next exchange takes; what is revoked is none.
+    #[must_use]
+    pub fn current(&self, user: &str) -> Vec<String> {
+        self.shared.book().current(user)
+    }
+
     /// Approve every open consent as it was asked for, as the button of its page does.
     pub fn approve(&self) {
         super::mytoken::approve_all(&self.shared);

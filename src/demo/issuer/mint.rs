@@ -56,6 +56,8 @@ pub(super) fn access_token(
         _ => scopes,
     };
     let scope = granted.join(" ");
+    let elsewhere = ["https://elsewhere.example".to_owned()];
+    let audience = if fault == Some(Fault::AudienceShortfall) { &elsewhere } else { audience };
     let jti = sign::uuid();
     let claims = Claims {
         iss: if fault == Some(Fault::WrongIssuer) { "https://elsewhere.example/" } else { &shared.url },
@@ -108,7 +110,7 @@ pub struct Restriction {
     pub usages_at: Option<u64>,
     /// How many access tokens were made.
     #[serde(skip)]
-    pub(super) done: u64,
+    pub done: u64,
 }
 
 /// A mytoken's own rotation.
@@ -200,6 +202,12 @@ impl Mytoken {
         }
     }
 
+    /// From when on it works: the earliest of the restrictions', unless one has none.
+    pub(super) fn nbf(&self) -> u64 {
+        let all = self.restrictions.iter().map(|one| one.nbf).collect::<Option<Vec<_>>>();
+        all.and_then(|all| all.into_iter().min()).unwrap_or(0).max(self.iat)
+    }
+
     /// The id that may be shown.
     pub(super) fn mom_id(&self) -> String {
         STANDARD.encode(Sha512::digest(self.jti.as_bytes()))
@@ -209,7 +217,7 @@ impl Mytoken {
     pub(super) fn claims(&self, shared: &Shared, user: &str) -> Value {
         let mut claims = json!({
             "ver": "0.7", "token_type": "mytoken", "iss": shared.mytoken_url, "aud": shared.mytoken_url,
-            "sub": STANDARD.encode(Sha512::digest(user.as_bytes())), "nbf": self.iat, "iat": self.iat,
+            "sub": STANDARD.encode(Sha512::digest(user.as_bytes())), "nbf": self.nbf(), "iat": self.iat,
             "auth_time": self.auth_time, "jti": self.jti, "seq_no": self.seq_no, "oidc_sub": user,
             "oidc_iss": shared.url, "capabilities": self.capabilities,
         });

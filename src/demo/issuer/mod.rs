@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-pub use book::{Fault, Issued, Record, Rotation, Standing};
+pub use book::{Asked, Fault, Issued, Record, Rotation, Standing};
 pub use control::{Control, Outage, Stats, TokenWish};
 pub use mint::{MytokenRotation, MytokenWish, Restriction};
 

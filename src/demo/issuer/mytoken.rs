@@ -26,7 +26,7 @@ use super::{
     book::{Family, Fault, Record, now_ms},
     mint::{self, Mytoken, MytokenWish},
     oauth2::{framed, plain, refuse},
-    serve::{Lost, Peer, misbehave},
+    serve::{Peer, misbehave, on_its_way},
     sign,
 };
 
@@ -215,6 +215,8 @@ async fn access(
     let Some(token) = text(&members, name).or_else(|| bearer(&headers)) else {
         return bad("token not valid");
     };
+    let spoken = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    shared.book().ask(token, members.iter().map(|(name, value)| (name.clone(), spoken(value))));
     let issuer = text(&members, "oidc_issuer").or_else(|| text(&members, "issuer")).filter(|text| !text.is_empty());
     if issuer.is_some_and(|issuer| issuer.trim_end_matches('/') != shared.url) {
         return bad("token not for specified issuer");
@@ -244,11 +246,7 @@ async fn access(
             map.insert("token_update".into(), update);
         }
     }
-    let mut response = Json(body).into_response();
-    if granted.fault == Some(Fault::LoseAnswer) {
-        response.extensions_mut().insert(Lost);
-    }
-    response
+    on_its_way(Json(body).into_response(), granted.fault)
 }
 
 fn grant(shared: &Shared, token: &str, peer: Peer, scopes: Vec<String>, audience: Vec<String>) -> Result<Use, No> {
@@ -270,7 +268,7 @@ fn grant(shared: &Shared, token: &str, peer: Peer, scopes: Vec<String>, audience
         record.reuse += 1;
         record.revoked |= mytoken.rotation.is_some_and(|rotation| rotation.auto_revoke);
     }
-    if let Some(answer) = judge_time(&json!({ "exp": mytoken.exp, "nbf": mytoken.iat })) {
+    if let Some(answer) = judge_time(&json!({ "exp": mytoken.exp, "nbf": mytoken.nbf() })) {
         record.refused += 1;
         return Err(No::Answer(answer));
     }
@@ -572,7 +570,7 @@ async fn tokeninfo(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: 
         drop(book);
         return judge_unknown(&shared, token);
     };
-    if let Some(answer) = judge_time(&json!({ "exp": mytoken.exp, "nbf": mytoken.iat })) {
+    if let Some(answer) = judge_time(&json!({ "exp": mytoken.exp, "nbf": mytoken.nbf() })) {
         return answer;
     }
     if superseded || record.revoked {

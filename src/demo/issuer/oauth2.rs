@@ -24,9 +24,9 @@ use url::form_urlencoded;
 
 use super::{
     Shared,
-    book::{Decision, Device, Family, Fault, Record, Refusal, Spent},
+    book::{Decision, Device, Family, Record, Refusal, Spent},
     mint,
-    serve::{Lost, misbehave},
+    serve::{misbehave, on_its_way},
     sign,
 };
 
@@ -133,6 +133,7 @@ async fn refresh(shared: &Shared, form: &Form, client: Option<&str>) -> Response
     let Some(token) = form.one("refresh_token") else {
         return refuse(StatusCode::BAD_REQUEST, "invalid_request", "refresh_token is missing");
     };
+    shared.book().ask(token, form.0.iter().cloned());
     let spent = shared.book().spend(token, client, &form.words("scope"), shared.rotation);
     let mut spent = match spent {
         Ok(spent) => spent,
@@ -165,11 +166,7 @@ fn answer(shared: &Shared, spent: &Spent) -> Response<Body> {
             map.insert("refresh_token".into(), next.as_str().into());
         }
     }
-    let mut response = ([(header::CACHE_CONTROL, "no-store")], Json(body)).into_response();
-    if spent.fault == Some(Fault::LoseAnswer) {
-        response.extensions_mut().insert(Lost);
-    }
-    response
+    on_its_way(([(header::CACHE_CONTROL, "no-store")], Json(body)).into_response(), spent.fault)
 }
 
 async fn device(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response<Body> {

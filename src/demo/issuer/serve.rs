@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use axum::{
@@ -36,7 +37,21 @@ pub(super) struct Peer(pub(super) SocketAddr);
 
 /// Put into a response to have its connection closed instead.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lost;
+struct Lost;
+
+/// Put into a response to have it wait.
+#[derive(Debug, Clone, Copy)]
+struct Late(Duration);
+
+/// What a fault does to a good answer on its way.
+pub(super) fn on_its_way(mut response: Response<Body>, fault: Option<Fault>) -> Response<Body> {
+    match fault {
+        Some(Fault::LoseAnswer) => drop(response.extensions_mut().insert(Lost)),
+        Some(Fault::LateAnswer(ms)) => drop(response.extensions_mut().insert(Late(Duration::from_millis(ms)))),
+        _ => {}
+    }
+    response
+}
 
 /// Read certificate chain and key.
 pub(super) fn tls(chain: &Path, key: &Path) -> io::Result<TlsAcceptor> {
@@ -69,7 +84,7 @@ pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, share
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
             // Out of descriptors: give others the time to close theirs.
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
         let (shared, router, tls) = (Arc::clone(&shared), router.clone(), tls.clone());
@@ -123,6 +138,9 @@ async fn gate(shared: &Shared, router: Router, request: Request<Incoming>) -> io
         Outage::Closed => return Err(io::Error::from(io::ErrorKind::ConnectionReset)),
     }
     let response = router.oneshot(request).await.unwrap_or_else(never);
+    if let Some(Late(wait)) = response.extensions().get() {
+        tokio::time::sleep(*wait).await;
+    }
     if response.extensions().get::<Lost>().is_some() {
         return Err(io::Error::from(io::ErrorKind::ConnectionReset));
     }
