@@ -6,10 +6,12 @@ mod site;
 
 use std::{
     fs,
-    io::Read,
+    io::{ErrorKind, Read},
+    net::TcpListener,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -216,6 +218,42 @@ fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_broken_one()
     let token = site.refresh_token("alice");
     site.store("alice", "second", token.as_bytes());
     site.wait("the new service", 15, |s| s.file("alice", "second.use").is_some());
+}
+
+#[test]
+fn reloads_that_add_and_remove_providers_send_no_refresh_token_to_another_ones_issuer() {
+    let mut site = Site::new(600, Rotation::None);
+    // First of all providers by its name, and of a service that nobody has: nobody has anything to ask there.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    other.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", other.local_addr().unwrap());
+    let section = format!(
+        "[provider.aaa]\nkind = \"oauth2\"\nissuer = \"{url}\"\ntoken_endpoint = \"{url}/token\"\n\
+         client_id = \"test\"\nservices = [\"nobodys\"]\n"
+    );
+    site.start();
+    site.wait("the start", 15, |s| s.log().contains("courier is ready"));
+    let token = format!("{{\"refresh_token\":\"{}\"}}", site.refresh_token("alice"));
+    let (done, end) = (AtomicBool::new(false), Instant::now() + Duration::from_secs(90));
+    let users: Vec<String> = (0..50).map(|n| format!("u{n}")).collect();
+    std::thread::scope(|scope| {
+        // Looks are on their way whenever the settings change.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) && Instant::now() < end {
+                users.iter().for_each(|user| site.store(user, "grid", token.as_bytes()));
+            }
+        });
+        for round in 1..=6 {
+            site.configure_with("", "", if round % 2 == 1 { &section } else { "" });
+            std::thread::sleep(Duration::from_millis(1100));
+            site.signal("-HUP");
+            site.wait("the reload", 15, |s| s.log().matches("configuration reloaded").count() == round);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    site.wait("everybody", 60, |s| users.iter().all(|user| s.file(user, "grid.use").is_some()));
+    assert_eq!(other.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "{}", site.log());
+    assert!(!site.log().contains("not sent"), "{}", site.log());
 }
 
 #[test]

@@ -64,8 +64,6 @@ pub struct Unkept {
     pub number: u64,
     /// Which credential.
     pub id: CredentialId,
-    /// Index of its provider.
-    pub provider: usize,
     identity: Identity,
     answer: Answered,
 }
@@ -132,7 +130,7 @@ impl Planner {
         let unkept = |(&number, flight): (&u64, &Flight)| {
             let Stage::Keeping { answer, .. } = flight.stage else { return None };
             let id = self.roster.get(flight.slot)?.id.clone();
-            Some(Unkept { number, id, provider: flight.provider, identity: flight.identity, answer })
+            Some(Unkept { number, id, identity: flight.identity, answer })
         };
         self.flights.iter().filter_map(unkept).collect()
     }
@@ -147,7 +145,7 @@ impl Planner {
     }
 
     fn take_over(&mut self, now: Now, unkept: Unkept, provider: usize) {
-        let Unkept { number, id, identity, answer, .. } = unkept;
+        let Unkept { number, id, identity, answer } = unkept;
         let user = id.user.clone();
         let slot = self.roster.add(Entry::new(id, provider, Ok(identity)));
         self.roster.users.entry(user).or_default().slots.push(slot);
@@ -368,6 +366,9 @@ impl Planner {
     }
 
     fn seen_again(&mut self, as_of: Tick, slot: usize, found: &Found) {
+        if self.roster.get(slot).is_some_and(|entry| entry.provider != found.provider) {
+            self.roster.hand_over(slot, found.provider);
+        }
         let Some(entry) = self.roster.get_mut(slot) else { return };
         entry.gone = false;
         // Whenever it was seen: a `.top` is known by its content, and what it tells is part of that.

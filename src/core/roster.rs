@@ -283,7 +283,7 @@ impl Roster {
                 Some(queue) => {
                     queue.insert(place);
                 }
-                // Nobody's any more: the next look will tell.
+                // Nobody's any more: the next look forgets it, or tells whose it is.
                 None => entry.wait = Wait::Parked,
             },
             Wait::Flying(_) | Wait::Parked => {}
@@ -300,6 +300,23 @@ impl Roster {
             Wait::Parked
         };
         self.wait(slot, wait);
+    }
+
+    /// Another provider's from now on: what was parked with the one before has another chance.
+    pub(super) fn hand_over(&mut self, slot: usize, provider: usize) {
+        let Some(entry) = self.get_mut(slot) else { return };
+        let wait = entry.wait;
+        if matches!(wait, Wait::Queued(_)) {
+            self.wait(slot, Wait::Parked);
+        }
+        let Some(entry) = self.get_mut(slot) else { return };
+        entry.provider = provider;
+        match wait {
+            Wait::Parked => entry.forgive(),
+            Wait::Queued(_) => {}
+            Wait::Due { .. } | Wait::Retry(_) | Wait::Flying(_) => return,
+        }
+        self.enqueue(slot);
     }
 
     /// Move what has become due into the queues.

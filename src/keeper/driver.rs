@@ -24,7 +24,7 @@ use super::{
     log::LogHandle,
     replicas::{self, Replication},
     revoker::{self, Revoker},
-    scanner::{FirstScan, Look, Ticket},
+    scanner::{self, FirstScan, Look, Ticket},
     status,
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
         approval::{Ask, Told},
         course::Course,
         id::{CredentialId, UserName},
-        planner::{Action, Brought, Event, Failure, Planner, Unkept},
+        planner::{Action, Brought, Event, Failure, Found, Planner, Unkept},
         secret::RefreshToken,
         snapshot::Status,
         time::{Now, Tick, Timestamp},
@@ -43,7 +43,7 @@ use crate::{
     courier::{frame::ToCourier, probe::Facts},
     error::Kind,
     notice::{letter::Letter, round},
-    spool::{Reservation, Seal, Spool, SpoolError},
+    spool::{Reservation, Seal, Seen, Spool, SpoolError},
 };
 
 /// A provider and what only the keeper holds for it.
@@ -81,8 +81,12 @@ pub enum Input {
     SpoolGone(SpoolError),
     /// A directory has been looked at.
     Looked {
-        /// What is there.
-        event: Event,
+        /// Whose.
+        user: UserName,
+        /// When looking began.
+        as_of: Tick,
+        /// What is there. Whose services these are, the loop knows: the scanner may not have heard of a reload yet.
+        seen: Vec<Seen>,
         /// Goes back when this has been taken.
         ticket: Ticket,
     },
@@ -461,16 +465,16 @@ impl Driver {
                 }
                 self.planner.handle(now, event);
             }
-            Input::Looked { event, ticket } => {
-                if let Event::Scanned { found, .. } = &event {
-                    self.learn(found);
-                }
-                self.planner.handle(now, event);
+            Input::Looked { user, as_of, seen, ticket } => {
+                let found: Vec<Found> = seen.into_iter().filter_map(|seen| found(&self.owners, seen)).collect();
+                self.learn(&found);
+                self.planner.handle(now, Event::Scanned { user, as_of, found });
                 drop(ticket);
             }
             Input::FullScan { as_of, users } => self.scanned(now, as_of, users),
             Input::Ask { number, grant, held } => {
-                let provider = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)).unwrap_or(usize::MAX);
+                // One that was prepared for the settings before a reload has spent nothing, and nobody waits for it.
+                let Some(provider) = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)) else { return };
                 self.held.insert(number, held);
                 if self.stop_by.is_some() {
                     // Nothing is spent yet.
@@ -582,8 +586,7 @@ impl Driver {
     /// has not taken yet.
     pub fn inherit(&mut self, before: &mut Self) {
         let now_at = |unkept: Unkept| {
-            let name = before.owners.get(unkept.provider).map(|owner| &owner.provider.name);
-            let index = self.owners.iter().position(|owner| Some(&owner.provider.name) == name);
+            let index = scanner::provider_of(&self.owners, &unkept.id);
             (unkept, index)
         };
         let unkept: Vec<_> = before.planner.unkept().into_iter().map(now_at).collect();
@@ -699,9 +702,15 @@ impl Driver {
     fn perform(&mut self, now: Now, action: Action) {
         match action {
             Action::Exchange { number, id, provider, identity } => {
-                if let Some(owner) = self.owners.get(provider) {
+                // Whatever else went wrong: a refresh token goes to nobody but the provider that owns its service.
+                let owner = scanner::provider_of(&self.owners, &id).filter(|owns| *owns == provider);
+                if let Some(owner) = owner.and_then(|owns| self.owners.get(owns)) {
                     self.courses.began(now.wall, number, &id, &owner.provider.name);
                     self.disk.submit(Job::Prepare { number, id, identity, owner: Arc::clone(owner) });
+                } else {
+                    tracing::error!(credential = %id, "not sent: its service belongs to another provider");
+                    self.lost(now, number);
+                    drop(self.looks.send(Look::User(id.user)));
                 }
             }
             Action::Keep { number, identity } => {
@@ -743,4 +752,11 @@ impl Driver {
             }
         }
     }
+}
+
+/// What was seen, if its service is somebody's here and now.
+fn found(owners: &[Arc<Owner>], seen: Seen) -> Option<Found> {
+    let provider = scanner::provider_of(owners, &seen.id)?;
+    let Seen { id, top, use_file, refresh_ends, top_newer } = seen;
+    Some(Found { id, provider, top, use_file, refresh_ends, top_newer })
 }

@@ -9,6 +9,9 @@ use world::{HOUR, MINUTE, Mood, Note, Op, SECOND, World, issuer_of};
 
 const PLENTY: Limits = Limits { in_flight: 50, per_second: 50 };
 
+/// What a reload makes of the providers: it adds, removes, and moves them to other indices.
+const RELOADS: [&[usize]; 7] = [&[0, 1], &[1, 0], &[2, 0, 1], &[0, 2, 1], &[1, 2, 0], &[1], &[2, 0]];
+
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(32)
 }
@@ -57,7 +60,7 @@ fn anything() -> impl Strategy<Value = Op> {
         2 => Just(Op::CourierDies),
         2 => who.prop_map(Op::Renew),
         2 => Just(Op::Repeat),
-        2 => Just(Op::Reload),
+        2 => prop::sample::select(RELOADS.to_vec()).prop_map(|providers| Op::Reload(providers.to_vec())),
     ]
 }
 
@@ -148,6 +151,48 @@ fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_ther
     // Somebody stores another one: nothing is known of whether its end moves.
     look(&mut planner, 3_700_000, top(4), Some(end(201_801)));
     assert_eq!(told(&planner), (Some(end(201_801)), None));
+}
+
+fn seen(base: &str, provider: usize, n: u64) -> Found {
+    let id = CredentialId::from_base(UserName::parse("alice").unwrap(), base).unwrap();
+    let top = Ok(Identity { dev: 1, ino: n, size: 1, mtime_ns: 0, hash: [0; 16] });
+    Found { id, provider, top, use_file: None, refresh_ends: None, top_newer: false }
+}
+
+fn exchanges(planner: &mut Planner, now: Now) -> Vec<(u64, usize)> {
+    let actions = std::iter::from_fn(|| planner.next_action(now));
+    actions
+        .filter_map(|action| match action {
+            Action::Exchange { number, provider, .. } => Some((number, provider)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_credential_that_is_seen_with_another_provider_is_asked_for_there_whatever_it_waits_for() {
+    let at = |tick| Now { wall: Timestamp(1_000_000_000 + i64::try_from(tick).unwrap()), tick: Tick(tick) };
+    let told = |tick, provider| {
+        let found = vec![seen("grid", provider, 1)];
+        (at(tick), Event::Scanned { user: UserName::parse("alice").unwrap(), as_of: Tick(tick), found })
+    };
+    let fail = |kind| Err(Failure { kind, retry_after: None, rotated: false });
+    // Nobody's at first, as after a reload that knew no provider of its service.
+    for (before, result) in [(usize::MAX, None), (0, Some(Kind::TopNoToken)), (0, Some(Kind::Network)), (0, None)] {
+        let mut planner = Planner::new(&[PLENTY; 2], Duration::ZERO);
+        let (now, event) = told(1, before);
+        planner.handle(now, event);
+        if let Some(kind) = result {
+            let (number, provider) = exchanges(&mut planner, now)[0];
+            assert_eq!(provider, 0);
+            planner.handle(now, Event::Answered { number, result: fail(kind) });
+        }
+        let (now, event) = told(2, 1);
+        planner.handle(now, event);
+        planner.roster.check();
+        let asked = exchanges(&mut planner, at(HOUR));
+        assert_eq!(asked.iter().map(|a| a.1).collect::<Vec<_>>(), [1], "{before} {result:?}");
+    }
 }
 
 proptest! {
