@@ -298,3 +298,37 @@ fn a_credential_directory_replaced_under_it_ends_it_with_a_clear_word_and_the_ne
     site.start();
     site.wait("a token in the new directory", 15, |s| s.file("alice", "grid.use").is_some());
 }
+
+#[test]
+fn once_ends_with_a_clear_word_when_only_an_issuer_that_is_down_is_left() {
+    let site = Site::new(600, Rotation::None);
+    // Nobody listens there.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    site.configure_with(
+        "",
+        "",
+        &format!(
+            "[provider.gone]\nkind = \"oauth2\"\nissuer = \"http://{gone}\"\n\
+             token_endpoint = \"http://{gone}/token\"\nclient_id = \"test\"\nmax_in_flight = 2\n"
+        ),
+    );
+    site.grid("alice");
+    (0..50).for_each(|n| site.store(&format!("u{n}"), "gone", b"{\"refresh_token\":\"t\"}"));
+    let mut child = site.command().arg("--once").stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(120);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("it still runs\n{}", site.log());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("credentials are left") && text.contains("the issuer of gone"), "{text}");
+    assert!(site.file("alice", "grid.use").is_some(), "the others are renewed");
+}

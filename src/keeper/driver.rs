@@ -34,7 +34,7 @@ use crate::{
         approval::{Ask, Told},
         course::Course,
         id::{CredentialId, UserName},
-        planner::{Action, Brought, Event, Failure, Found, Planner, Unkept},
+        planner::{Action, Announcement, Brought, Event, Failure, Found, Planner, Unkept},
         secret::RefreshToken,
         snapshot::Status,
         time::{Now, Tick, Timestamp},
@@ -299,6 +299,13 @@ pub enum End {
         /// Whether anything failed.
         failed: bool,
     },
+    /// `--once`: what is left waits for something that does not come.
+    GaveUp {
+        /// How many credentials.
+        left: usize,
+        /// What they wait for.
+        why: String,
+    },
     /// The configuration may have changed: ask again, with everything in flight brought home.
     Reload,
 }
@@ -353,10 +360,14 @@ pub struct Driver {
     waiting: HashMap<CredentialId, SyncSender<Reply>>,
     stop_by: Option<(Instant, End)>,
     failed: bool,
+    /// When something last went on, for `--once`.
+    moved: Instant,
 }
 
 /// How long a stop waits for what is in flight.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
+/// `--once` gives up when for so long nothing went on but probes of issuers that are down.
+const STANDSTILL: Duration = Duration::from_secs(30);
 
 impl Driver {
     /// Put the parts together.
@@ -404,6 +415,7 @@ impl Driver {
             waiting: HashMap::new(),
             stop_by: None,
             failed: false,
+            moved: Instant::now(),
         }
     }
 
@@ -424,10 +436,23 @@ impl Driver {
             if self.once && self.first_scan.is_over() && self.settled() {
                 return End::Done { failed: self.failed };
             }
+            if self.once && self.asks_somebody() {
+                self.moved = Instant::now();
+            }
+            if self.once && self.stop_by.is_none() && self.moved.elapsed() >= STANDSTILL {
+                let (left, why) = self.stands_still();
+                tracing::error!(left, why, "nothing goes on any more; --once ends");
+                // What is with an issuer may still bring a new refresh token.
+                self.bring_home(now, self.exchange_patience(), End::GaveUp { left, why });
+                continue;
+            }
             self.revoke(now);
             let mut wait = self.planner.next_deadline(now);
             if let Some(other) = self.revocations_wait(now) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
+            }
+            if self.once {
+                wait = wait.min(STANDSTILL.saturating_sub(self.moved.elapsed()).max(Duration::from_millis(10)));
             }
             if let Some((by, _)) = &self.stop_by {
                 wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
@@ -451,6 +476,45 @@ impl Driver {
         s.queued == 0 && s.in_flight == 0 && self.planner.is_idle()
     }
 
+    /// A request is with an issuer that is not down: its end comes, if only by its timeout.
+    fn asks_somebody(&self) -> bool {
+        self.courier_up && (0..self.owners.len()).any(|issuer| matches!(self.planner.issuer(issuer), (false, 1.., _)))
+    }
+
+    /// How many credentials wait, and for what.
+    fn stands_still(&self) -> (usize, String) {
+        let s = self.planner.snapshot();
+        let waits = |&(index, _): &(usize, &Arc<Owner>)| {
+            let (down, in_flight, queued) = self.planner.issuer(index);
+            down || in_flight > 0 || queued > 0
+        };
+        let why = if !self.courier_up {
+            "the network process does not start".to_owned()
+        } else if self.planner.waits_only_for_the_disk() && s.in_flight > 0 {
+            "the disk takes no refresh token".to_owned()
+        } else {
+            let waiting = self.owners.iter().enumerate().filter(waits);
+            let names: Vec<_> = waiting.map(|(_, owner)| owner.provider.name.as_str()).collect();
+            format!("no answer from the issuer of {}", names.join(", "))
+        };
+        (s.queued + s.in_flight, why)
+    }
+
+    /// Something went on, unless it was for an issuer that is down.
+    fn note_move(&mut self, announcement: &Announcement) {
+        use Announcement as A;
+        let down = |provider: usize| self.planner.issuer(provider).0;
+        let moved = match announcement {
+            A::Failed { kind: Kind::CourierLost, .. } => false,
+            A::Failed { provider, .. } | A::Parked { provider, .. } => !down(*provider),
+            A::Issuer { down, .. } => down.is_none(),
+            A::Renewed { .. } | A::Unusable { .. } | A::Forgotten { .. } => true,
+        };
+        if moved {
+            self.moved = Instant::now();
+        }
+    }
+
     fn take(&mut self, input: Input) {
         let now = self.clock.now();
         match input {
@@ -469,6 +533,9 @@ impl Driver {
                 let found: Vec<Found> = seen.into_iter().filter_map(|seen| found(&self.owners, seen)).collect();
                 self.learn(&found);
                 self.planner.handle(now, Event::Scanned { user, as_of, found });
+                if !self.first_scan.is_over() {
+                    self.moved = Instant::now();
+                }
                 drop(ticket);
             }
             Input::FullScan { as_of, users } => self.scanned(now, as_of, users),
@@ -737,7 +804,8 @@ impl Driver {
             }
             Action::Look { user } => drop(self.looks.send(Look::User(user))),
             Action::Announce(announcement) => {
-                use crate::core::planner::Announcement as A;
+                use Announcement as A;
+                self.note_move(&announcement);
                 self.failed |= matches!(announcement, A::Failed { .. } | A::Parked { .. } | A::Unusable { .. });
                 if matches!(announcement, A::Parked { .. } | A::Unusable { .. } | A::Issuer { .. }) {
                     self.tell_notices(round::Event::Poke);

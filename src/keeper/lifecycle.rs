@@ -169,6 +169,13 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             End::Done { failed: true } => {
                 return Err(Report::new("not everything could be renewed", exit::FAILED).advise("see the log"));
             }
+            End::GaveUp { left, why } => {
+                return Err(Report::new(
+                    format!("{left} credentials are left, and nothing goes on: {why}"),
+                    exit::FAILED,
+                )
+                .advise("see the log, and `evercred doctor`; the next start goes on with them"));
+            }
             End::Reload => {}
         }
         if let Some(new) = driver.reloaded.take() {
