@@ -221,6 +221,39 @@ fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_broken_one()
 }
 
 #[test]
+fn a_reload_names_the_keys_that_take_effect_at_the_next_start_and_takes_the_others() {
+    let mut site = Site::new(600, Rotation::None);
+    site.start();
+    site.wait("the start", 15, |s| s.log().contains("courier is ready"));
+    let other = site.home.path().join("other");
+    let moved = |site: &Site| {
+        let path = site.home.path().join("evercred.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let own = format!("credential_directory = \"{}\"", site.credentials().display());
+        fs::write(&path, text.replace(&own, &format!("credential_directory = \"{}\"", other.display()))).unwrap();
+    };
+    site.configure_with("log_format = \"json\"\nfull_scan = \"1s\"", "", "");
+    moved(&site);
+    site.signal("-HUP");
+    site.wait("the reload", 15, |s| s.log().contains("configuration reloaded"));
+    let log = site.log();
+    let warning = log.lines().find(|line| line.contains("takes effect at the next start")).unwrap();
+    assert!(warning.contains("credential_directory log_format"), "{warning}");
+    assert!(!warning.contains("full_scan") && !warning.contains("status_socket"), "{warning}");
+    // The scan of every second is there: the time of this file is that of the last one.
+    let complete = || fs::metadata(site.credentials().join("CREDMON_COMPLETE")).unwrap().modified().unwrap();
+    let before = complete();
+    site.wait("a scan", 15, |_| complete() > before);
+    let before = complete();
+    site.wait("another scan", 15, |_| complete() > before);
+    site.configure_with("log_format = \"text\"", "", "");
+    std::thread::sleep(Duration::from_millis(1100));
+    site.signal("-HUP");
+    site.wait("the reload back", 15, |s| s.log().matches("configuration reloaded").count() == 2);
+    assert_eq!(site.log().matches("takes effect at the next start").count(), 1, "{}", site.log());
+}
+
+#[test]
 fn reloads_that_add_and_remove_providers_send_no_refresh_token_to_another_ones_issuer() {
     let mut site = Site::new(600, Rotation::None);
     // First of all providers by its name, and of a service that nobody has: nobody has anything to ask there.

@@ -106,8 +106,8 @@ pub enum Look {
     User(UserName),
     /// Everything.
     All,
-    /// The owners of services changed.
-    Owners(Vec<Arc<Owner>>),
+    /// The settings changed: the owners of services, and how often a full scan runs.
+    Owners(Vec<Arc<Owner>>, Duration),
 }
 
 /// Run until the channel closes. `every`: a full scan runs at least that often.
@@ -118,7 +118,7 @@ pub fn run(
     looks: &Receiver<Look>,
     inputs: &Sender<Input>,
     clock: Clock,
-    every: Duration,
+    mut every: Duration,
     mut watch: Option<Watch>,
     replication: &Replication,
 ) {
@@ -172,8 +172,8 @@ pub fn run(
                     urgent.insert(user);
                 }
                 Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
-                Look::Owners(new) => {
-                    owners = new;
+                Look::Owners(new, often) => {
+                    (owners, every) = (new, often);
                     spool.relist();
                     next = Some(Scope::Anew);
                 }
