@@ -457,7 +457,7 @@ impl Planner {
         let number = self.next_number;
         self.next_number += 1;
         self.roster.wait(slot, Wait::Flying(number));
-        let probe = budget.started();
+        let probe = budget.started(now.tick);
         if let Some(probed) = self.probed.get_mut(issuer) {
             *probed = Some(place);
         }

@@ -454,7 +454,7 @@ impl World {
                 let rate = self.limits[provider].per_second as usize;
                 let from = self.now.saturating_sub(999);
                 self.started[provider].retain(|&at| at >= from);
-                assert!(self.started[provider].len() < 2 * rate, "a second's burst and a second's rate at most");
+                assert!(self.started[provider].len() < rate, "no more in any second");
                 self.started[provider].push(self.now);
                 self.note(Note::Started { who, issuer: provider });
                 let trip = Trip {
