@@ -6,10 +6,12 @@ mod site;
 
 use std::{
     fs,
-    io::Read,
+    io::{ErrorKind, Read},
+    net::TcpListener,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -385,6 +387,75 @@ fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_broken_one()
 }
 
 #[test]
+fn a_reload_names_the_keys_that_take_effect_at_the_next_start_and_takes_the_others() {
+    let mut site = Site::new(600, Rotation::None);
+    site.start();
+    site.wait("the start", 15, |s| s.log().contains("courier is ready"));
+    let other = site.home.path().join("other");
+    let moved = |site: &Site| {
+        let path = site.home.path().join("evercred.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let own = format!("credential_directory = \"{}\"", site.credentials().display());
+        fs::write(&path, text.replace(&own, &format!("credential_directory = \"{}\"", other.display()))).unwrap();
+    };
+    site.configure_with("log_format = \"json\"\nfull_scan = \"1s\"", "", "");
+    moved(&site);
+    site.signal("-HUP");
+    site.wait("the reload", 15, |s| s.log().contains("configuration reloaded"));
+    let log = site.log();
+    let warning = log.lines().find(|line| line.contains("takes effect at the next start")).unwrap();
+    assert!(warning.contains("credential_directory log_format"), "{warning}");
+    assert!(!warning.contains("full_scan") && !warning.contains("status_socket"), "{warning}");
+    // The scan of every second is there: the time of this file is that of the last one.
+    let complete = || fs::metadata(site.credentials().join("CREDMON_COMPLETE")).unwrap().modified().unwrap();
+    let before = complete();
+    site.wait("a scan", 15, |_| complete() > before);
+    let before = complete();
+    site.wait("another scan", 15, |_| complete() > before);
+    site.configure_with("log_format = \"text\"", "", "");
+    std::thread::sleep(Duration::from_millis(1100));
+    site.signal("-HUP");
+    site.wait("the reload back", 15, |s| s.log().matches("configuration reloaded").count() == 2);
+    assert_eq!(site.log().matches("takes effect at the next start").count(), 1, "{}", site.log());
+}
+
+#[test]
+fn reloads_that_add_and_remove_providers_send_no_refresh_token_to_another_ones_issuer() {
+    let mut site = Site::new(600, Rotation::None);
+    // First of all providers by its name, and of a service that nobody has: nobody has anything to ask there.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    other.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", other.local_addr().unwrap());
+    let section = format!(
+        "[provider.aaa]\nkind = \"oauth2\"\nissuer = \"{url}\"\ntoken_endpoint = \"{url}/token\"\n\
+         client_id = \"test\"\nservices = [\"nobodys\"]\n"
+    );
+    site.start();
+    site.wait("the start", 15, |s| s.log().contains("courier is ready"));
+    let token = format!("{{\"refresh_token\":\"{}\"}}", site.refresh_token("alice"));
+    let (done, end) = (AtomicBool::new(false), Instant::now() + Duration::from_secs(90));
+    let users: Vec<String> = (0..50).map(|n| format!("u{n}")).collect();
+    std::thread::scope(|scope| {
+        // Looks are on their way whenever the settings change.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) && Instant::now() < end {
+                users.iter().for_each(|user| site.store(user, "grid", token.as_bytes()));
+            }
+        });
+        for round in 1..=6 {
+            site.configure_with("", "", if round % 2 == 1 { &section } else { "" });
+            std::thread::sleep(Duration::from_millis(1100));
+            site.signal("-HUP");
+            site.wait("the reload", 15, |s| s.log().matches("configuration reloaded").count() == round);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    site.wait("everybody", 60, |s| users.iter().all(|user| s.file(user, "grid.use").is_some()));
+    assert_eq!(other.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "{}", site.log());
+    assert!(!site.log().contains("not sent"), "{}", site.log());
+}
+
+#[test]
 fn an_unsafe_directory_a_second_instance_and_bad_configuration_end_with_a_clear_word() {
     let mut site = Site::new(600, Rotation::None);
     let refused = |site: &Site, code: i32, word: &str| {
@@ -425,4 +496,38 @@ fn a_credential_directory_replaced_under_it_ends_it_with_a_clear_word_and_the_ne
     site.grid("alice");
     site.start();
     site.wait("a token in the new directory", 15, |s| s.file("alice", "grid.use").is_some());
+}
+
+#[test]
+fn once_ends_with_a_clear_word_when_only_an_issuer_that_is_down_is_left() {
+    let site = Site::new(600, Rotation::None);
+    // Nobody listens there.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    site.configure_with(
+        "",
+        "",
+        &format!(
+            "[provider.gone]\nkind = \"oauth2\"\nissuer = \"http://{gone}\"\n\
+             token_endpoint = \"http://{gone}/token\"\nclient_id = \"test\"\nmax_in_flight = 2\n"
+        ),
+    );
+    site.grid("alice");
+    (0..50).for_each(|n| site.store(&format!("u{n}"), "gone", b"{\"refresh_token\":\"t\"}"));
+    let mut child = site.command().arg("--once").stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(120);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("it still runs\n{}", site.log());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("credentials are left") && text.contains("the issuer of gone"), "{text}");
+    assert!(site.file("alice", "grid.use").is_some(), "the others are renewed");
 }

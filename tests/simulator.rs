@@ -55,7 +55,13 @@ struct Script {
     steps: Vec<(u64, i64)>,
     revoked_percent: u64,
     issuer_per_second: u64,
+    /// One user stores a hundred `.top` a second that no issuer takes, in between these.
+    flood: Option<(u64, u64)>,
 }
+
+/// The credentials of that user, and how often one of them is stored.
+const FLOOD: usize = 12;
+const FLOOD_EVERY: u64 = 10;
 
 #[derive(Default)]
 struct Tally {
@@ -80,6 +86,7 @@ struct World {
     due: BinaryHeap<Reverse<(u64, u64)>>,
     events: HashMap<u64, Event>,
     flights: HashMap<u64, usize>,
+    flood: Vec<CredentialId>,
     serial: u64,
 }
 
@@ -99,11 +106,12 @@ impl World {
             planner: Planner::new(&[limits], Duration::from_secs(300)),
             index: HashMap::new(),
             identity: Vec::new(),
-            expiry: vec![0; CREDENTIALS],
-            revoked: vec![false; CREDENTIALS],
+            expiry: vec![0; CREDENTIALS + FLOOD],
+            revoked: vec![false; CREDENTIALS + FLOOD],
             due: BinaryHeap::new(),
             events: HashMap::new(),
             flights: HashMap::new(),
+            flood: Vec::new(),
             serial: 0,
         }
     }
@@ -136,6 +144,14 @@ impl World {
             let now = self.clock();
             self.planner.handle(now, Event::Scanned { user: id.user, as_of: now.tick, found: vec![found] });
         }
+        for n in 0..FLOOD {
+            let id = CredentialId::from_base(UserName::parse("mallory").unwrap(), &format!("helmholtz_{n}")).unwrap();
+            self.identity.push(identity((CREDENTIALS + n) as u64));
+            self.revoked[CREDENTIALS + n] = true;
+            self.index.insert(id.clone(), CREDENTIALS + n);
+            self.flood.push(id);
+        }
+        let mut next_flood = script.flood.map_or(u64::MAX, |(from, _)| from);
         let end = script.hours * HOUR;
         let mut steps = script.steps.clone();
         let (mut second, mut in_second) = (0, 0);
@@ -180,7 +196,14 @@ impl World {
             let sleep = u64::try_from(self.planner.next_deadline(self.clock()).as_millis()).unwrap().max(1);
             assert!(sleep <= 60_000, "rule 7: asks again each 60 s");
             let wake = self.now + sleep;
-            self.now = self.due.peek().map_or(wake, |Reverse((at, _))| wake.min(*at)).max(self.now);
+            self.now = self.due.peek().map_or(wake, |Reverse((at, _))| wake.min(*at)).min(next_flood).max(self.now);
+            if self.now >= next_flood {
+                self.store_garbage();
+                next_flood += FLOOD_EVERY;
+                if script.flood.is_some_and(|(_, to)| next_flood > to) {
+                    next_flood = u64::MAX;
+                }
+            }
             while let Some(&(at, step)) = steps.first()
                 && at <= self.now
             {
@@ -201,6 +224,25 @@ impl World {
             }
         }
         tally
+    }
+
+    /// Another `.top` of the user who stores without end; the others are as they were.
+    fn store_garbage(&mut self) {
+        self.serial += 1;
+        let one = CREDENTIALS + self.random.below(FLOOD as u64) as usize;
+        self.identity[one] = identity(1_000_000 + self.serial);
+        let found = self.flood.iter().enumerate().map(|(n, id)| Found {
+            id: id.clone(),
+            provider: 0,
+            top: Ok(self.identity[CREDENTIALS + n]),
+            use_file: None,
+            refresh_ends: None,
+            top_newer: false,
+        });
+        let now = self.clock();
+        let user = self.flood[0].user.clone();
+        let event = Event::Scanned { user, as_of: now.tick, found: found.collect() };
+        self.planner.handle(now, event);
     }
 
     fn note(&self, tally: &mut Tally, script: &Script, n: usize) {
@@ -234,7 +276,7 @@ impl World {
         if script.bursts && (self.now / 60_000).is_multiple_of(10) && self.random.below(100) < 40 {
             return (latency, fail(Kind::ServerError, None));
         }
-        if self.revoked[n] && self.now > HOUR {
+        if n >= CREDENTIALS || self.revoked[n] && self.now > HOUR {
             return (latency, fail(Kind::Revoked, None));
         }
         let rotated = n.is_multiple_of(3);
@@ -284,7 +326,8 @@ fn simulate(name: &str, script: &Script) -> Tally {
 #[test]
 fn nothing_expires_while_the_issuer_is_healthy() {
     let steps = vec![(2 * HOUR, 3 * HOUR as i64), (3 * HOUR, -5 * HOUR as i64), (4 * HOUR, 2 * HOUR as i64)];
-    let script = Script { hours: 5, outage: None, bursts: true, steps, revoked_percent: 1, issuer_per_second: 90 };
+    let script =
+        Script { hours: 5, outage: None, bursts: true, steps, revoked_percent: 1, issuer_per_second: 90, flood: None };
     let tally = simulate("bad weather", &script);
     assert_eq!(tally.expired_while_healthy, 0);
     assert!(tally.parked >= CREDENTIALS as u64 / 200, "the revoked are parked: {}", tally.parked);
@@ -294,9 +337,36 @@ fn nothing_expires_while_the_issuer_is_healthy() {
 #[test]
 fn a_six_hour_outage_ends_in_an_orderly_recovery() {
     let outage = Some((2 * HOUR, 8 * HOUR));
-    let script =
-        Script { hours: 10, outage, bursts: false, steps: vec![], revoked_percent: 0, issuer_per_second: 1000 };
+    let script = Script {
+        hours: 10,
+        outage,
+        bursts: false,
+        steps: vec![],
+        revoked_percent: 0,
+        issuer_per_second: 1000,
+        flood: None,
+    };
     let tally = simulate("outage", &script);
     assert_eq!(tally.expired_while_healthy, 0, "all are back after the outage");
-    assert!(tally.peak <= 200, "one second's burst and one second's rate: {}", tally.peak);
+    assert!(tally.peak <= 100, "the limit holds in every second: {}", tally.peak);
+}
+
+#[test]
+fn one_user_who_stores_a_hundred_garbage_tops_a_second_lets_nobody_elses_token_expire() {
+    let script = Script {
+        hours: 2,
+        outage: None,
+        bursts: false,
+        steps: vec![],
+        revoked_percent: 0,
+        issuer_per_second: 1000,
+        flood: Some((HOUR / 2, 2 * HOUR)),
+    };
+    let tally = simulate("flood", &script);
+    assert_eq!(tally.expired_while_healthy, 0);
+    assert!(
+        tally.left.first().is_none_or(|left| *left >= 1_200_000),
+        "and nobody's renewal is late: {:?}",
+        tally.left.first()
+    );
 }

@@ -44,14 +44,15 @@ pub const KEYS: &[Key] = &[
         DAEMON,
         "credential_directory",
         "HTCondor's `SEC_CREDENTIAL_DIRECTORY_OAUTH`",
-        "Where credd stores credentials. An absolute path.",
+        "Where credd stores credentials. An absolute path. A change takes effect at the next start.",
     ),
     key(
         DAEMON,
         "share_directory",
         "`false`",
         "`true`: another credential monitor works in the same directory, or another host's credd may: leave `pid` and \
-         `CREDMON_COMPLETE` alone. credd then signals the other one; the watch and `full_scan` find what is new.",
+         `CREDMON_COMPLETE` alone. credd then signals the other one; the watch and `full_scan` find what is new. A \
+         change takes effect at the next start.",
     ),
     key(
         DAEMON,
@@ -63,7 +64,8 @@ pub const KEYS: &[Key] = &[
         DAEMON,
         "status_socket",
         "`/run/evercred/status.sock`, if started as root or condor",
-        "Where `evercred status` and the storer ask. The control socket `control.sock` is beside it.",
+        "Where `evercred status` and the storer ask. The control socket `control.sock` is beside it. \
+         A change takes effect at the next start.",
     ),
     key(
         DAEMON,
@@ -84,8 +86,18 @@ pub const KEYS: &[Key] = &[
         "How often the directory is gone through, whatever the watch says: its users are listed and the credentials looked \
          at. From 5 min on, where the watch works, it is a 144th of them at a time. 1 s to 24 h.",
     ),
-    key(DAEMON, "log", "HTCondor's `CREDMON_OAUTH_LOG`", "A path, `\"syslog\"`, `\"journal\"` or `\"stderr\"`."),
-    key(DAEMON, "log_format", "`\"text\"`", "What a line looks like: `\"text\"`, or `\"json\"` (one object a line)."),
+    key(
+        DAEMON,
+        "log",
+        "HTCondor's `CREDMON_OAUTH_LOG`",
+        "A path, `\"syslog\"`, `\"journal\"` or `\"stderr\"`. A change takes effect at the next start.",
+    ),
+    key(
+        DAEMON,
+        "log_format",
+        "`\"text\"`",
+        "What a line looks like: `\"text\"`, or `\"json\"` (one object a line). A change takes effect at the next start.",
+    ),
     key(
         DAEMON,
         "audit_log",

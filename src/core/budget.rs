@@ -1,6 +1,9 @@
 //! What one issuer may be asked: so many at once, so many a second, and nothing much while it is down.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use super::{
     schedule::{RETRY_FIRST, RETRY_MOST},
@@ -13,10 +16,12 @@ use crate::error::Kind;
 pub struct Limits {
     /// Exchanges under way at once.
     pub in_flight: u32,
-    /// Exchanges started a second, with a burst of one second's worth.
+    /// Exchanges started in any second.
     pub per_second: u32,
 }
 
+/// What [`Limits::per_second`] counts.
+const SECOND: Duration = Duration::from_secs(1);
 /// So many different credentials must fail in a row before the issuer counts as down: one bad one is not enough.
 const FAILURES_TO_OPEN: usize = 5;
 /// A provider whose client is refused is asked again this rarely.
@@ -27,9 +32,9 @@ const PARKED_PROBE: Duration = Duration::from_secs(300);
 pub struct Budget {
     limits: Limits,
     in_flight: u32,
-    /// Thousandths of an exchange.
-    saved: u64,
-    counted_at: Tick,
+    /// Those started in the last second, by tick: at most a thousand entries, whatever the limit is.
+    started: VecDeque<(Tick, u32)>,
+    in_second: u32,
     /// The issuer asked us to wait until then.
     paused_until: Tick,
     /// While it is down: the next probe.
@@ -64,8 +69,8 @@ impl Budget {
         Self {
             limits,
             in_flight: 0,
-            saved: u64::from(limits.per_second) * 1000,
-            counted_at: Tick(0),
+            started: VecDeque::new(),
+            in_second: 0,
             paused_until: Tick(0),
             probe_at: Tick(0),
             failing: BTreeSet::new(),
@@ -83,7 +88,10 @@ impl Budget {
     /// # Errors
     /// Not now.
     pub fn may_start(&mut self, now: Tick) -> Result<(), Option<Tick>> {
-        self.count(now);
+        while let Some((_, count)) = self.started.front().copied().filter(|(tick, _)| tick.plus(SECOND) <= now) {
+            self.in_second = self.in_second.saturating_sub(count);
+            self.started.pop_front();
+        }
         if self.in_flight >= if self.is_open() { 1 } else { self.limits.in_flight } {
             return Err(None);
         }
@@ -91,24 +99,20 @@ impl Budget {
         if now < not_before {
             return Err(Some(not_before));
         }
-        if self.saved < 1000 {
-            let wait = (1000 - self.saved).div_ceil(u64::from(self.limits.per_second.max(1)));
-            return Err(Some(now.plus(Duration::from_millis(wait.max(1)))));
+        match self.started.front() {
+            Some((first, _)) if self.in_second >= self.limits.per_second.max(1) => Err(Some(first.plus(SECOND))),
+            _ => Ok(()),
         }
-        Ok(())
-    }
-
-    fn count(&mut self, now: Tick) {
-        let passed = u64::try_from(now.since(self.counted_at).as_millis()).unwrap_or(u64::MAX);
-        let most = u64::from(self.limits.per_second) * 1000;
-        self.saved = self.saved.saturating_add(passed.saturating_mul(u64::from(self.limits.per_second))).min(most);
-        self.counted_at = now;
     }
 
     /// An exchange starts: true if it is a probe of an issuer that is down.
-    pub fn started(&mut self) -> bool {
+    pub fn started(&mut self, now: Tick) -> bool {
         self.in_flight += 1;
-        self.saved = self.saved.saturating_sub(1000);
+        self.in_second += 1;
+        match self.started.back_mut() {
+            Some((tick, count)) if *tick == now => *count += 1,
+            _ => self.started.push_back((now, 1)),
+        }
         self.is_open()
     }
 
@@ -240,12 +244,35 @@ mod tests {
     }
 
     #[test]
+    fn no_second_sees_more_starts_than_the_limit_and_a_long_run_reaches_it() {
+        let mut budget = Budget::new(Limits { in_flight: 1000, per_second: 7 });
+        let (mut now, mut starts) = (Tick(1), Vec::new());
+        while now < Tick(60_000) {
+            match budget.may_start(now) {
+                Ok(()) => {
+                    budget.started(now);
+                    budget.ended();
+                    starts.push(now.0);
+                    // Not all at once, and not evenly.
+                    now = Tick(now.0 + [0, 0, 3, 30][starts.len() % 4]);
+                }
+                Err(until) => {
+                    assert!(until.unwrap() > now);
+                    now = until.unwrap();
+                }
+            }
+        }
+        assert!(starts.windows(8).all(|eight| eight[7] - eight[0] >= 1000), "{starts:?}");
+        assert!(starts.len() >= 7 * 50, "{}", starts.len());
+    }
+
+    #[test]
     fn a_full_house_that_fails_at_once_opens_the_circuit_for_the_first_delay_only() {
         let mut budget = Budget::new(Limits { in_flight: 64, per_second: 100 });
         let now = Tick(1000);
         for _ in 0..64 {
             budget.may_start(now).unwrap();
-            budget.started();
+            budget.started(now);
         }
         for slot in 0..64 {
             budget.ended();
@@ -254,7 +281,7 @@ mod tests {
         assert_eq!(budget.may_start(now), Err(Some(now.plus(RETRY_FIRST))));
         let probe = now.plus(RETRY_FIRST);
         budget.may_start(probe).unwrap();
-        budget.started();
+        budget.started(probe);
         assert_eq!(budget.may_start(probe), Err(None), "one probe at a time");
         budget.ended();
         assert!(!budget.failed(probe, 1, true));

@@ -64,8 +64,6 @@ pub struct Unkept {
     pub number: u64,
     /// Which credential.
     pub id: CredentialId,
-    /// Index of its provider.
-    pub provider: usize,
     identity: Identity,
     answer: Answered,
 }
@@ -140,7 +138,7 @@ impl Planner {
         let unkept = |(&number, flight): (&u64, &Flight)| {
             let Stage::Keeping { answer, .. } = flight.stage else { return None };
             let id = self.roster.get(flight.slot)?.id.clone();
-            Some(Unkept { number, id, provider: flight.provider, identity: flight.identity, answer })
+            Some(Unkept { number, id, identity: flight.identity, answer })
         };
         self.flights.iter().filter_map(unkept).collect()
     }
@@ -155,7 +153,7 @@ impl Planner {
     }
 
     fn take_over(&mut self, now: Now, unkept: Unkept, provider: usize) {
-        let Unkept { number, id, identity, answer, .. } = unkept;
+        let Unkept { number, id, identity, answer } = unkept;
         let user = id.user.clone();
         let slot = self.roster.add(Entry::new(id, provider, Ok(identity)));
         self.roster.users.entry(user).or_default().slots.push(slot);
@@ -197,7 +195,7 @@ impl Planner {
                     entry.forgive();
                     // One that is in an exchange is being renewed already.
                     if !matches!(entry.wait(), Wait::Flying(_)) {
-                        self.roster.enqueue(slot);
+                        self.roster.enqueue(now, slot);
                     }
                 }
             }
@@ -244,7 +242,7 @@ impl Planner {
         }
         let budgets = if self.stopping { &mut [][..] } else { &mut self.budgets[..] };
         for (issuer, budget) in budgets.iter_mut().enumerate() {
-            if self.roster.first(issuer).is_some() {
+            if self.roster.queued(issuer) > 0 {
                 match budget.may_start(now.tick) {
                     Ok(()) => return Duration::ZERO,
                     Err(Some(tick)) => wait = wait.min(tick.since(now.tick)),
@@ -331,19 +329,21 @@ impl Planner {
 
     fn scanned(&mut self, now: Now, user: UserName, as_of: Tick, found: Vec<Found>) {
         let before = self.roster.users.remove(&user).unwrap_or_default().slots;
+        // By name: a user may have thousands.
+        let mut known: BTreeMap<CredentialId, usize> =
+            before.into_iter().filter_map(|slot| Some((self.roster.get(slot)?.id.clone(), slot))).collect();
         let mut slots = Vec::with_capacity(found.len());
         for found in found {
-            let is_it = |&slot: &usize| self.roster.get(slot).is_some_and(|entry| entry.id == found.id);
-            match before.iter().copied().find(is_it) {
+            match known.remove(&found.id) {
                 Some(slot) => {
-                    self.seen_again(as_of, slot, &found);
+                    self.seen_again(now, as_of, slot, &found);
                     slots.push(slot);
                 }
                 None => slots.push(self.seen_first(now, found)),
             }
         }
-        for slot in before {
-            if !slots.contains(&slot) && self.unseen(as_of, slot) {
+        for slot in known.into_values() {
+            if self.unseen(as_of, slot) {
                 slots.push(slot);
             }
         }
@@ -366,16 +366,23 @@ impl Planner {
         let times = found.use_file.filter(|_| !found.top_newer).and_then(|told| Some((told.issued?, told.expiry?)));
         match times {
             Some((issued, expiry)) if usable && expiry > now.wall => {
-                let after = schedule::renew_after(expiry.since(issued), spread, self.refresh);
+                let lifetime = expiry.since(issued);
+                let after = schedule::renew_after(lifetime, spread, self.refresh);
                 let due = issued.plus(after);
+                if let Some(entry) = self.roster.get_mut(slot) {
+                    entry.urgent = schedule::urgent(lifetime, spread, self.refresh);
+                }
                 self.roster.wait(slot, Wait::Due { wall: due, tick: now.tick.plus(due.since(now.wall).min(after)) });
             }
-            _ => self.roster.enqueue(slot),
+            _ => self.roster.enqueue(now, slot),
         }
         slot
     }
 
-    fn seen_again(&mut self, as_of: Tick, slot: usize, found: &Found) {
+    fn seen_again(&mut self, now: Now, as_of: Tick, slot: usize, found: &Found) {
+        if self.roster.get(slot).is_some_and(|entry| entry.provider != found.provider) {
+            self.roster.hand_over(now, slot, found.provider);
+        }
         let Some(entry) = self.roster.get_mut(slot) else { return };
         entry.gone = false;
         // Whenever it was seen: a `.top` is known by its content, and what it tells is part of that.
@@ -412,7 +419,7 @@ impl Planner {
         }
         // An exchange goes on to its end first, which sees that it started from another `.top`.
         if !flying {
-            self.roster.enqueue(slot);
+            self.roster.enqueue(now, slot);
         }
     }
 
@@ -450,15 +457,15 @@ impl Planner {
         // Probes go round: one that always fails must not be the only one asked.
         let place = match self.probed.get(issuer).copied().flatten().filter(|_| budget.is_open()) {
             Some(last) => self.roster.after(issuer, last),
-            None => self.roster.first(issuer),
+            None => self.roster.first(now, issuer),
         }?;
-        let slot = place.slot;
+        let slot = place.slot();
         let entry = self.roster.get(slot)?;
         let (id, identity) = (entry.id.clone(), entry.top.ok()?);
         let number = self.next_number;
         self.next_number += 1;
         self.roster.wait(slot, Wait::Flying(number));
-        let probe = budget.started();
+        let probe = budget.started(now.tick);
         if let Some(probed) = self.probed.get_mut(issuer) {
             *probed = Some(place);
         }
@@ -485,7 +492,7 @@ impl Planner {
         match result {
             _ if self.roster.get(slot).is_none_or(|entry| entry.gone || entry.top != Ok(identity)) => {
                 if self.end(number).is_some() {
-                    self.roster.enqueue(slot);
+                    self.roster.enqueue(now, slot);
                 }
             }
             Ok(brought) => self.publish(now, number, brought, now.tick),
@@ -555,7 +562,7 @@ impl Planner {
         match answer.result {
             _ if stored_anew => {
                 if self.end(number).is_some() {
-                    self.roster.enqueue(slot);
+                    self.roster.enqueue(now, slot);
                 }
             }
             Ok(brought) => self.publish(now, number, brought, answer.at),
@@ -594,7 +601,7 @@ impl Planner {
             let issued = now.wall.minus(age);
             self.pending.push_back(Action::Publish { number, identity: flight.identity, issued });
         } else if let Some(flight) = self.end(number) {
-            self.roster.enqueue(flight.slot);
+            self.roster.enqueue(now, flight.slot);
         }
     }
 
@@ -612,6 +619,7 @@ impl Planner {
         let Some(entry) = self.roster.get_mut(slot) else { return };
         let lifetime = brought.lifetime.saturating_sub(age);
         entry.expiry = Some(now.wall.plus(lifetime));
+        entry.urgent = schedule::urgent(brought.lifetime, entry.id.spread(), self.refresh);
         entry.renewed = Some(now.wall);
         entry.flagged = brought.flagged;
         let refresh_ends = brought.refresh_lifetime.map(|lifetime| now.wall.plus(lifetime.saturating_sub(age)));
@@ -636,7 +644,7 @@ impl Planner {
             self.roster.wait(slot, Wait::Due { wall: now.wall.plus(after), tick: now.tick.plus(after) });
         } else {
             // Another `.top` was seen while this one's token went into place.
-            self.roster.enqueue(slot);
+            self.roster.enqueue(now, slot);
         }
     }
 
@@ -656,7 +664,7 @@ impl Planner {
             self.pending.push_back(Action::Look { user: entry.id.user.clone() });
             self.roster.wait(flight.slot, Wait::Retry(now.tick.plus(SUPERSEDED)));
         } else {
-            self.roster.enqueue(flight.slot);
+            self.roster.enqueue(now, flight.slot);
         }
     }
 

@@ -691,7 +691,7 @@ impl Replicas {
                 continue;
             }
             let probe = to.budget.is_open();
-            to.budget.started();
+            to.budget.started(now.tick);
             let number = self.next_number;
             self.next_number += 1;
             self.row(slot, site)?.wait = Wait::Flying(number);

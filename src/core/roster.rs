@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
+    time::Duration,
 };
 
 use super::{
@@ -30,12 +31,28 @@ pub(super) enum Wait {
     Parked,
 }
 
-/// Place in an issuer's queue: new ones first, then the soonest expiry.
+/// So many new ones of one user are let before renewals at once, and as many in each [`TURNS`] from then on.
+const TURNS_OF_ONE: u32 = 20;
+const TURNS: Duration = Duration::from_secs(60);
+/// A user who stores without end stands behind others for no longer than this afterwards.
+const LAST_TURN: Duration = Duration::from_secs(3600);
+
+/// Place in an issuer's queue. New ones stand by turns, so that users take turns however much one of them stores;
+/// renewals by the end of the present token. Who of them all is next, [`Roster::first`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    renewal: bool,
-    expiry: Timestamp,
-    pub(super) slot: usize,
+pub(super) enum Place {
+    /// Of a `.top` that has brought no token yet.
+    New { turn: Tick, slot: usize },
+    /// To renew what there is.
+    Renewal { expiry: Timestamp, slot: usize },
+}
+
+impl Place {
+    pub(super) fn slot(self) -> usize {
+        match self {
+            Self::New { slot, .. } | Self::Renewal { slot, .. } => slot,
+        }
+    }
 }
 
 /// What is known of a credential.
@@ -45,6 +62,8 @@ pub(super) struct Entry {
     pub(super) provider: usize,
     pub(super) top: Result<Identity, Kind>,
     pub(super) expiry: Option<Timestamp>,
+    /// With less than this left of its token, it goes before all new ones.
+    pub(super) urgent: Duration,
     /// The end of the refresh token.
     pub(super) ending: Ending,
     pub(super) renewed: Option<Timestamp>,
@@ -75,6 +94,7 @@ impl Entry {
             provider,
             top,
             expiry: None,
+            urgent: Duration::ZERO,
             ending: Ending::default(),
             renewed: None,
             flagged: None,
@@ -187,6 +207,9 @@ pub(super) struct Roster {
     by_wall: BTreeSet<(Timestamp, usize)>,
     by_tick: BTreeSet<(Tick, usize)>,
     queues: Vec<BTreeSet<Place>>,
+    /// The next turn of each user who has stored lately. Not in [`Home`]: one that is removed takes none along.
+    turns: BTreeMap<UserName, Tick>,
+    tidied: Tick,
 }
 
 impl Roster {
@@ -198,6 +221,8 @@ impl Roster {
             by_wall: BTreeSet::new(),
             by_tick: BTreeSet::new(),
             queues: vec![BTreeSet::new(); issuers],
+            turns: BTreeMap::new(),
+            tidied: Tick(0),
         }
     }
 
@@ -283,7 +308,7 @@ impl Roster {
                 Some(queue) => {
                     queue.insert(place);
                 }
-                // Nobody's any more: the next look will tell.
+                // Nobody's any more: the next look forgets it, or tells whose it is.
                 None => entry.wait = Wait::Parked,
             },
             Wait::Flying(_) | Wait::Parked => {}
@@ -291,26 +316,48 @@ impl Roster {
     }
 
     /// Into its issuer's queue, unless its `.top` is of no use.
-    pub(super) fn enqueue(&mut self, slot: usize) {
-        let Some(entry) = self.get(slot) else { return };
-        let wait = if entry.top.is_ok() {
-            let renewal = !entry.fresh_top || entry.failures > 0;
-            Wait::Queued(Place { renewal, expiry: entry.expiry.unwrap_or_default(), slot })
-        } else {
-            Wait::Parked
+    pub(super) fn enqueue(&mut self, now: Now, slot: usize) {
+        let Some(Some(entry)) = self.slots.get(slot) else { return };
+        let wait = match entry.wait {
+            _ if entry.top.is_err() => Wait::Parked,
+            _ if !entry.fresh_top => Wait::Queued(Place::Renewal { expiry: entry.expiry.unwrap_or_default(), slot }),
+            // It has its turn already.
+            Wait::Queued(place @ Place::New { .. }) => Wait::Queued(place),
+            _ => Wait::Queued(Place::New { turn: take_turn(&mut self.turns, now.tick, &entry.id.user), slot }),
         };
         self.wait(slot, wait);
     }
 
+    /// Another provider's from now on: what was parked with the one before has another chance.
+    pub(super) fn hand_over(&mut self, now: Now, slot: usize, provider: usize) {
+        let Some(entry) = self.get_mut(slot) else { return };
+        let wait = entry.wait;
+        if matches!(wait, Wait::Queued(_)) {
+            self.wait(slot, Wait::Parked);
+        }
+        let Some(entry) = self.get_mut(slot) else { return };
+        entry.provider = provider;
+        match wait {
+            Wait::Parked => entry.forgive(),
+            Wait::Queued(_) => {}
+            Wait::Due { .. } | Wait::Retry(_) | Wait::Flying(_) => return,
+        }
+        self.enqueue(now, slot);
+    }
+
     /// Move what has become due into the queues.
     pub(super) fn wake(&mut self, now: Now) {
+        if now.tick.since(self.tidied) >= TURNS {
+            self.turns.retain(|_, next| *next > now.tick);
+            self.tidied = now.tick;
+        }
         loop {
             let slot = match (self.by_tick.first(), self.by_wall.first()) {
                 (Some(&(tick, slot)), _) if tick <= now.tick => slot,
                 (_, Some(&(wall, slot))) if wall <= now.wall => slot,
                 _ => return,
             };
-            self.enqueue(slot);
+            self.enqueue(now, slot);
         }
     }
 
@@ -319,15 +366,30 @@ impl Roster {
         (self.by_tick.first().map(|first| first.0), self.by_wall.first().map(|first| first.0))
     }
 
-    /// Who is first in an issuer's queue.
-    pub(super) fn first(&self, issuer: usize) -> Option<Place> {
-        self.queues.get(issuer)?.first().copied()
+    /// Who is next in an issuer's queue: whose token would expire, then new ones whose turn it is, then renewals by the
+    /// soonest expiry, and when nobody else waits the new ones of those who store too much.
+    pub(super) fn first(&self, now: Now, issuer: usize) -> Option<Place> {
+        let queue = self.queues.get(issuer)?;
+        let renewal_from = |expiry| queue.range(Place::Renewal { expiry, slot: 0 }..).next().copied();
+        // What has expired has nothing left to lose.
+        let urgent = renewal_from(now.wall.plus(Duration::from_millis(1))).filter(|place| {
+            let entry = self.get(place.slot());
+            entry.is_some_and(|entry| entry.expiry.is_some_and(|expiry| expiry.since(now.wall) < entry.urgent))
+        });
+        let new = queue.first().copied().filter(|place| matches!(place, Place::New { .. }));
+        let in_turn = |place: &Place| matches!(place, Place::New { turn, .. } if turn.since(now.tick) < TURNS);
+        urgent.or(new.filter(in_turn)).or_else(|| renewal_from(Timestamp(i64::MIN))).or(new)
     }
 
     /// Who comes after that place in an issuer's queue; after the last, who is first.
     pub(super) fn after(&self, issuer: usize, place: Place) -> Option<Place> {
         let queue = self.queues.get(issuer)?;
         queue.range((Bound::Excluded(place), Bound::Unbounded)).next().or_else(|| queue.first()).copied()
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_turns(&self) -> usize {
+        self.turns.len()
     }
 
     /// What must hold after every event: one entry, one wait, and the indices agree.
@@ -350,7 +412,7 @@ impl Roster {
                     timed += 1;
                 }
                 Wait::Queued(place) => {
-                    assert!(place.slot == slot && self.queues[entry.provider].contains(&place));
+                    assert!(place.slot() == slot && self.queues[entry.provider].contains(&place));
                     assert!(entry.top.is_ok(), "only what can be read is queued");
                     queued += 1;
                 }
@@ -360,4 +422,15 @@ impl Roster {
         let in_queues: usize = self.queues.iter().map(BTreeSet::len).sum();
         assert_eq!((self.by_wall.len(), self.by_tick.len(), in_queues), (due, timed, queued), "no index holds more");
     }
+}
+
+/// The user's next turn: at once, and the further off the more of them were taken lately.
+fn take_turn(turns: &mut BTreeMap<UserName, Tick>, now: Tick, user: &UserName) -> Tick {
+    let turn = turns.get(user).copied().unwrap_or(now).max(now);
+    let next = turn.plus(TURNS / TURNS_OF_ONE).min(now.plus(LAST_TURN));
+    match turns.get_mut(user) {
+        Some(known) => *known = next,
+        None => drop(turns.insert(user.clone(), next)),
+    }
+    turn
 }

@@ -28,6 +28,13 @@ pub fn renew_after(lifetime: Duration, spread: u64, refresh: Duration) -> Durati
     if lifetime >= floor.saturating_mul(2) { spread_half.min(lifetime.saturating_sub(floor)) } else { spread_half }
 }
 
+/// How much is left of a token of this `lifetime` when its renewal can wait for nobody any more: a quarter of what was
+/// left when it became due, [`floor`] at most.
+#[must_use]
+pub fn urgent(lifetime: Duration, spread: u64, refresh: Duration) -> Duration {
+    (lifetime.saturating_sub(renew_after(lifetime, spread, refresh)) / 4).min(floor(refresh))
+}
+
 /// The wall time at which a token is due.
 #[must_use]
 pub fn due(issued: Timestamp, expiry: Timestamp, spread: u64, refresh: Duration) -> Timestamp {

@@ -24,7 +24,7 @@ use super::{
     log::LogHandle,
     replicas::{self, Replication},
     revoker::{self, Revoker},
-    scanner::{FirstScan, Look, Ticket},
+    scanner::{self, FirstScan, Look, Ticket},
     status,
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
         approval::{Ask, Told},
         course::Course,
         id::{CredentialId, UserName},
-        planner::{Action, Brought, Event, Failure, Planner, Unkept},
+        planner::{Action, Announcement, Brought, Event, Failure, Found, Planner, Unkept},
         secret::RefreshToken,
         snapshot::Status,
         time::{Now, Tick, Timestamp},
@@ -43,7 +43,7 @@ use crate::{
     courier::{frame::ToCourier, probe::Facts},
     error::Kind,
     notice::{letter::Letter, round},
-    spool::{Reservation, Seal, Spool, SpoolError},
+    spool::{Reservation, Seal, Seen, Spool, SpoolError},
 };
 
 /// A provider and what only the keeper holds for it.
@@ -81,8 +81,12 @@ pub enum Input {
     SpoolGone(SpoolError),
     /// A directory has been looked at.
     Looked {
-        /// What is there.
-        event: Event,
+        /// Whose.
+        user: UserName,
+        /// When looking began.
+        as_of: Tick,
+        /// What is there. Whose services these are, the loop knows: the scanner may not have heard of a reload yet.
+        seen: Vec<Seen>,
         /// Goes back when this has been taken.
         ticket: Ticket,
     },
@@ -295,6 +299,13 @@ pub enum End {
         /// Whether anything failed.
         failed: bool,
     },
+    /// `--once`: what is left waits for something that does not come.
+    GaveUp {
+        /// How many credentials.
+        left: usize,
+        /// What they wait for.
+        why: String,
+    },
     /// The configuration may have changed: ask again, with everything in flight brought home.
     Reload,
 }
@@ -349,10 +360,14 @@ pub struct Driver {
     waiting: HashMap<CredentialId, SyncSender<Reply>>,
     stop_by: Option<(Instant, End)>,
     failed: bool,
+    /// When something last went on, for `--once`.
+    moved: Instant,
 }
 
 /// How long a stop waits for what is in flight.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
+/// `--once` gives up when for so long nothing went on but probes of issuers that are down.
+const STANDSTILL: Duration = Duration::from_secs(30);
 
 impl Driver {
     /// Put the parts together.
@@ -400,6 +415,7 @@ impl Driver {
             waiting: HashMap::new(),
             stop_by: None,
             failed: false,
+            moved: Instant::now(),
         }
     }
 
@@ -420,10 +436,23 @@ impl Driver {
             if self.once && self.first_scan.is_over() && self.settled() {
                 return End::Done { failed: self.failed };
             }
+            if self.once && self.asks_somebody() {
+                self.moved = Instant::now();
+            }
+            if self.once && self.stop_by.is_none() && self.moved.elapsed() >= STANDSTILL {
+                let (left, why) = self.stands_still();
+                tracing::error!(left, why, "nothing goes on any more; --once ends");
+                // What is with an issuer may still bring a new refresh token.
+                self.bring_home(now, self.exchange_patience(), End::GaveUp { left, why });
+                continue;
+            }
             self.revoke(now);
             let mut wait = self.planner.next_deadline(now);
             if let Some(other) = self.revocations_wait(now) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
+            }
+            if self.once {
+                wait = wait.min(STANDSTILL.saturating_sub(self.moved.elapsed()).max(Duration::from_millis(10)));
             }
             if let Some((by, _)) = &self.stop_by {
                 wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
@@ -447,6 +476,45 @@ impl Driver {
         s.queued == 0 && s.in_flight == 0 && self.planner.is_idle()
     }
 
+    /// A request is with an issuer that is not down: its end comes, if only by its timeout.
+    fn asks_somebody(&self) -> bool {
+        self.courier_up && (0..self.owners.len()).any(|issuer| matches!(self.planner.issuer(issuer), (false, 1.., _)))
+    }
+
+    /// How many credentials wait, and for what.
+    fn stands_still(&self) -> (usize, String) {
+        let s = self.planner.snapshot();
+        let waits = |&(index, _): &(usize, &Arc<Owner>)| {
+            let (down, in_flight, queued) = self.planner.issuer(index);
+            down || in_flight > 0 || queued > 0
+        };
+        let why = if !self.courier_up {
+            "the network process does not start".to_owned()
+        } else if self.planner.waits_only_for_the_disk() && s.in_flight > 0 {
+            "the disk takes no refresh token".to_owned()
+        } else {
+            let waiting = self.owners.iter().enumerate().filter(waits);
+            let names: Vec<_> = waiting.map(|(_, owner)| owner.provider.name.as_str()).collect();
+            format!("no answer from the issuer of {}", names.join(", "))
+        };
+        (s.queued + s.in_flight, why)
+    }
+
+    /// Something went on, unless it was for an issuer that is down.
+    fn note_move(&mut self, announcement: &Announcement) {
+        use Announcement as A;
+        let down = |provider: usize| self.planner.issuer(provider).0;
+        let moved = match announcement {
+            A::Failed { kind: Kind::CourierLost, .. } => false,
+            A::Failed { provider, .. } | A::Parked { provider, .. } => !down(*provider),
+            A::Issuer { down, .. } => down.is_none(),
+            A::Renewed { .. } | A::Unusable { .. } | A::Forgotten { .. } => true,
+        };
+        if moved {
+            self.moved = Instant::now();
+        }
+    }
+
     fn take(&mut self, input: Input) {
         let now = self.clock.now();
         match input {
@@ -461,16 +529,19 @@ impl Driver {
                 }
                 self.planner.handle(now, event);
             }
-            Input::Looked { event, ticket } => {
-                if let Event::Scanned { found, .. } = &event {
-                    self.learn(found);
+            Input::Looked { user, as_of, seen, ticket } => {
+                let found: Vec<Found> = seen.into_iter().filter_map(|seen| found(&self.owners, seen)).collect();
+                self.learn(&found);
+                self.planner.handle(now, Event::Scanned { user, as_of, found });
+                if !self.first_scan.is_over() {
+                    self.moved = Instant::now();
                 }
-                self.planner.handle(now, event);
                 drop(ticket);
             }
             Input::FullScan { as_of, users } => self.scanned(now, as_of, users),
             Input::Ask { number, grant, held } => {
-                let provider = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)).unwrap_or(usize::MAX);
+                // One that was prepared for the settings before a reload has spent nothing, and nobody waits for it.
+                let Some(provider) = self.owners.iter().position(|o| Arc::ptr_eq(o, &held.owner)) else { return };
                 self.held.insert(number, held);
                 if self.stop_by.is_some() {
                     // Nothing is spent yet.
@@ -582,8 +653,7 @@ impl Driver {
     /// has not taken yet.
     pub fn inherit(&mut self, before: &mut Self) {
         let now_at = |unkept: Unkept| {
-            let name = before.owners.get(unkept.provider).map(|owner| &owner.provider.name);
-            let index = self.owners.iter().position(|owner| Some(&owner.provider.name) == name);
+            let index = scanner::provider_of(&self.owners, &unkept.id);
             (unkept, index)
         };
         let unkept: Vec<_> = before.planner.unkept().into_iter().map(now_at).collect();
@@ -699,9 +769,15 @@ impl Driver {
     fn perform(&mut self, now: Now, action: Action) {
         match action {
             Action::Exchange { number, id, provider, identity } => {
-                if let Some(owner) = self.owners.get(provider) {
+                // Whatever else went wrong: a refresh token goes to nobody but the provider that owns its service.
+                let owner = scanner::provider_of(&self.owners, &id).filter(|owns| *owns == provider);
+                if let Some(owner) = owner.and_then(|owns| self.owners.get(owns)) {
                     self.courses.began(now.wall, number, &id, &owner.provider.name);
                     self.disk.submit(Job::Prepare { number, id, identity, owner: Arc::clone(owner) });
+                } else {
+                    tracing::error!(credential = %id, "not sent: its service belongs to another provider");
+                    self.lost(now, number);
+                    drop(self.looks.send(Look::User(id.user)));
                 }
             }
             Action::Keep { number, identity } => {
@@ -728,7 +804,8 @@ impl Driver {
             }
             Action::Look { user } => drop(self.looks.send(Look::User(user))),
             Action::Announce(announcement) => {
-                use crate::core::planner::Announcement as A;
+                use Announcement as A;
+                self.note_move(&announcement);
                 self.failed |= matches!(announcement, A::Failed { .. } | A::Parked { .. } | A::Unusable { .. });
                 if matches!(announcement, A::Parked { .. } | A::Unusable { .. } | A::Issuer { .. }) {
                     self.tell_notices(round::Event::Poke);
@@ -743,4 +820,11 @@ impl Driver {
             }
         }
     }
+}
+
+/// What was seen, if its service is somebody's here and now.
+fn found(owners: &[Arc<Owner>], seen: Seen) -> Option<Found> {
+    let provider = scanner::provider_of(owners, &seen.id)?;
+    let Seen { id, top, use_file, refresh_ends, top_newer } = seen;
+    Some(Found { id, provider, top, use_file, refresh_ends, top_newer })
 }

@@ -33,7 +33,7 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Outward, Provider, STATUS_SOCKET, Settings},
+        settings::{Daemon, Outward, Provider, STATUS_SOCKET, Settings},
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
@@ -83,6 +83,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     let log = log::start(&log_target(args, &settings), settings.daemon.log_format, "evercred")
         .map_err(|error| Report::of(&error, error.exit_code()))?;
     harden().map_err(failed)?;
+    let started_with = settings.daemon.clone();
     let (inputs, queue) = channel();
     // Before there is a `pid`: whoever reads it may signal at once.
     let at_work = Arc::new(OnceLock::new());
@@ -174,10 +175,21 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
             End::Done { failed: true } => {
                 return Err(Report::new("not everything could be renewed", exit::FAILED).advise("see the log"));
             }
+            End::GaveUp { left, why } => {
+                return Err(Report::new(
+                    format!("{left} credentials are left, and nothing goes on: {why}"),
+                    exit::FAILED,
+                )
+                .advise("see the log, and `evercred doctor`; the next start goes on with them"));
+            }
             End::Reload => {}
         }
         if let Some(new) = driver.reloaded.take() {
             settings = *new;
+        }
+        let late = at_next_start(args, &started_with, &settings.daemon);
+        if !late.is_empty() {
+            tracing::warn!(keys = late.join(" "), "changed, and takes effect at the next start");
         }
         announcer = std::mem::take(&mut driver.announcer);
         revoker = std::mem::take(&mut driver.revoker);
@@ -195,7 +207,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
         }
         // The scanner keeps its watches and tells the new planner everything.
         scan_from = clock.now().tick;
-        drop(looks.send(scanner::Look::Owners(owners.clone())));
+        drop(looks.send(scanner::Look::Owners(owners.clone(), settings.daemon.full_scan)));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
     replication.stop();
@@ -211,6 +223,21 @@ impl Drop for Retires {
     fn drop(&mut self) {
         self.0.retire();
     }
+}
+
+/// What a reload has found changed and cannot change: what the process has opened at its start.
+fn at_next_start(args: &cli::Credmon, now: &Daemon, new: &Daemon) -> Vec<&'static str> {
+    let log = args.log.is_none() && !args.foreground;
+    let keys = [
+        ("credential_directory", now.credential_directory != new.credential_directory),
+        ("share_directory", now.share_directory != new.share_directory),
+        ("status_socket", now.status_socket != new.status_socket),
+        ("log", log && now.log != new.log),
+        ("log_format", now.log_format != new.log_format),
+        ("MAX_CREDMON_OAUTH_LOG", now.log_limit != new.log_limit),
+        ("MAX_NUM_CREDMON_OAUTH_LOG", now.log_keep != new.log_keep),
+    ];
+    keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
 }
 
 /// After a reload: the audit log may be another one.

@@ -85,13 +85,13 @@ pub struct Revoker {
 }
 
 impl Revoker {
-    /// A credential of a provider that revokes was seen with this `.top`: whether its token must be read. One that had
-    /// left and is back keeps its token.
-    pub fn seen(&mut self, id: &CredentialId, identity: Identity) -> bool {
+    /// A credential of this provider, which revokes, was seen with this `.top`: whether its token must be read. One that
+    /// had left and is back keeps its token.
+    pub fn seen(&mut self, id: &CredentialId, identity: Identity, provider: &str) -> bool {
         if self.ended.get(id).is_some_and(|ended| ended.by.is_none() && ended.flying.is_none()) {
             self.ended.remove(id);
         }
-        self.known.get(id).is_none_or(|known| known.identity != identity)
+        self.known.get(id).is_none_or(|known| known.identity != identity || known.held.provider != provider)
     }
 
     /// Name of the provider of a token that is held.
@@ -200,9 +200,9 @@ mod tests {
     fn with(tokens: &[(&str, &str)]) -> Revoker {
         let mut revoker = Revoker::default();
         for (base, token) in tokens {
-            assert!(revoker.seen(&id(base), TOP));
+            assert!(revoker.seen(&id(base), TOP, "grid"));
             revoker.learned(id(base), TOP, held(token));
-            assert!(!revoker.seen(&id(base), TOP), "it is read once");
+            assert!(!revoker.seen(&id(base), TOP, "grid"), "it is read once");
         }
         revoker
     }
@@ -236,8 +236,17 @@ mod tests {
     fn one_that_comes_back_keeps_its_token() {
         let mut revoker = with(&[("grid", "t")]);
         revoker.left(Tick(0), &id("grid"), WAIT);
-        assert!(revoker.seen(&id("grid"), TOP), "it is read again");
+        assert!(revoker.seen(&id("grid"), TOP, "grid"), "it is read again");
         assert!(revoker.next(AFTER).is_none());
+    }
+
+    #[test]
+    fn one_whose_service_went_to_another_provider_is_read_again_for_that_one() {
+        let mut revoker = with(&[("grid", "t")]);
+        assert!(revoker.seen(&id("grid"), TOP, "other"));
+        revoker.learned(id("grid"), TOP, Held { provider: "other".into(), ..held("t") });
+        assert!(!revoker.seen(&id("grid"), TOP, "other"));
+        assert_eq!(revoker.provider_of(&id("grid")), Some("other"));
     }
 
     #[test]

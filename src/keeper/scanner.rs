@@ -23,11 +23,10 @@ use super::{
 use crate::{
     core::{
         id::{CredentialId, Handle, Service, UserName},
-        planner::{Event, Found},
         time::Tick,
     },
     error::Kind,
-    spool::{Hint, Seen, Spool, Watch},
+    spool::{Hint, Spool, Watch},
 };
 
 /// A full scan that a hint of overflow asks for comes at most this often.
@@ -107,8 +106,8 @@ pub enum Look {
     User(UserName),
     /// Everything.
     All,
-    /// The owners of services changed.
-    Owners(Vec<Arc<Owner>>),
+    /// The settings changed: the owners of services, and how often a full scan runs.
+    Owners(Vec<Arc<Owner>>, Duration),
 }
 
 /// Run until the channel closes. `every`: a full scan runs at least that often.
@@ -119,7 +118,7 @@ pub fn run(
     looks: &Receiver<Look>,
     inputs: &Sender<Input>,
     clock: Clock,
-    every: Duration,
+    mut every: Duration,
     mut watch: Option<Watch>,
     replication: &Replication,
 ) {
@@ -173,8 +172,8 @@ pub fn run(
                     urgent.insert(user);
                 }
                 Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
-                Look::Owners(new) => {
-                    owners = new;
+                Look::Owners(new, often) => {
+                    (owners, every) = (new, often);
                     spool.relist();
                     next = Some(Scope::Anew);
                 }
@@ -273,10 +272,9 @@ impl Eye {
             Ok(seen) => {
                 let ids = seen.iter().map(|seen| seen.id.clone()).collect();
                 self.replication.tell(replicas::Told::Look(user.clone(), ids));
-                let found = seen.into_iter().filter_map(|seen| found(owners, seen)).collect();
                 self.told.retain(|(other, _)| other != user);
-                let event = Event::Scanned { user: user.clone(), as_of, found };
-                drop(self.inputs.send(Input::Looked { event, ticket: Ticket::take(&self.behind) }));
+                let looked = Input::Looked { user: user.clone(), as_of, seen, ticket: Ticket::take(&self.behind) };
+                drop(self.inputs.send(looked));
             }
             Err(error) => {
                 if self.told.tell(as_of, (user.clone(), error.to_string())) {
@@ -290,18 +288,6 @@ impl Eye {
     }
 }
 
-fn found(owners: &[Arc<Owner>], seen: Seen) -> Option<Found> {
-    let (provider, ..) = owner_of(owners, &seen.id.base())?;
-    Some(Found {
-        id: seen.id,
-        provider,
-        top: seen.top,
-        use_file: seen.use_file,
-        refresh_ends: seen.refresh_ends,
-        top_newer: seen.top_newer,
-    })
-}
-
 /// The services that are looked after, in a line: what a memo is about.
 fn services(owners: &[Arc<Owner>]) -> String {
     let names: BTreeSet<&str> = owners.iter().flat_map(|o| o.provider.services.iter().map(String::as_str)).collect();
@@ -313,15 +299,18 @@ pub(super) fn owner<'o>(owners: &'o [Arc<Owner>], base: &str) -> Option<&'o Owne
     owner_of(owners, base).and_then(|(index, ..)| owners.get(index)).map(AsRef::as_ref)
 }
 
-/// The provider of a base name: the service named exactly so, else the part before the first `_`.
+/// The provider of a base name, and what the name means.
 pub(super) fn owner_of(owners: &[Arc<Owner>], base: &str) -> Option<(usize, Service, Option<Handle>)> {
-    let find = |name: &str| owners.iter().position(|o| o.provider.services.iter().any(|s| s == name));
-    if let Some(provider) = find(base) {
-        let id = CredentialId::from_base(UserName::parse("x").ok()?, base).ok()?;
-        return Some((provider, id.service, id.handle));
-    }
     let id = CredentialId::from_base(UserName::parse("x").ok()?, base).ok()?;
-    find(id.service.as_str()).map(|provider| (provider, id.service, id.handle))
+    provider_of(owners, &id).map(|provider| (provider, id.service, id.handle))
+}
+
+/// Index of a credential's provider among these: that of the service named exactly as its base name, else of its
+/// service. It means nothing among other owners: whatever outlives a reload names the credential instead.
+pub(super) fn provider_of(owners: &[Arc<Owner>], id: &CredentialId) -> Option<usize> {
+    let find = |name: &str| owners.iter().position(|o| o.provider.services.iter().any(|s| s == name));
+    let whole = id.handle.as_ref().and_then(|_| find(&id.base()));
+    whole.or_else(|| find(id.service.as_str()))
 }
 
 impl From<Hint> for Look {

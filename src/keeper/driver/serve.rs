@@ -223,7 +223,7 @@ impl Driver {
         for found in found {
             if let (Some(owner), Ok(identity)) = (self.owners.get(found.provider), found.top)
                 && owner.provider.revoke_at_end
-                && self.revoker.seen(&found.id, identity)
+                && self.revoker.seen(&found.id, identity, &owner.provider.name)
             {
                 self.disk.submit(Job::Learn { id: found.id.clone(), owner: Arc::clone(owner), order: None });
             }
@@ -266,12 +266,17 @@ impl Driver {
             return;
         }
         while let Some(ask) = self.revoker.next(now.tick) {
-            let index = self.owners.iter().position(|owner| owner.provider.name == ask.held.provider);
+            // Of its name there may be another one now: a token goes only where its service belongs.
+            let index = scanner::provider_of(&self.owners, &ask.id)
+                .filter(|&owns| self.owners.get(owns).is_some_and(|owner| owner.provider.name == ask.held.provider));
             let sent = match index {
                 _ if self.spool.verify().is_err() => {
                     Err(ExchangeError::new(Kind::PublishFailed, "the directory moved"))
                 }
-                None => Err(ExchangeError::new(Kind::ClientRefused, "its provider is not configured any more")),
+                None => Err(ExchangeError::new(
+                    Kind::ClientRefused,
+                    "its service does not belong to that provider any more",
+                )),
                 Some(provider) => {
                     let frame = ToCourier::Revoke { number: ask.number, provider, token: ask.held.token };
                     self.link.send(&frame).map_err(|e| ExchangeError::new(Kind::CourierLost, e.to_string()))

@@ -50,7 +50,8 @@ pub(super) enum Op {
     Renew(usize),
     /// The last event once more.
     Repeat,
-    Reload,
+    /// These are the providers then, in this order, by their issuers; from 2 on they own nothing that anybody has.
+    Reload(Vec<usize>),
 }
 
 /// What happened, for the properties.
@@ -144,7 +145,9 @@ enum Task {
 
 pub(super) struct World {
     pub(super) planner: Planner,
-    limits: Vec<Limits>,
+    /// The providers, by index: each one's issuer.
+    providers: Vec<usize>,
+    limits: [Limits; 2],
     pub(super) refresh: u64,
     lifetimes: [u64; 2],
     latency: u64,
@@ -190,7 +193,8 @@ impl World {
     pub(super) fn new(credentials: usize, limits: [Limits; 2], lifetimes: [u64; 2], refresh: u64) -> Self {
         Self {
             planner: Planner::new(&limits, Duration::from_millis(refresh)),
-            limits: limits.to_vec(),
+            providers: vec![0, 1],
+            limits,
             refresh,
             lifetimes,
             latency: 30,
@@ -258,6 +262,7 @@ impl World {
     pub(super) fn op(&mut self, op: &Op) {
         let count = self.ids.len();
         match *op {
+            Op::Reload(ref providers) => self.reload(providers),
             Op::Wait(time) => self.pass(time),
             Op::Scan(who) => self.later(0, Task::Look(self.ids[who % count].user.clone())),
             Op::FullScan => self.later(0, Task::FullScan),
@@ -314,7 +319,6 @@ impl World {
                     self.deliver(event);
                 }
             }
-            Op::Reload => self.reload(),
         }
     }
 
@@ -345,6 +349,9 @@ impl World {
         self.moods = [Mood::Well; 2];
         self.bad.clear();
         (self.disk_full, self.keep_trouble, self.publish_trouble) = (false, false, false);
+        if ![0, 1].iter().all(|issuer| self.providers.contains(issuer)) {
+            self.reload(&[0, 1]);
+        }
         self.settle();
     }
 
@@ -360,17 +367,20 @@ impl World {
         }
     }
 
-    fn reload(&mut self) {
+    fn reload(&mut self, providers: &[usize]) {
         self.planner.stop();
         let patience = self.now + 10 * MINUTE;
         while !(self.planner.is_idle() || self.planner.waits_only_for_the_disk()) {
             assert!(self.now < patience, "a reload ends");
             self.pass(10);
         }
-        let mut planner = Planner::new(&self.limits, Duration::from_millis(self.refresh));
+        self.providers = providers.to_vec();
+        let limits: Vec<Limits> =
+            providers.iter().map(|&issuer| *self.limits.get(issuer).unwrap_or(&self.limits[0])).collect();
+        let mut planner = Planner::new(&limits, Duration::from_millis(self.refresh));
         let unkept = self.planner.unkept().into_iter().map(|unkept| {
-            let issuer = unkept.provider;
-            (unkept, Some(issuer))
+            let provider = self.provider_of(self.who(&unkept.id));
+            (unkept, provider)
         });
         planner.inherit(self.clock(), &self.planner, unkept.collect::<Vec<_>>());
         // The exchanges of the planner before are over; so are its budgets.
@@ -431,6 +441,12 @@ impl World {
         match action {
             Action::Exchange { number, id, provider, identity } => {
                 let who = self.who(&id);
+                assert_eq!(
+                    self.providers.get(provider),
+                    Some(&issuer_of(who)),
+                    "{id}: asked at the provider that owns it"
+                );
+                let provider = issuer_of(who);
                 let others = self.trips.values().filter(|trip| trip.who == who).count();
                 assert_eq!(others, 0, "{id}: one exchange at a time");
                 let out = self.trips.values().filter(|trip| trip.issuer == provider && !trip.answered).count();
@@ -438,7 +454,7 @@ impl World {
                 let rate = self.limits[provider].per_second as usize;
                 let from = self.now.saturating_sub(999);
                 self.started[provider].retain(|&at| at >= from);
-                assert!(self.started[provider].len() < 2 * rate, "a second's burst and a second's rate at most");
+                assert!(self.started[provider].len() < rate, "no more in any second");
                 self.started[provider].push(self.now);
                 self.note(Note::Started { who, issuer: provider });
                 let trip = Trip {
@@ -485,12 +501,27 @@ impl World {
                 self.note(Note::Failed { who: self.who(id), kind: *kind, next_in });
             }
             Announcement::Parked { id, kind, .. } => self.note(Note::Parked { who: self.who(id), kind: *kind }),
-            Announcement::Issuer { provider, down } => self.note(Note::Issuer { issuer: *provider, down: *down }),
+            Announcement::Issuer { provider, down } => {
+                self.note(Note::Issuer { issuer: self.providers[*provider], down: *down });
+            }
             Announcement::Renewed { .. } | Announcement::Unusable { .. } | Announcement::Forgotten { .. } => {}
         }
     }
 
-    fn deliver(&mut self, event: Event) {
+    /// Index of the provider that owns its service.
+    fn provider_of(&self, who: usize) -> Option<usize> {
+        self.providers.iter().position(|&issuer| issuer == issuer_of(who))
+    }
+
+    fn deliver(&mut self, mut event: Event) {
+        // Whose it is, is settled when the planner is told: the look may be of a time before a reload.
+        if let Event::Scanned { found, .. } = &mut event {
+            found.retain_mut(|found| {
+                let provider = self.provider_of(self.who(&found.id));
+                found.provider = provider.unwrap_or(usize::MAX);
+                provider.is_some()
+            });
+        }
         if let Event::Kept { .. } | Event::Answered { .. } | Event::Published { .. } | Event::Superseded { .. } = event
         {
             self.last = Some(event.clone());
@@ -545,7 +576,7 @@ impl World {
         let here = self.files.iter().filter(|(who, _)| self.ids[**who].user == *user);
         let found = here.map(|(&who, file)| Found {
             id: self.ids[who].clone(),
-            provider: issuer_of(who),
+            provider: usize::MAX,
             top: match file.content {
                 // Only the keys tell that it cannot be opened.
                 Content::Token(_) | Content::Bad(Kind::TopSealed) => Ok(file.identity),
