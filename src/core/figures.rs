@@ -256,6 +256,7 @@ mod tests {
             renews: None,
             refresh_token_expires: Some(at(refresh)),
             stored: None,
+            approved: None,
             rolling,
             renewed: None,
             generation: 0,

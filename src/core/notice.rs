@@ -1,6 +1,7 @@
 //! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
 //!
-//! A person is told once a step before a refresh token ends, once when the issuer refuses it while jobs need it, and once
+//! A person is told once a step before a refresh token ends (of the steps that are less than nine tenths of its life: who has
+//! just approved is told nothing; if none is, once when its last quarter begins), once when the issuer refuses it while jobs need it, and once
 //! when it is renewed again after that;
 //! admins once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
 //! credentials show meanwhile), and once when it works again. What was told is [`Memory`], which outlives restarts. It is cleared
@@ -47,6 +48,10 @@ pub struct Standing {
     pub refresh_ends: Option<Timestamp>,
     /// Whether each renewal moves that end on, so that it comes only if renewals fail; none: that has not shown yet.
     pub rolling: Option<bool>,
+    /// When it was stored, if that is known: by whoever approved, as far as the daemon saw it.
+    pub approved: Option<Timestamp>,
+    /// We have replaced what was stored then: after a restart nothing tells any more when that was.
+    pub rotated: bool,
     /// What is wrong, and how often in a row; not what may only be left of an issuer's outage that is over.
     pub error: Option<(Kind, u32)>,
     /// Nothing is asked any more.
@@ -99,10 +104,21 @@ pub struct Memory {
 /// What was told about one credential.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
-    /// The end that was told, and the shortest step, in seconds.
+    /// The end that was told, and the shortest step, in seconds; 0: the last quarter of a short life.
     pub ending: Option<(Timestamp, u64)>,
+    /// An end that will come, and since when the token with it is there, where files do not tell.
+    #[serde(default)]
+    pub since: Option<(Timestamp, Timestamp)>,
     /// The refusal that was told.
     pub refused: Option<Kind>,
+}
+
+impl Told {
+    /// Since when the token is there that ends then.
+    fn since(&self, standing: &Standing, at: Timestamp) -> Option<Timestamp> {
+        let remembered = self.since.filter(|(end, _)| same_end(*end, at)).map(|(_, since)| since);
+        [remembered, standing.approved].into_iter().flatten().min()
+    }
 }
 
 /// Jobs by user; a user who is not in it has none.
@@ -232,7 +248,7 @@ pub fn decide(policy: &Policy, memory: &mut Memory, now: Timestamp, all: &Standi
         }
         let told = memory.credentials.entry(id.to_string()).or_default();
         match matter {
-            Matter::Ending(at) => told.ending = step(policy, now, at).map(|step| (at, step)),
+            Matter::Ending(at) => told.ending = step(policy, now, at, told.since(standing, at)).map(|step| (at, step)),
             Matter::Refused(kind) => told.refused = Some(kind),
         }
         let item = Item { id: id.clone(), provider: standing.provider.clone(), matter, expires: standing.expires };
@@ -267,8 +283,15 @@ fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Sta
         }
         // After a start only a renewal may tell it again.
         told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
-        told.ending.is_some() || told.refused.is_some()
+        told.since = told.since.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
+        *told != Told::default()
     });
+    for standing in credentials.iter().filter(|standing| standing.rotated && standing.rolling == Some(false)) {
+        if let (Some(at), Some(approved)) = (standing.refresh_ends, standing.approved) {
+            let told = memory.credentials.entry(standing.id.to_string()).or_default();
+            told.since.get_or_insert((at, approved));
+        }
+    }
     let configured: BTreeSet<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
     memory.providers.retain(|name, _| configured.contains(name.as_str()));
     memory.outages.retain(|name| configured.contains(name.as_str()));
@@ -314,23 +337,32 @@ fn due<'a, 'm>(
             return told.refused.is_none().then_some((standing, Matter::Refused(kind)));
         }
         let at = standing.refresh_ends.filter(|_| !standing.parked)?;
+        let since = told.since(standing, at);
         let told = told.ending.filter(|(end, _)| same_end(*end, at));
         // What was told once, before a restart, and is still the end, is known not to move.
         let stays = standing.rolling == Some(false) || (standing.rolling.is_none() && told.is_some());
         let fails = standing.error.is_some_and(|(_, times)| times >= policy.after_failures);
-        let step = step(policy, now, at).filter(|_| stays || fails)?;
+        let step = step(policy, now, at, since).filter(|_| stays || fails)?;
         let heard = told.is_some_and(|(_, least)| least <= step);
         (!heard).then_some((standing, Matter::Ending(at)))
     })
 }
 
-/// The shortest step that has begun, in seconds; none once the end is there: then the issuer's refusal is what to tell.
-fn step(policy: &Policy, now: Timestamp, at: Timestamp) -> Option<u64> {
+/// The shortest step that has begun, in seconds, of a token that is there since then; none once the end is there: then the
+/// issuer's refusal is what to tell. A step that is most of the token's life is none. If none is left, the last quarter of
+/// that life is one, as 0 seconds.
+fn step(policy: &Policy, now: Timestamp, at: Timestamp, since: Option<Timestamp>) -> Option<u64> {
     let left = at.since(now);
     if left.is_zero() {
         return None;
     }
-    policy.steps.iter().filter(|step| left <= **step).min().map(Duration::as_secs)
+    // A time in the future tells nothing.
+    let life = since.filter(|since| *since <= now).map_or(Duration::MAX, |since| at.since(since));
+    let steps: Vec<Duration> = policy.steps.iter().copied().filter(|step| *step < life / 10 * 9).collect();
+    if steps.is_empty() {
+        return (left <= life / 4).then_some(0);
+    }
+    steps.into_iter().filter(|step| left <= *step).min().map(|step| step.as_secs())
 }
 
 /// What admins have to mend, and have not heard: by provider, each kind once.
@@ -409,6 +441,8 @@ mod tests {
             expires: None,
             refresh_ends: None,
             rolling: Some(false),
+            approved: None,
+            rotated: false,
             error: None,
             parked: false,
             well: false,
@@ -494,6 +528,57 @@ mod tests {
         // Approved again: another end.
         assert_eq!(told(&mut memory, 11 * DAY, &[ending("alice", 40 * DAY)], &jobs), [""; 0]);
         assert_eq!(told(&mut memory, 39 * DAY, &[ending("alice", 40 * DAY)], &jobs), both);
+    }
+
+    fn fresh(life: u64) -> Standing {
+        Standing { approved: Some(NOW), ..ending("alice", life) }
+    }
+
+    #[test]
+    fn who_approves_a_token_of_a_week_is_not_told_at_once_but_two_days_before_its_end() {
+        let (mut memory, fresh) = (Memory::default(), [fresh(7 * DAY)]);
+        let times = [10, DAY, 5 * DAY - 1, 5 * DAY, 6 * DAY, 7 * DAY - 6 * 3600, 7 * DAY - 60];
+        let told = times.map(|after| told(&mut memory, after, &fresh, &Jobs::Unknown).len());
+        assert_eq!(told, [0, 0, 0, 2, 0, 2, 0]);
+    }
+
+    #[test]
+    fn a_token_that_lives_shorter_than_all_steps_is_told_once_in_its_last_quarter() {
+        let (mut memory, fresh) = (Memory::default(), [fresh(3600)]);
+        let told = [10, 1800, 2690, 2710, 2760, 3500, 3610].map(|after| {
+            let jitter = Standing {
+                refresh_ends: fresh[0].refresh_ends.map(|end| end.plus(Duration::from_secs(after % 7))),
+                ..fresh[0].clone()
+            };
+            told(&mut memory, after, &[jitter], &Jobs::Unknown).len()
+        });
+        assert_eq!(told, [0, 0, 0, 2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_step_that_was_crossed_while_the_daemon_was_down_is_told_at_the_next_start() {
+        let start = 4 * DAY;
+        let found = [fresh(10 * DAY)];
+        assert_eq!(told(&mut Memory::default(), start, &found, &Jobs::Unknown).len(), 2, "the file tells its age");
+        // Of a token that was rotated, only what was remembered does.
+        let mut memory = Memory::default();
+        let rotated = Standing { rotated: true, ..fresh(10 * DAY) };
+        assert_eq!(told(&mut memory, 10, &[rotated], &Jobs::Unknown), [""; 0]);
+        let mut memory: Memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+        let last = NOW.plus(Duration::from_secs(3 * DAY - 600));
+        let found = [Standing { approved: Some(last), ..fresh(10 * DAY) }];
+        assert_eq!(told(&mut memory, start, &found, &Jobs::Unknown).len(), 2);
+        // Another one is stored.
+        let stored = NOW.plus(Duration::from_secs(start));
+        let anew = [Standing { approved: Some(stored), ..ending("alice", 11 * DAY) }];
+        assert_eq!(told(&mut memory, start, &anew, &Jobs::Unknown), [""; 0]);
+        assert_eq!(memory, Memory::default());
+    }
+
+    #[test]
+    fn a_file_from_the_future_hides_no_step() {
+        let future = Standing { approved: Some(NOW.plus(Duration::from_secs(DAY))), ..ending("alice", 3600) };
+        assert_eq!(told(&mut Memory::default(), 0, &[future], &Jobs::Unknown).len(), 2);
     }
 
     #[test]

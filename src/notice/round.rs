@@ -231,7 +231,8 @@ impl Rounds {
     fn look(&mut self, recipe: &Recipe) {
         let Some(outbox) = &mut self.outbox else { return };
         let policy = &recipe.notices.policy;
-        let horizon = policy.steps.first().copied().unwrap_or_default();
+        // Twice as far: of a token that is rotated, it is to be known how long it is there before a step comes.
+        let horizon = policy.steps.first().copied().unwrap_or_default().saturating_mul(2);
         let (reply, answer) = sync_channel(1);
         let remembered = outbox.memory.credentials.keys().filter_map(|name| id(name)).collect();
         let question = Question { before: now().plus(horizon), remembered, reply };

@@ -169,6 +169,8 @@ impl Driver {
             expires: row.expires,
             refresh_ends: row.refresh_token_expires,
             rolling: row.rolling,
+            approved: row.approved,
+            rotated: row.approved != row.stored,
             error: row.error.filter(|_| !self.planner.is_of_an_outage(&row)).map(|(kind, _, times)| (kind, times)),
             parked: !row.state.lives(),
             well: is_well(&row),
