@@ -3,7 +3,9 @@
 //! A person is told once a step before a refresh token ends (of the steps that are less than nine tenths of its life: who has
 //! just approved is told nothing; if none is, once when its last quarter begins), once when the issuer refuses it while jobs need it, and once
 //! when it is renewed again after that;
-//! admins once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
+//! What may be the user's fault or the admins' (a scope, a key) is told to the user as long as no other user of the provider
+//! has it, and to the admins alone once several have;
+//! admins are told once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
 //! credentials show meanwhile), and once when it works again. What was told is [`Memory`], which outlives restarts. It is cleared
 //! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
 
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     budget::Outage,
     ending::same_end,
-    figures::{is_issuers, is_users},
+    figures::{Mender, is_issuers, mender},
     id::{CredentialId, UserName},
     site::{Late, Site},
     time::Timestamp,
@@ -58,6 +60,13 @@ pub struct Standing {
     pub parked: bool,
     /// It was renewed since the daemon started, and nothing is wrong since.
     pub well: bool,
+}
+
+impl Standing {
+    /// What fails so often in a row is no passing thing; nor is what nobody tries again.
+    fn stays(&self, policy: &Policy, times: u32) -> bool {
+        self.parked || times >= policy.after_failures
+    }
 }
 
 /// How a provider stands.
@@ -165,6 +174,17 @@ pub struct Item {
     pub matter: Matter,
     /// Until when jobs have a token.
     pub expires: Option<Timestamp>,
+}
+
+impl Item {
+    /// What is wrong with it already.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        match self.matter {
+            Matter::Ending(_) => None,
+            Matter::Refused(kind) => Some(kind),
+        }
+    }
 }
 
 /// A kind of trouble with a provider.
@@ -320,6 +340,28 @@ fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Sta
     over
 }
 
+/// What may be a user's or the admins' to mend, and is the admins' since several users of a provider have it.
+fn shared(standings: &[Standing]) -> BTreeSet<(&str, Kind)> {
+    let mut first: BTreeMap<(&str, Kind), &UserName> = BTreeMap::new();
+    let troubled = standings.iter().filter_map(|standing| Some((standing, standing.error?.0)));
+    let either = troubled.filter(|(_, kind)| mender(*kind) == Mender::Either);
+    either
+        .filter_map(|(standing, kind)| {
+            let key = (standing.provider.as_str(), kind);
+            (*first.entry(key).or_insert(&standing.id.user) != &standing.id.user).then_some(key)
+        })
+        .collect()
+}
+
+/// Whether this is the user's to mend.
+fn is_users(shared: &BTreeSet<(&str, Kind)>, standing: &Standing, kind: Kind) -> bool {
+    match mender(kind) {
+        Mender::User => true,
+        Mender::Either => !shared.contains(&(standing.provider.as_str(), kind)),
+        Mender::Admin => false,
+    }
+}
+
 /// What users have to hear, and have not heard.
 fn due<'a, 'm>(
     policy: &'m Policy,
@@ -327,11 +369,12 @@ fn due<'a, 'm>(
     now: Timestamp,
     standings: &'a [Standing],
 ) -> impl Iterator<Item = (&'a Standing, Matter)> + use<'a, 'm> {
+    let shared = shared(standings);
     standings.iter().filter_map(move |standing| {
         let told = memory.credentials.get(&standing.id.to_string()).cloned().unwrap_or_default();
         if let Some((kind, times)) = standing.error
-            && is_users(kind)
-            && (standing.parked || times >= policy.after_failures)
+            && is_users(&shared, standing, kind)
+            && standing.stays(policy, times)
         {
             // Another kind of refusal is no news.
             return told.refused.is_none().then_some((standing, Matter::Refused(kind)));
@@ -384,11 +427,12 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTr
             }
         }
     }
+    let shared = shared(&all.credentials);
     let mut counts: BTreeMap<(&str, Kind), (usize, Option<Timestamp>)> = BTreeMap::new();
     for standing in &all.credentials {
         if let Some((kind, times)) = standing.error
-            && !is_users(kind)
-            && times >= policy.after_failures
+            && !is_users(&shared, standing, kind)
+            && standing.stays(policy, times)
             && !(is_issuers(kind) && down.contains(standing.provider.as_str()))
         {
             let (count, soonest) = counts.entry((&standing.provider, kind)).or_default();
@@ -632,6 +676,30 @@ mod tests {
         assert_eq!(told(&mut memory, 0, &well, &some), ["alice is well: 1"]);
         assert_eq!(told(&mut memory, 0, &well, &some), [""; 0]);
         assert_eq!(told(&mut memory, 0, &refused, &some).len(), 2);
+    }
+
+    #[test]
+    fn what_a_wrong_setting_does_to_all_users_is_told_to_admins_alone_and_what_one_has_to_that_one() {
+        for kind in [Kind::RequestRefused, Kind::ScopeShortfall, Kind::Restricted] {
+            let alone = [failing("alice", kind, 3), standing("bob")];
+            assert_eq!(told(&mut Memory::default(), 0, &alone, &Jobs::Unknown), ["alice 1", "admins of grid 1 0"]);
+            // The second one has failed once so far.
+            let mut memory = Memory::default();
+            let all = [failing("alice", kind, 3), failing("bob", kind, 1)];
+            assert_eq!(told(&mut memory, 0, &all, &Jobs::Unknown), ["admins of grid 0 1"], "{kind}");
+            let all = [failing("alice", kind, 4), failing("bob", kind, 3)];
+            assert_eq!(told(&mut memory, 0, &all, &Jobs::Unknown), [""; 0], "{kind}");
+        }
+        // Nobody tries these again: there is no count.
+        let unusable = |user: &str, kind| Standing { parked: true, ..failing(user, kind, 0) };
+        for kind in [Kind::TopSealed, Kind::TopWrongOwner, Kind::TopUnreadable, Kind::MetaMismatch] {
+            let all = [unusable("alice", kind), unusable("bob", kind)];
+            assert_eq!(told(&mut Memory::default(), 0, &all, &Jobs::Unknown), ["admins of grid 0 1"], "{kind}");
+            assert_eq!(told(&mut Memory::default(), 0, &all[..1], &Jobs::Unknown)[0], "alice 1", "{kind}");
+        }
+        let own = [unusable("alice", Kind::TopEmpty), unusable("bob", Kind::TopEmpty)];
+        let both = ["alice 1", "bob 1", "admins of grid 2 0"];
+        assert_eq!(told(&mut Memory::default(), 0, &own, &Jobs::Unknown), both, "each stored nothing");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::{
 
 /// So many credentials are named; of more, their number.
 const NAMED: usize = 50;
+/// How the advice names the command that approves anew.
+const LOGIN: &str = "evercred login SERVICE";
 
 /// How a letter travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,11 +128,19 @@ pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
             }
             if !items.is_empty() {
                 let gap = if text.is_empty() { "" } else { "\n" };
-                writeln!(text, "{gap}Users of the provider {provider} are told now to approve again:\n").ok();
+                writeln!(text, "{gap}Users of the provider {provider} are told now:\n").ok();
                 for item in items.iter().take(NAMED) {
                     writeln!(text, "  {}: {}", item.id, matter(item, now)).ok();
                 }
                 more(&mut text, items.len());
+                let mut kinds: Vec<Kind> = items.iter().filter_map(Item::kind).collect();
+                kinds.sort_unstable();
+                kinds.dedup();
+                for (kind, next) in kinds.into_iter().map(|kind| (kind, advice(kind).admin)) {
+                    if !next.is_empty() {
+                        writeln!(text, "  If {kind} is not theirs to mend: {next}").ok();
+                    }
+                }
             }
             write!(text, "\n-- \nevercred on {host}\n").ok();
             let subject = match (troubles.is_empty(), items.len()) {
@@ -159,6 +169,9 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
             None => writeln!(text, "    Your jobs have no token."),
         }
         .ok();
+        if let Matter::Refused(kind) = item.matter {
+            writeln!(text, "    What to do: {}", for_user(kind, &item.id)).ok();
+        }
     }
     more(&mut text, items.len());
     if !jobs.is_empty() {
@@ -166,11 +179,18 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
         let rest = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         writeln!(text, "\nYour jobs in the queue: {}{rest}", named.join(", ")).ok();
     }
-    let mut names: Vec<String> = items.iter().map(|item| item.id.base()).collect();
+    let approving = |item: &&Item| match item.matter {
+        Matter::Ending(_) => true,
+        Matter::Refused(kind) => advice(kind).user.contains(LOGIN),
+    };
+    let mut names: Vec<String> = items.iter().filter(approving).map(|item| item.id.base()).collect();
     names.sort_unstable();
+    let please = if names.is_empty() { "please see what to do" } else { "please approve again" };
     let more_names = names.len().saturating_sub(NAMED);
     names.truncate(NAMED);
-    text.push_str("\nWhat to do, on the login node (running jobs get the new token by themselves):\n\n");
+    if !names.is_empty() {
+        text.push_str("\nWhat to do, on the login node (running jobs get the new token by themselves):\n\n");
+    }
     for name in names {
         writeln!(text, "  evercred login {name}").ok();
     }
@@ -179,12 +199,17 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
     }
     write!(text, "\nHow things stand: evercred status\n\n-- \nevercred on {host}\n").ok();
     let subject = match (refused, items.len()) {
-        (true, 1) => "Your jobs' credential cannot be renewed: please approve again".to_owned(),
-        (true, n) => format!("{n} credentials of your jobs need you: please approve again"),
-        (false, 1) => "Your jobs' credential will end soon: please approve again".to_owned(),
-        (false, n) => format!("{n} credentials of your jobs will end soon: please approve again"),
+        (true, 1) => format!("Your jobs' credential cannot be renewed: {please}"),
+        (true, n) => format!("{n} credentials of your jobs need you: {please}"),
+        (false, 1) => format!("Your jobs' credential will end soon: {please}"),
+        (false, n) => format!("{n} credentials of your jobs will end soon: {please}"),
     };
     (subject, text)
+}
+
+/// What the user does about it, with the command of this credential.
+fn for_user(kind: Kind, id: &CredentialId) -> String {
+    advice(kind).user.replace(LOGIN, &format!("evercred login {}", id.base()))
 }
 
 fn of_site(
@@ -360,6 +385,26 @@ How things stand: evercred status
 evercred on ap1.example.org
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_approving_again_does_not_mend_is_told_with_what_does() {
+        let notice = user(vec![item("wlcg_prod", Matter::Refused(Kind::AudienceShortfall))]);
+        let (subject, told) = text(&notice, NOW, "ap1");
+        assert_eq!(subject, "Your jobs' credential cannot be renewed: please see what to do");
+        assert!(
+            told.contains("    What to do: Correct the audience in the submit file, then submit again.\n"),
+            "{told}"
+        );
+        assert!(!told.contains("evercred login"), "{told}");
+        let (provider, items) = ("wlcg".to_owned(), vec![item("wlcg", Matter::Refused(Kind::AudienceShortfall))]);
+        let (_, told) = text(&Notice::Admins { provider, items, troubles: vec![] }, NOW, "ap1");
+        assert!(told.contains("  If audience-shortfall is not theirs to mend: Correct the provider's"), "{told}");
+        // One that does, beside one that does not.
+        let both = [Kind::RequestRefused, Kind::TopEmpty].map(|kind| item(kind.label(), Matter::Refused(kind)));
+        let (_, told) = text(&user(both.to_vec()), NOW, "ap1");
+        assert!(told.contains("    What to do: Store it again: evercred login top-empty, or"), "{told}");
+        assert!(told.contains("\n  evercred login top-empty\n") && !told.contains("login request-refused"), "{told}");
     }
 
     #[test]
