@@ -63,6 +63,11 @@ pub struct Standing {
 }
 
 impl Standing {
+    fn item(&self, matter: Matter, step: Option<u64>) -> Item {
+        let (id, provider) = (self.id.clone(), self.provider.clone());
+        Item { id, provider, matter, step, expires: self.expires }
+    }
+
     /// What fails so often in a row is no passing thing; nor is what nobody tries again.
     fn stays(&self, policy: &Policy, times: u32) -> bool {
         self.parked || times >= policy.after_failures
@@ -82,6 +87,13 @@ pub struct Provider {
     pub soonest: Option<Timestamp>,
     /// Its issuer is not down, and has renewed a credential since the daemon started with which nothing is wrong since.
     pub well: bool,
+}
+
+impl Provider {
+    /// An outage that is no passing thing.
+    fn lasting(&self, policy: &Policy) -> Option<Outage> {
+        self.outage.filter(|outage| outage.times >= policy.after_failures)
+    }
 }
 
 /// How everything stands that notices look at.
@@ -172,6 +184,8 @@ pub struct Item {
     pub provider: String,
     /// What.
     pub matter: Matter,
+    /// Of an end: the step that this tells, as [`Told`] has it.
+    pub step: Option<u64>,
     /// Until when jobs have a token.
     pub expires: Option<Timestamp>,
 }
@@ -248,62 +262,111 @@ pub enum Notice {
     },
 }
 
+impl Memory {
+    /// Note that this is told.
+    pub fn note(&mut self, notice: &Notice) {
+        match notice {
+            Notice::User { items, .. } => {
+                for item in items {
+                    let told = self.credentials.entry(item.id.to_string()).or_default();
+                    match item.matter {
+                        Matter::Ending(at) => told.ending = item.step.map(|step| (at, step)),
+                        Matter::Refused(kind) => told.refused = Some(kind),
+                    }
+                }
+            }
+            Notice::Well { credentials, .. } => {
+                for id in credentials {
+                    if let Some(told) = self.credentials.get_mut(&id.to_string()) {
+                        told.refused = None;
+                    }
+                }
+                self.credentials.retain(|_, told| *told != Told::default());
+            }
+            Notice::Admins { provider, troubles, .. } => {
+                for Failing { kind, down_since, .. } in troubles {
+                    self.providers.entry(provider.clone()).or_default().insert(*kind);
+                    if down_since.is_some() {
+                        self.outages.insert(provider.clone());
+                    }
+                }
+            }
+            Notice::Over { provider, kinds } => {
+                if let Some(told) = self.providers.get_mut(provider) {
+                    told.retain(|kind| !kinds.contains(kind));
+                }
+                self.providers.retain(|_, kinds| !kinds.is_empty());
+            }
+            Notice::Site { site, late, .. } => {
+                self.sites.entry(site.clone()).or_default().extend(late.iter().map(|(kind, _)| *kind));
+            }
+        }
+    }
+
+    fn admins_know(&self, provider: &str, kind: Kind) -> bool {
+        self.providers.get(provider).is_some_and(|kinds| kinds.contains(&kind))
+    }
+}
+
 /// Users for whom it matters now whether they have jobs.
 #[must_use]
 pub fn asks_for_jobs(policy: &Policy, memory: &Memory, now: Timestamp, standings: &[Standing]) -> BTreeSet<UserName> {
-    due(policy, memory, now, standings).map(|(standing, _)| standing.id.user.clone()).collect()
+    due(policy, memory, now, standings).map(|item| item.id.user).collect()
 }
 
-/// What is to be told now; `memory` takes note that it is told.
-pub fn decide(policy: &Policy, memory: &mut Memory, now: Timestamp, all: &Standings, jobs: &Jobs) -> Vec<Notice> {
-    let over = forget(memory, all);
-    let standings = all.credentials.as_slice();
+/// What is to be told now, and how many users have to wait since only so many can be told. What `memory` has to forget is
+/// [`settle`]d before; what is really told is noted in it afterwards ([`Memory::note`]): the rest is decided anew.
+#[must_use]
+pub fn decide(
+    policy: &Policy,
+    memory: &Memory,
+    now: Timestamp,
+    all: &Standings,
+    jobs: &Jobs,
+    room: usize,
+) -> (Vec<Notice>, usize) {
     let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();
-    let mut providers: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
-    let found: Vec<(&Standing, Matter)> = due(policy, memory, now, standings).collect();
-    for (standing, matter) in found {
-        let id = &standing.id;
-        if matches!(matter, Matter::Refused(_)) && !jobs.may_have(&id.user) {
-            continue;
+    for item in due(policy, memory, now, &all.credentials) {
+        if item.kind().is_none() || jobs.may_have(&item.id.user) {
+            users.entry(item.id.user.clone()).or_default().push(item);
         }
-        let told = memory.credentials.entry(id.to_string()).or_default();
-        match matter {
-            Matter::Ending(at) => told.ending = step(policy, now, at, told.since(standing, at)).map(|step| (at, step)),
-            Matter::Refused(kind) => told.refused = Some(kind),
-        }
-        let item = Item { id: id.clone(), provider: standing.provider.clone(), matter, expires: standing.expires };
-        providers.entry(&standing.provider).or_default().push(item.clone());
-        users.entry(id.user.clone()).or_default().push(item);
     }
-    let mut notices: Vec<Notice> =
-        users.into_iter().map(|(user, items)| Notice::User { jobs: jobs.of(&user).to_vec(), user, items }).collect();
+    let well = healed(memory, &all.credentials);
+    let waiting = (users.len() + well.len()).saturating_sub(room);
+    let mut providers: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+    let mut notices = Vec::new();
+    for (user, items) in users.into_iter().take(room) {
+        for item in &items {
+            providers.entry(item.provider.clone()).or_default().push(item.clone());
+        }
+        notices.push(Notice::User { jobs: jobs.of(&user).to_vec(), user, items });
+    }
+    let left = room - notices.len();
     let mut troubles = troubles(policy, memory, all);
     for (provider, items) in providers {
-        let troubles = troubles.remove(provider).unwrap_or_default();
-        notices.push(Notice::Admins { provider: provider.to_owned(), items, troubles });
+        let troubles = troubles.remove(provider.as_str()).unwrap_or_default();
+        notices.push(Notice::Admins { provider, items, troubles });
     }
     notices.extend(troubles.into_iter().map(|(provider, troubles)| Notice::Admins {
         provider: provider.to_owned(),
         items: Vec::new(),
         troubles,
     }));
-    notices.extend(over);
+    notices.extend(well.into_iter().take(left));
+    notices.extend(over(memory, all));
     notices.extend(all.sites.iter().filter_map(|site| stays_behind(policy, memory, now, site)));
-    notices
+    (notices, waiting)
 }
 
-/// Drop what is mended; what people want to hear of that.
-fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) -> Vec<Notice> {
-    let mut healed: BTreeMap<&UserName, Vec<CredentialId>> = BTreeMap::new();
+/// Forget what is mended, or gone, and of which nobody wants to hear; take note of what needs no telling.
+pub fn settle(policy: &Policy, memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) {
     let by_name: BTreeMap<String, &Standing> = credentials.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
-        if standing.well && told.refused.take().is_some() {
-            healed.entry(&standing.id.user).or_default().push(standing.id.clone());
-        }
         // After a start only a renewal may tell it again.
-        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
-        told.since = told.since.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
+        let stays = |at| standing.refresh_ends.is_none_or(|end| same_end(end, at));
+        told.ending = told.ending.filter(|(at, _)| stays(*at));
+        told.since = told.since.filter(|(at, _)| stays(*at));
         *told != Told::default()
     });
     for standing in credentials.iter().filter(|standing| standing.rotated && standing.rolling == Some(false)) {
@@ -315,28 +378,46 @@ fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Sta
     let configured: BTreeSet<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
     memory.providers.retain(|name, _| configured.contains(name.as_str()));
     memory.outages.retain(|name| configured.contains(name.as_str()));
-    let well = |(user, credentials): (&UserName, _)| Notice::Well { user: user.clone(), credentials };
-    let mut over: Vec<Notice> = healed.into_iter().map(well).collect();
-    // That nothing fails may only mean that nothing was tried yet.
-    for provider in providers.iter().filter(|provider| provider.well) {
-        let failing = |kind: &Kind| {
-            credentials.iter().any(|s| s.provider == provider.name && s.error.is_some_and(|(found, _)| found == *kind))
-        };
-        memory.outages.remove(&provider.name);
-        let Some(kinds) = memory.providers.get_mut(&provider.name) else { continue };
-        let ended: Vec<Kind> = kinds.iter().copied().filter(|kind| !failing(kind)).collect();
-        kinds.retain(|kind| !ended.contains(kind));
-        if kinds.is_empty() {
-            memory.providers.remove(&provider.name);
+    for provider in providers {
+        if provider.well {
+            memory.outages.remove(&provider.name);
         }
-        if !ended.is_empty() {
-            over.push(Notice::Over { provider: provider.name.clone(), kinds: ended });
+        // Single credentials showed it before.
+        if provider.lasting(policy).is_some_and(|outage| memory.admins_know(&provider.name, outage.kind)) {
+            memory.outages.insert(provider.name.clone());
         }
     }
     // After a start it takes a moment until sites and their copies are known again.
     let caught_up = |site: &&Site| site.replicas > 0 && site.late.is_empty();
     let well: BTreeSet<&str> = sites.iter().filter(caught_up).map(|site| site.name.as_str()).collect();
     memory.sites.retain(|name, _| !well.contains(name.as_str()));
+}
+
+/// Users whose credentials are renewed again after a refusal that they were told.
+fn healed(memory: &Memory, credentials: &[Standing]) -> Vec<Notice> {
+    let mut healed: BTreeMap<&UserName, Vec<CredentialId>> = BTreeMap::new();
+    for standing in credentials.iter().filter(|standing| standing.well) {
+        if memory.credentials.get(&standing.id.to_string()).is_some_and(|told| told.refused.is_some()) {
+            healed.entry(&standing.id.user).or_default().push(standing.id.clone());
+        }
+    }
+    healed.into_iter().map(|(user, credentials)| Notice::Well { user: user.clone(), credentials }).collect()
+}
+
+/// Providers with which it is over what admins were told.
+fn over(memory: &Memory, Standings { credentials, providers, .. }: &Standings) -> Vec<Notice> {
+    let mut over = Vec::new();
+    // That nothing fails may only mean that nothing was tried yet.
+    for provider in providers.iter().filter(|provider| provider.well) {
+        let failing = |kind: Kind| {
+            credentials.iter().any(|s| s.provider == provider.name && s.error.is_some_and(|(found, _)| found == kind))
+        };
+        let told = memory.providers.get(&provider.name).into_iter().flatten();
+        let kinds: Vec<Kind> = told.copied().filter(|kind| !failing(*kind)).collect();
+        if !kinds.is_empty() {
+            over.push(Notice::Over { provider: provider.name.clone(), kinds });
+        }
+    }
     over
 }
 
@@ -368,7 +449,7 @@ fn due<'a, 'm>(
     memory: &'m Memory,
     now: Timestamp,
     standings: &'a [Standing],
-) -> impl Iterator<Item = (&'a Standing, Matter)> + use<'a, 'm> {
+) -> impl Iterator<Item = Item> + use<'a, 'm> {
     let shared = shared(standings);
     standings.iter().filter_map(move |standing| {
         let told = memory.credentials.get(&standing.id.to_string()).cloned().unwrap_or_default();
@@ -377,7 +458,7 @@ fn due<'a, 'm>(
             && standing.stays(policy, times)
         {
             // Another kind of refusal is no news.
-            return told.refused.is_none().then_some((standing, Matter::Refused(kind)));
+            return told.refused.is_none().then(|| standing.item(Matter::Refused(kind), None));
         }
         let at = standing.refresh_ends.filter(|_| !standing.parked)?;
         let since = told.since(standing, at);
@@ -387,7 +468,7 @@ fn due<'a, 'm>(
         let fails = standing.error.is_some_and(|(_, times)| times >= policy.after_failures);
         let step = step(policy, now, at, since).filter(|_| stays || fails)?;
         let heard = told.is_some_and(|(_, least)| least <= step);
-        (!heard).then_some((standing, Matter::Ending(at)))
+        (!heard).then(|| standing.item(Matter::Ending(at), Some(step)))
     })
 }
 
@@ -409,22 +490,20 @@ fn step(policy: &Policy, now: Timestamp, at: Timestamp, since: Option<Timestamp>
 }
 
 /// What admins have to mend, and have not heard: by provider, each kind once.
-fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTreeMap<&'a str, Vec<Failing>> {
+fn troubles<'a>(policy: &Policy, memory: &Memory, all: &'a Standings) -> BTreeMap<&'a str, Vec<Failing>> {
     let mut troubles: BTreeMap<&str, Vec<Failing>> = BTreeMap::new();
     let mut down: BTreeSet<&str> = BTreeSet::new();
-    for Provider { name, outage, living, soonest, .. } in &all.providers {
+    for provider in &all.providers {
+        let Provider { name, outage, living, soonest, .. } = provider;
         if outage.is_some() || memory.outages.contains(name) {
             down.insert(name);
         }
-        let lasts = outage.filter(|outage| outage.times >= policy.after_failures);
-        if let Some(Outage { kind, since, .. }) = lasts
-            && memory.outages.insert(name.clone())
+        if let Some(Outage { kind, since, .. }) = provider.lasting(policy)
+            && !memory.outages.contains(name)
+            && !memory.admins_know(name, kind)
         {
-            // Single credentials may have shown it before.
-            if memory.providers.entry(name.clone()).or_default().insert(kind) {
-                let failing = Failing { kind, count: *living, soonest: *soonest, down_since: Some(since) };
-                troubles.entry(name).or_default().push(failing);
-            }
+            let failing = Failing { kind, count: *living, soonest: *soonest, down_since: Some(since) };
+            troubles.entry(name).or_default().push(failing);
         }
     }
     let shared = shared(&all.credentials);
@@ -444,7 +523,7 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTr
         }
     }
     for ((provider, kind), (count, soonest)) in counts {
-        if memory.providers.entry(provider.to_owned()).or_default().insert(kind) {
+        if !memory.admins_know(provider, kind) {
             troubles.entry(provider).or_default().push(Failing { kind, count, soonest, down_since: None });
         }
     }
@@ -452,7 +531,7 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTr
 }
 
 /// What admins have not heard of a site yet: the reasons for which copies have been behind for too long.
-fn stays_behind(policy: &Policy, memory: &mut Memory, now: Timestamp, site: &Site) -> Option<Notice> {
+fn stays_behind(policy: &Policy, memory: &Memory, now: Timestamp, site: &Site) -> Option<Notice> {
     let long = |late: &Late| now.since(late.since) >= policy.site_behind;
     let told = memory.sites.get(&site.name);
     let news = |kind: &Option<Kind>| told.is_none_or(|told| !told.contains(kind));
@@ -461,7 +540,6 @@ fn stays_behind(policy: &Policy, memory: &mut Memory, now: Timestamp, site: &Sit
     if late.is_empty() {
         return None;
     }
-    memory.sites.entry(site.name.clone()).or_default().extend(late.iter().map(|(kind, _)| *kind));
     let (name, kind) = (site.name.clone(), site.kind.clone());
     Some(Notice::Site { site: name, kind, replicas: site.replicas, late })
 }
@@ -508,9 +586,18 @@ mod tests {
         Standings { credentials: credentials.to_vec(), providers: vec![provider], sites: Vec::new() }
     }
 
+    /// Decide, and note that all of it is told.
+    fn tell(memory: &mut Memory, now: Timestamp, all: &Standings, jobs: &Jobs) -> Vec<Notice> {
+        settle(&policy(), memory, all);
+        let (notices, waiting) = decide(&policy(), memory, now, all, jobs, usize::MAX);
+        assert_eq!(waiting, 0);
+        notices.iter().for_each(|notice| memory.note(notice));
+        notices
+    }
+
     /// Whom the notices are for.
     fn told(memory: &mut Memory, after: u64, standings: &[Standing], jobs: &Jobs) -> Vec<String> {
-        words(decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs))
+        words(tell(memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs))
     }
 
     fn words(notices: Vec<Notice>) -> Vec<String> {
@@ -535,7 +622,7 @@ mod tests {
         let told = |memory: &mut Memory, after: u64, site: &Site| {
             let now = NOW.plus(Duration::from_secs(after));
             let all = Standings { sites: vec![site.clone()], ..Standings::default() };
-            let notices = decide(&policy(), memory, now, &all, &Jobs::Unknown);
+            let notices = tell(memory, now, &all, &Jobs::Unknown);
             *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
             notices.len()
         };
@@ -721,6 +808,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_told_is_decided_anew_and_who_has_to_wait_for_room_is_not_told_to_admins_either() {
+        let mut memory = Memory::default();
+        let standings = all(&[ending("a", 60), ending("b", 60), failing("c", Kind::Tls, 3)]);
+        let decided = |memory: &Memory, room| decide(&policy(), memory, NOW, &standings, &Jobs::Unknown, room);
+        let (notices, waiting) = decided(&memory, 1);
+        assert_eq!((words(notices.clone()), waiting), (vec!["a 1".to_owned(), "admins of grid 1 1".to_owned()], 1));
+        assert_eq!(decided(&memory, 1).0, notices, "nobody has noted that they were told");
+        notices.iter().for_each(|notice| memory.note(notice));
+        let (notices, waiting) = decided(&memory, 1);
+        assert_eq!((words(notices), waiting), (vec!["b 1".to_owned(), "admins of grid 1 0".to_owned()], 0));
+        let (notices, waiting) = decided(&Memory::default(), 0);
+        assert_eq!((words(notices), waiting), (vec!["admins of grid 0 1".to_owned()], 2));
+        // That all is well is told, too, before it is forgotten.
+        memory.note(&Notice::User {
+            user: UserName::parse("c").unwrap(),
+            jobs: vec![],
+            items: vec![standing("c").item(Matter::Refused(Kind::Revoked), None)],
+        });
+        let well = all(&[Standing { well: true, ..standing("c") }]);
+        for (room, expected) in [(0, 1), (1, 0)] {
+            settle(&policy(), &mut memory, &well);
+            let (notices, waiting) = decide(&policy(), &memory, NOW, &well, &Jobs::Unknown, room);
+            assert_eq!(waiting, expected);
+            notices.iter().for_each(|notice| memory.note(notice));
+        }
+        assert_eq!(memory, Memory::default());
+    }
+
+    #[test]
     fn what_admins_must_mend_is_theirs_alone_and_told_once_a_kind() {
         let mut memory = Memory::default();
         let down = [failing("a", Kind::Timeout, 3), failing("b", Kind::Timeout, 9), failing("c", Kind::Tls, 1)];
@@ -746,7 +862,7 @@ mod tests {
             all
         };
         let decided = |memory: &mut Memory, all: &Standings| {
-            let notices = decide(&policy(), memory, NOW, all, &Jobs::Unknown);
+            let notices = tell(memory, NOW, all, &Jobs::Unknown);
             *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
             notices
         };

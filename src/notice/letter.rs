@@ -53,7 +53,7 @@ impl Way {
 pub struct Letter {
     /// How.
     pub way: Way,
-    /// Whom it is for, in words: `user alice`, `admins of wlcg`.
+    /// Whom it is for, in words: `user alice`, `admins of wlcg`, with an admin's address.
     pub whom: String,
     /// It is for admins: these go first.
     #[serde(default)]
@@ -352,6 +352,7 @@ mod tests {
             id: CredentialId::from_base(UserName::parse("alice").unwrap(), base).unwrap(),
             provider: "wlcg".into(),
             matter,
+            step: None,
             expires: Some(Timestamp(NOW.0 + 3_600_000)),
         }
     }

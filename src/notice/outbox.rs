@@ -30,8 +30,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A letter that could not be delivered for so long is given up.
 const GIVE_UP: Duration = Duration::from_secs(3 * 86_400);
-/// So many letters wait at most; what comes on top is given up at once.
+/// So many letters wait at most, and so many more for admins; what does not fit is decided anew later.
 pub const MOST: usize = 10_000;
+const RESERVED: usize = 1000;
 /// Between two writes of what became of letters, as long as more are due.
 const BETWEEN_SAVES: Duration = Duration::from_secs(1);
 /// No state is larger.
@@ -117,14 +118,16 @@ impl Outbox {
         Ok(Self { path, memory, letters, number, pauses: BTreeMap::new(), unsaved: false, saved: None })
     }
 
-    /// Put a letter in; whether there was room.
-    pub fn post(&mut self, now: Timestamp, letter: Letter) -> bool {
-        let room = self.letters.len() < MOST;
-        if room {
-            self.number += 1;
-            self.letters.push(Waiting { number: self.number, letter, since: now, next: now, tries: 0 });
-        }
-        room
+    /// For how many more letters there is room.
+    #[must_use]
+    pub fn room(&self, for_admins: bool) -> usize {
+        (if for_admins { MOST + RESERVED } else { MOST }).saturating_sub(self.letters.len())
+    }
+
+    /// Put a letter in.
+    pub fn post(&mut self, now: Timestamp, letter: Letter) {
+        self.number += 1;
+        self.letters.push(Waiting { number: self.number, letter, since: now, next: now, tries: 0 });
     }
 
     /// Not before this moment by its way.
@@ -184,6 +187,14 @@ impl Outbox {
     /// Something became of a letter: it is to be saved.
     pub fn changed(&mut self) {
         self.unsaved = true;
+    }
+
+    /// All letters, in the order in which they would go.
+    #[cfg(test)]
+    pub fn drain(&mut self) -> Vec<Letter> {
+        let mut waiting = std::mem::take(&mut self.letters);
+        waiting.sort_by_key(|waiting| (waiting.tries, !waiting.letter.for_admins));
+        waiting.into_iter().map(|waiting| waiting.letter).collect()
     }
 
     /// How long until [`Self::save_in_time`] saves for sure; none: there is nothing to save.
@@ -278,7 +289,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let mut outbox = Outbox::open(&state).unwrap();
-        assert!(outbox.post(NOW, letter("one")) && outbox.post(NOW, letter("two")));
+        outbox.post(NOW, letter("one"));
+        outbox.post(NOW, letter("two"));
         outbox.memory.providers.entry("grid".into()).or_default().insert(crate::error::Kind::Tls);
         assert!(!outbox.failed(NOW, 1));
         outbox.save().unwrap();
@@ -307,7 +319,7 @@ mod tests {
         let mut outbox = Outbox::open(dir.path()).unwrap();
         let mail = |subject| Letter { way: Way::Smtp, ..letter(subject) };
         for one in [mail("mail 1"), mail("mail 2"), letter("hook 1"), letter("hook 2")] {
-            assert!(outbox.post(NOW, one));
+            outbox.post(NOW, one);
         }
         let due = |outbox: &Outbox, now, busy: Option<Way>| {
             outbox.due(now, |way| Some(way) != busy).map(|(number, letter)| (number, letter.subject.clone()))
