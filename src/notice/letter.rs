@@ -18,6 +18,8 @@ use crate::{
 
 /// So many credentials are named; of more, their number.
 const NAMED: usize = 50;
+/// So many are in a document, so that it fits into a frame to the courier whatever their names are.
+const LISTED: usize = 1000;
 /// How the advice names the command that approves anew.
 const LOGIN: &str = "evercred login SERVICE";
 
@@ -271,7 +273,8 @@ fn when(at: Timestamp, now: Timestamp) -> String {
     if back { format!("{shown}, {length} ago") } else { format!("{shown}, in {length}") }
 }
 
-/// The document for a webhook: `schema` 1; members are added, never renamed.
+/// The document for a webhook: `schema` 1; members are added, never renamed. It lists so many credentials at most, and tells
+/// their `total`.
 #[must_use]
 pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
     let (subject, text) = text(notice, now, host);
@@ -317,7 +320,8 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         "provider": provider,
         "subject": subject,
         "text": text,
-        "credentials": items.iter().map(item).collect::<Vec<_>>(),
+        "credentials": items.iter().take(LISTED).map(item).collect::<Vec<_>>(),
+        "total": items.len() + well.len(),
         "jobs": jobs,
         "troubles": troubles
             .iter()
@@ -327,7 +331,7 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
             })
             .collect::<Vec<_>>(),
         "over": over,
-        "renewed_again": well.iter().map(CredentialId::base).collect::<Vec<_>>(),
+        "renewed_again": well.iter().take(LISTED).map(CredentialId::base).collect::<Vec<_>>(),
         "site": site,
         "behind": late
             .iter()
@@ -437,6 +441,34 @@ evercred on ap1.example.org
         }
         let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
         assert_eq!((&document["site"], &document["behind"][0]["kind"]), (&"farm".into(), &"site-auth".into()));
+    }
+
+    #[test]
+    fn a_document_of_a_mass_refusal_fits_into_a_frame_and_tells_how_many_there_are() {
+        let name = "n".repeat(100);
+        let items = |n: usize| -> Vec<Item> {
+            (0..n).map(|n| item(&format!("{name}_{n:0100}"), Matter::Refused(Kind::Revoked))).collect()
+        };
+        let credentials = items(LISTED + 1).into_iter().map(|item| item.id).collect();
+        let user = UserName::parse("alice").unwrap();
+        for (notice, total, list) in [
+            (Notice::Admins { provider: "wlcg".into(), items: items(20_000), troubles: vec![] }, 20_000, "credentials"),
+            (Notice::Well { user, credentials }, LISTED + 1, "renewed_again"),
+        ] {
+            let body = document(&notice, NOW, "ap1");
+            let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(
+                (told["total"].as_u64(), told[list].as_array().map(Vec::len)),
+                (Some(total as u64), Some(LISTED))
+            );
+            let (way, whom, subject) = (Way::Webhook, whom(&notice), String::new());
+            let letter = Letter { way, whom, for_admins: true, from: String::new(), to: vec![], subject, body };
+            crate::courier::frame::encode(&crate::courier::frame::ToCourier::Deliver {
+                number: 1,
+                letter: Box::new(letter),
+            })
+            .unwrap();
+        }
     }
 
     #[test]

@@ -184,6 +184,12 @@ impl Outbox {
         false
     }
 
+    /// The letter of this number never will be; whether it was there.
+    pub fn give_up(&mut self, number: u64) -> bool {
+        let place = self.place(number);
+        place.map(|place| self.letters.remove(place)).is_some()
+    }
+
     /// Something became of a letter: it is to be saved.
     pub fn changed(&mut self) {
         self.unsaved = true;

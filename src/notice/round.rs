@@ -74,6 +74,13 @@ pub enum Event {
         /// How it ended.
         result: Result<(), String>,
     },
+    /// A letter can be delivered by nobody, now or later.
+    Undeliverable {
+        /// Its number.
+        number: u64,
+        /// Why.
+        why: String,
+    },
     /// The configuration changed.
     Configure(Option<Box<Recipe>>),
 }
@@ -197,6 +204,7 @@ impl Rounds {
         match event {
             Event::Poke => self.look_at = self.look_at.min(Instant::now() + GATHER),
             Event::Delivered { number, result } => self.delivered(number, result),
+            Event::Undeliverable { number, why } => self.ended(number, Err(why), false),
             Event::Configure(recipe) => {
                 self.recipe = recipe.map(|recipe| *recipe);
                 if let Some(Err(error)) = self.outbox.as_mut().map(Outbox::flush) {
@@ -343,6 +351,11 @@ impl Rounds {
     }
 
     fn delivered(&mut self, number: u64, result: Result<(), String>) {
+        self.ended(number, result, true);
+    }
+
+    /// What became of a letter; and if it failed, whether it is tried again.
+    fn ended(&mut self, number: u64, result: Result<(), String>, again: bool) {
         let Some((way, place)) =
             self.under_way.iter().find(|(_, one)| one.number == number).map(|(w, o)| (*w, o.letter))
         else {
@@ -358,7 +371,7 @@ impl Rounds {
                 tracing::info!(way = way.word(), whom, subject, "notice delivered");
             }
             Err(error) => {
-                if outbox.failed(now(), place) {
+                if if again { outbox.failed(now(), place) } else { outbox.give_up(place) } {
                     tracing::error!(way = way.word(), whom, subject, error, "notice given up");
                 } else {
                     tracing::warn!(way = way.word(), whom, subject, error, "notice not delivered; trying again later");
@@ -511,10 +524,41 @@ mod tests {
             told.collect()
         }
 
+        /// Send what is due; the numbers of letters that go to the courier.
+        fn send(&mut self) -> Vec<u64> {
+            let recipe = self.rounds.recipe.clone().unwrap();
+            self.rounds.send(&recipe);
+            let sent = self.inputs.try_iter().filter_map(|input| match input {
+                Input::Deliver { number, .. } => Some(number),
+                _ => None,
+            });
+            sent.collect()
+        }
+
         /// Addresses of letters that wait, in the order in which they go; they wait no more.
         fn letters(&mut self) -> Vec<String> {
             self.outbox().drain().into_iter().flat_map(|letter| letter.to).collect()
         }
+    }
+
+    fn a_letter(way: Way, for_admins: bool) -> Letter {
+        let (whom, from, subject, body) = ("x".into(), String::new(), String::new(), String::new());
+        Letter { way, whom, for_admins, from, to: vec![], subject, body }
+    }
+
+    #[test]
+    fn a_letter_that_can_never_be_delivered_is_given_up_at_once_and_holds_up_no_other() {
+        let mut desk = Desk::new(|_, _| ());
+        desk.outbox().post(now(), a_letter(Way::Webhook, true));
+        desk.outbox().post(now(), a_letter(Way::Webhook, false));
+        assert_eq!(desk.send(), [1]);
+        desk.rounds.hear(Event::Undeliverable { number: 1, why: "a frame is too large".into() });
+        let heard: Vec<Input> = desk.inputs.try_iter().collect();
+        assert!(
+            matches!(&heard[..], [Input::Delivery(Delivery { result: Err(why), .. })] if why.contains("too large"))
+        );
+        assert_eq!(desk.send(), [2], "the next one");
+        assert_eq!(desk.outbox().drain().len(), 1);
     }
 
     /// These users' tokens end soon, and the issuer is down.
@@ -562,17 +606,8 @@ mod tests {
     #[test]
     fn a_full_outbox_has_room_for_admins_and_users_are_told_once_there_is_room() {
         let mut desk = Desk::new(|_, notices| notices.mail_to = Some("{user}@example.org".into()));
-        let filler = |for_admins| Letter {
-            way: Way::Slack,
-            whom: "x".into(),
-            for_admins,
-            from: String::new(),
-            to: vec![],
-            subject: String::new(),
-            body: String::new(),
-        };
         for _ in 0..MOST {
-            desk.outbox().post(now(), filler(false));
+            desk.outbox().post(now(), a_letter(Way::Slack, false));
         }
         let not_told = desk.look(&standings(&["alice"]));
         assert_eq!((not_told.len(), not_told[0].0.as_str()), (1, "users (1)"));
@@ -582,7 +617,7 @@ mod tests {
         assert_eq!(desk.letters(), ["one@example.org", "two@example.org", "alice@example.org"]);
         // Not even the admins' fit: nothing is noted.
         while desk.outbox().room(true) > 0 {
-            desk.outbox().post(now(), filler(true));
+            desk.outbox().post(now(), a_letter(Way::Slack, true));
         }
         desk.outbox().memory = Memory::default();
         let not_told = desk.look(&standings(&["bob"]));

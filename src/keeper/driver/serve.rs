@@ -2,6 +2,7 @@
 //! revocations at the end of life. Each answer is one pass over what the planner knows, and waits for nobody.
 
 use std::{
+    io,
     sync::{
         Arc,
         mpsc::{SyncSender, sync_channel},
@@ -50,7 +51,12 @@ impl Driver {
             Input::Standings(question) => self.standings(now, &question),
             Input::Deliver { number, letter } => {
                 if let Err(error) = self.link.send(&ToCourier::Deliver { number, letter }) {
-                    self.tell_notices(round::Event::Delivered { number, result: Err(error.to_string()) });
+                    let why = error.to_string();
+                    self.tell_notices(match error.kind() {
+                        // It never fits into a frame.
+                        io::ErrorKind::InvalidInput => round::Event::Undeliverable { number, why },
+                        _ => round::Event::Delivered { number, result: Err(why) },
+                    });
                 }
             }
             Input::Delivered { generation, number, result } if generation == self.link.generation() => {
