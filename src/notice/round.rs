@@ -514,7 +514,11 @@ mod tests {
             let recipe = self.rounds.recipe.clone().unwrap();
             std::thread::scope(|scope| {
                 scope.spawn(|| self.rounds.look(&recipe));
-                let Ok(Input::Standings(question)) = self.inputs.recv() else { panic!("no question") };
+                let question = loop {
+                    if let Input::Standings(question) = self.inputs.recv().unwrap() {
+                        break question;
+                    }
+                };
                 question.reply.send(standings.clone()).unwrap();
             });
             let told = self.inputs.try_iter().map(|input| match input {
