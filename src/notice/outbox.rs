@@ -1,6 +1,8 @@
 //! What people were told and which letters wait, in `<state_directory>/notices.json` (mode 0600, written beside and
 //! renamed). What is told is noted, and its letters are on disk, before the first one is sent: a crash may send a
-//! letter twice (what became of letters is written at most once a second while more are due), never none and never all of them again. A file that is no such state is set aside, with a word.
+//! letter twice (what became of letters is written at most once a second while more are due), never none and never all of them again.
+//! While the directory takes nothing, nothing new is told, and what waits goes on: what became of it is known here, and written
+//! once that is possible; only a restart in between sends it again. A file that is no such state is set aside, with a word.
 //! Each way of delivery has its own turn and its own pause after failures, so that one that hangs holds up no other.
 
 use std::{
@@ -122,6 +124,29 @@ impl Outbox {
     #[must_use]
     pub fn room(&self, for_admins: bool) -> usize {
         (if for_admins { MOST + RESERVED } else { MOST }).saturating_sub(self.letters.len())
+    }
+
+    /// Whether this is the outbox of that directory.
+    #[must_use]
+    pub fn is_in(&self, directory: &Path) -> bool {
+        self.path.parent() == Some(directory)
+    }
+
+    /// Note what is told, and put its letters in, durably.
+    ///
+    /// # Errors
+    /// As [`Self::save`]; then all is as it was before.
+    pub fn tell(&mut self, now: Timestamp, memory: Memory, letters: Vec<Letter>) -> Result<(), OutboxError> {
+        let before = self.letters.len();
+        let memory = std::mem::replace(&mut self.memory, memory);
+        letters.into_iter().for_each(|letter| self.post(now, letter));
+        if let Err(error) = self.save() {
+            self.letters.truncate(before);
+            self.memory = memory;
+            return Err(error);
+        }
+        self.unsaved = false;
+        Ok(())
     }
 
     /// Put a letter in.
@@ -373,6 +398,29 @@ mod tests {
         assert_eq!(deliver(&mut outbox, 1001), ("2".into(), true), "the last one that is due");
         assert_eq!(outbox.save_wait(clock), None);
         assert!(Outbox::open(dir.path()).unwrap().next(all).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_saved_is_not_told_and_no_letter_comes_or_goes_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = Outbox::open(dir.path()).unwrap();
+        let mut told = Memory::default();
+        told.outages.insert("grid".into());
+        outbox.tell(NOW, told.clone(), vec![letter("before"), letter("also before")]).unwrap();
+        let beside = dir.path().join("notices.json.new");
+        // Nobody, not even root, writes to this one.
+        fs::create_dir_all(beside.join("full")).unwrap();
+        assert!(outbox.tell(NOW, Memory::default(), vec![letter("new")]).is_err());
+        assert_eq!((outbox.letters.len(), &outbox.memory), (2, &told));
+        outbox.delivered(1);
+        outbox.changed();
+        let clock = Instant::now();
+        assert!(outbox.save_in_time(NOW, clock).is_err());
+        assert_eq!(outbox.due(NOW, all).unwrap().1.subject, "also before", "what was delivered is not sent again");
+        fs::remove_dir_all(&beside).unwrap();
+        assert!(outbox.save_in_time(NOW, clock + BETWEEN_SAVES).unwrap());
+        let after = Outbox::open(dir.path()).unwrap();
+        assert_eq!((after.letters.len(), after.memory), (1, told));
     }
 
     #[test]

@@ -164,7 +164,9 @@ impl Rounds {
     /// One turn; false: the daemon ends.
     fn turn(&mut self, heard: &Receiver<Event>) -> bool {
         let Some(recipe) = self.recipe.clone() else {
-            return heard.recv().map(|event| self.hear(event)).is_ok();
+            let heard = heard.recv().map(|event| self.hear(event)).is_ok();
+            self.save();
+            return heard;
         };
         if self.outbox.is_none() {
             match Outbox::open(&recipe.state_directory) {
@@ -210,13 +212,17 @@ impl Rounds {
                 if let Some(Err(error)) = self.outbox.as_mut().map(Outbox::flush) {
                     self.trouble(&error.to_string());
                 }
-                self.close();
+                // Letters under way stay so: who delivers them says what became of them.
+                let stays = |recipe: &Recipe| self.outbox.as_ref().is_some_and(|o| o.is_in(&recipe.state_directory));
+                if !self.recipe.as_ref().is_none_or(stays) {
+                    self.close();
+                }
                 self.look_at = Instant::now() + GATHER;
             }
         }
     }
 
-    /// What is on disk counts: letters under way are nobody's any more.
+    /// For another directory: letters under way are nobody's any more.
     fn close(&mut self) {
         self.outbox = None;
         self.under_way.clear();
@@ -278,8 +284,8 @@ impl Rounds {
         }
         let without: Vec<String> = notices.iter().filter_map(|one| has_no_address(one, recipe, &map)).collect();
         notices.iter().for_each(|notice| memory.note(notice));
-        if memory != outbox.memory || !letters.is_empty() {
-            self.tell(memory, letters);
+        if (memory != outbox.memory || !letters.is_empty()) && !self.tell(memory, letters) {
+            return;
         }
         if waiting > 0 {
             self.not_told(recipe, format!("users ({waiting})"), format!("{why}; it is decided anew in the next round"));
@@ -290,18 +296,25 @@ impl Rounds {
         }
     }
 
-    /// Note what is told, and put the letters into the outbox.
-    fn tell(&mut self, memory: Memory, letters: Vec<Letter>) {
-        let Some(outbox) = &mut self.outbox else { return };
-        outbox.memory = memory;
-        for letter in letters {
-            outbox.post(now(), letter);
+    /// Note what is told, and put the letters into the outbox; whether that could be saved. If not, it is decided anew in
+    /// the next round.
+    fn tell(&mut self, memory: Memory, letters: Vec<Letter>) -> bool {
+        let told = match &mut self.outbox {
+            Some(outbox) => outbox.tell(now(), memory, letters),
+            None => return false,
+        };
+        match told {
+            Ok(()) => self.remembers(),
+            Err(error) => {
+                self.trouble(&error.to_string());
+                return false;
+            }
         }
-        if let Err(error) = outbox.save() {
-            // What is not on disk was not told: it is decided anew in the next round.
-            self.close();
-            self.trouble(&error.to_string());
-        } else if std::mem::take(&mut self.troubled) {
+        true
+    }
+
+    fn remembers(&mut self) {
+        if std::mem::take(&mut self.troubled) {
             tracing::info!("what was told can be remembered again");
         }
     }
@@ -318,8 +331,10 @@ impl Rounds {
     /// Save what became of letters, if it is time.
     fn save(&mut self) {
         let Some(outbox) = &mut self.outbox else { return };
-        if let Err(error) = outbox.save_in_time(now(), Instant::now()) {
-            self.trouble(&error.to_string());
+        match outbox.save_in_time(now(), Instant::now()) {
+            Ok(true) => self.remembers(),
+            Ok(false) => {}
+            Err(error) => self.trouble(&error.to_string()),
         }
     }
 
@@ -548,6 +563,44 @@ mod tests {
     fn a_letter(way: Way, for_admins: bool) -> Letter {
         let (whom, from, subject, body) = ("x".into(), String::new(), String::new(), String::new());
         Letter { way, whom, for_admins, from, to: vec![], subject, body }
+    }
+
+    #[test]
+    fn while_nothing_can_be_remembered_nothing_new_is_told_and_no_letter_leaves_twice() {
+        let mut desk = Desk::new(|_, notices| notices.mail_to = Some("{user}@example.org".into()));
+        desk.outbox().tell(now(), Memory::default(), vec![a_letter(Way::Webhook, false)]).unwrap();
+        let beside = desk.home.path().join("state/notices.json.new");
+        fs::create_dir_all(beside.join("full")).unwrap();
+        assert_eq!(desk.send(), [1]);
+        desk.rounds.hear(Event::Delivered { number: 1, result: Ok(()) });
+        for _ in 0..3 {
+            assert_eq!(desk.look(&standings(&["alice"])).len(), 0);
+            assert_eq!(desk.send(), [0; 0], "neither that letter again nor a new one");
+        }
+        assert!(desk.rounds.troubled);
+        fs::remove_dir_all(&beside).unwrap();
+        assert_eq!(desk.look(&standings(&["alice"])), []);
+        assert!(!desk.rounds.troubled);
+        assert_eq!(desk.letters(), ["one@example.org", "two@example.org", "alice@example.org"]);
+    }
+
+    #[test]
+    fn a_reload_sends_no_letter_again_that_is_under_way() {
+        let mut desk = Desk::new(|_, _| ());
+        let letters = vec![a_letter(Way::Webhook, false), a_letter(Way::Webhook, false)];
+        desk.outbox().tell(now(), Memory::default(), letters).unwrap();
+        assert_eq!(desk.send(), [1]);
+        let recipe = desk.rounds.recipe.clone().unwrap();
+        for recipe in [Some(recipe.clone()), None, Some(recipe.clone())] {
+            desk.rounds.hear(Event::Configure(recipe.map(Box::new)));
+        }
+        assert_eq!(desk.send(), [0; 0]);
+        desk.rounds.hear(Event::Delivered { number: 1, result: Ok(()) });
+        assert_eq!(desk.send(), [2]);
+        // Another directory is another outbox.
+        let elsewhere = Recipe { state_directory: desk.home.path().join("elsewhere"), ..recipe };
+        desk.rounds.hear(Event::Configure(Some(Box::new(elsewhere))));
+        assert!(desk.rounds.outbox.is_none() && desk.rounds.under_way.is_empty());
     }
 
     #[test]

@@ -59,9 +59,8 @@ impl Driver {
                     });
                 }
             }
-            Input::Delivered { generation, number, result } if generation == self.link.generation() => {
-                self.tell_notices(round::Event::Delivered { number, result });
-            }
+            // Of an earlier courier, too: what it delivered is not to be sent again.
+            Input::Delivered { number, result } => self.tell_notices(round::Event::Delivered { number, result }),
             Input::Course(course) => self.trace(*course),
             Input::Delivery(delivery) => self.announcer.told(now, &delivery),
             Input::WantPage { generation } if generation == self.link.generation() => self.tell_page(now),
