@@ -142,27 +142,39 @@ impl Told {
     }
 }
 
+/// Jobs of one user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// How many there are.
+    pub count: u64,
+    /// Some of them, as `cluster.proc`.
+    pub named: Vec<String>,
+}
+
 /// Jobs by user; a user who is not in it has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Jobs {
     /// Nobody could be asked: everybody may have some.
     Unknown,
-    /// These, as `cluster.proc`.
-    Known(BTreeMap<String, Vec<String>>),
+    /// These.
+    Known(BTreeMap<String, Queue>),
 }
 
 impl Jobs {
     /// The user's.
     #[must_use]
-    pub fn of(&self, user: &UserName) -> &[String] {
+    pub fn of(&self, user: &UserName) -> Queue {
         match self {
-            Self::Unknown => &[],
-            Self::Known(jobs) => jobs.get(user.as_str()).map_or(&[], Vec::as_slice),
+            Self::Unknown => Queue::default(),
+            Self::Known(jobs) => jobs.get(user.as_str()).cloned().unwrap_or_default(),
         }
     }
 
     fn may_have(&self, user: &UserName) -> bool {
-        matches!(self, Self::Unknown) || !self.of(user).is_empty()
+        match self {
+            Self::Unknown => true,
+            Self::Known(jobs) => jobs.get(user.as_str()).is_some_and(|queue| queue.count > 0),
+        }
     }
 }
 
@@ -224,7 +236,7 @@ pub enum Notice {
         /// What.
         items: Vec<Item>,
         /// The user's jobs, as far as known.
-        jobs: Vec<String>,
+        jobs: Queue,
     },
     /// A user, about own credentials that are renewed again after a notice of a refusal.
     Well {
@@ -339,7 +351,7 @@ pub fn decide(
         for item in &items {
             providers.entry(item.provider.clone()).or_default().push(item.clone());
         }
-        notices.push(Notice::User { jobs: jobs.of(&user).to_vec(), user, items });
+        notices.push(Notice::User { jobs: jobs.of(&user), user, items });
     }
     let left = room - notices.len();
     let mut troubles = troubles(policy, memory, all);
@@ -751,7 +763,7 @@ mod tests {
     fn a_refusal_is_told_to_those_who_have_jobs_once_and_again_only_after_it_was_well() {
         let mut memory = Memory::default();
         let none = Jobs::Known(BTreeMap::new());
-        let some = Jobs::Known(BTreeMap::from([("alice".into(), vec!["7.0".into()])]));
+        let some = Jobs::Known(BTreeMap::from([("alice".into(), Queue { count: 1, named: vec!["7.0".into()] })]));
         let refused = [Standing { parked: true, ..failing("alice", Kind::Revoked, 2) }];
         assert_eq!(told(&mut memory, 0, &refused, &none), [""; 0]);
         assert_eq!(told(&mut memory, 0, &refused, &some), ["alice 1", "admins of grid 1 0"]);
@@ -823,7 +835,7 @@ mod tests {
         // That all is well is told, too, before it is forgotten.
         memory.note(&Notice::User {
             user: UserName::parse("c").unwrap(),
-            jobs: vec![],
+            jobs: Queue::default(),
             items: vec![standing("c").item(Matter::Refused(Kind::Revoked), None)],
         });
         let well = all(&[Standing { well: true, ..standing("c") }]);

@@ -9,7 +9,7 @@ use crate::{
     advice::advice,
     core::{
         id::{CredentialId, Handle},
-        notice::{Failing, Item, Matter, Notice},
+        notice::{Failing, Item, Matter, Notice, Queue},
         site::Late,
         time::{Timestamp, rfc3339},
     },
@@ -155,7 +155,7 @@ pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
     }
 }
 
-fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &str) -> (String, String) {
+fn to_user(user: &str, items: &[Item], jobs: &Queue, now: Timestamp, host: &str) -> (String, String) {
     let refused = items.iter().any(|item| matches!(item.matter, Matter::Refused(_)));
     let mut text = format!("Dear {user},\n\n");
     let what = if refused { "cannot be renewed any more" } else { "will soon end" };
@@ -176,10 +176,11 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
         }
     }
     more(&mut text, items.len());
-    if !jobs.is_empty() {
-        let (named, rest) = jobs.split_at(jobs.len().min(20));
-        let rest = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-        writeln!(text, "\nYour jobs in the queue: {}{rest}", named.join(", ")).ok();
+    let Queue { count, named } = jobs;
+    if *count > 0 {
+        let more = count.saturating_sub(u64::try_from(named.len()).unwrap_or(u64::MAX));
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        writeln!(text, "\nYour jobs in the queue: {}{more}", named.join(", ")).ok();
     }
     let approving = |item: &&Item| match item.matter {
         Matter::Ending(_) => true,
@@ -294,16 +295,15 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
             "expires": item.expires.map(rfc3339::show),
         })
     };
+    let no_jobs = Queue::default();
     let (audience, user, provider, items, jobs, troubles) = match notice {
-        Notice::User { user, items, jobs } => {
-            ("user", Some(user.as_str()), None, items.as_slice(), jobs.as_slice(), &[][..])
-        }
-        Notice::Well { user, .. } => ("user", Some(user.as_str()), None, &[][..], &[][..], &[][..]),
+        Notice::User { user, items, jobs } => ("user", Some(user.as_str()), None, items.as_slice(), jobs, &[][..]),
+        Notice::Well { user, .. } => ("user", Some(user.as_str()), None, &[][..], &no_jobs, &[][..]),
         Notice::Admins { provider, items, troubles } => {
-            ("admins", None, Some(provider.as_str()), items.as_slice(), &[][..], troubles.as_slice())
+            ("admins", None, Some(provider.as_str()), items.as_slice(), &no_jobs, troubles.as_slice())
         }
-        Notice::Over { provider, .. } => ("admins", None, Some(provider.as_str()), &[][..], &[][..], &[][..]),
-        Notice::Site { .. } => ("admins", None, None, &[][..], &[][..], &[][..]),
+        Notice::Over { provider, .. } => ("admins", None, Some(provider.as_str()), &[][..], &no_jobs, &[][..]),
+        Notice::Site { .. } => ("admins", None, None, &[][..], &no_jobs, &[][..]),
     };
     let well = if let Notice::Well { credentials, .. } = notice { credentials.as_slice() } else { &[] };
     let over = if let Notice::Over { kinds, .. } = notice { kinds.as_slice() } else { &[] };
@@ -322,7 +322,8 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         "text": text,
         "credentials": items.iter().take(LISTED).map(item).collect::<Vec<_>>(),
         "total": items.len() + well.len(),
-        "jobs": jobs,
+        "jobs": jobs.named,
+        "jobs_total": jobs.count,
         "troubles": troubles
             .iter()
             .map(|Failing { kind, count, soonest, down_since }| {
@@ -362,7 +363,11 @@ mod tests {
     }
 
     fn user(items: Vec<Item>) -> Notice {
-        Notice::User { user: UserName::parse("alice").unwrap(), items, jobs: vec!["17.0".into(), "17.1".into()] }
+        Notice::User {
+            user: UserName::parse("alice").unwrap(),
+            items,
+            jobs: Queue { count: 9, named: vec!["17.0".into(), "17.1".into()] },
+        }
     }
 
     #[test]
@@ -378,7 +383,7 @@ credentials of your jobs on ap1.example.org will soon end:
   wlcg_prod: the approval ends 2023-11-16 22:13 UTC, in 2 days
     Your jobs have a token until then: 2023-11-14 23:13 UTC, in 60 minutes.
 
-Your jobs in the queue: 17.0, 17.1
+Your jobs in the queue: 17.0, 17.1 and 7 more
 
 What to do, on the login node (running jobs get the new token by themselves):
 

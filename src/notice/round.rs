@@ -39,6 +39,9 @@ const GATHER: Duration = Duration::from_secs(5);
 /// How long the driver, and a letter under way, may take.
 const ANSWER: Duration = Duration::from_secs(10);
 const DELIVERY: Duration = Duration::from_secs(90);
+/// How often `condor_q` may fail until refusals are told to everybody, and after how long it is asked again.
+const ASKED: u32 = 3;
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// No mail map is larger.
 const MAX_MAP: u64 = 4 << 20;
 
@@ -135,6 +138,8 @@ struct Rounds {
     /// At most one delivery by each way.
     under_way: BTreeMap<Way, UnderWay>,
     number: u64,
+    /// How often in a row `condor_q` did not tell.
+    unanswered: u32,
     troubled: bool,
 }
 
@@ -158,7 +163,18 @@ impl Rounds {
         // The first look comes after the first exchanges.
         let look_at = Instant::now() + GATHER.min(recipe.notices.every);
         let (recipe, under_way) = (Some(recipe), BTreeMap::new());
-        Self { recipe, outbox: None, inputs, events, host, look_at, under_way, number: 0, troubled: false }
+        Self {
+            recipe,
+            outbox: None,
+            inputs,
+            events,
+            host,
+            look_at,
+            under_way,
+            number: 0,
+            unanswered: 0,
+            troubled: false,
+        }
     }
 
     /// One turn; false: the daemon ends.
@@ -243,7 +259,7 @@ impl Rounds {
 
     /// Look how credentials stand, and write what is to be told.
     fn look(&mut self, recipe: &Recipe) {
-        let Some(outbox) = &mut self.outbox else { return };
+        let Some(outbox) = &self.outbox else { return };
         let policy = &recipe.notices.policy;
         // Twice as far: of a token that is rotated, it is to be known how long it is there before a step comes.
         let horizon = policy.steps.first().copied().unwrap_or_default().saturating_mul(2);
@@ -258,9 +274,10 @@ impl Rounds {
         notice::settle(policy, &mut memory, &standings);
         let users = notice::asks_for_jobs(policy, &memory, now(), &standings.credentials);
         let jobs = match (users.is_empty(), recipe.notices.jobs) {
-            (false, true) => jobs::of(jobs::program().as_deref(), recipe.ids, &users),
+            (false, true) => self.who_has_jobs(jobs::of(jobs::program().as_deref(), recipe.ids, &users)),
             _ => Jobs::Unknown,
         };
+        let Some(outbox) = &self.outbox else { return };
         // A user gets at most a mail and a document for the webhook.
         let room = outbox.room(false) / 2;
         let (mut notices, mut waiting) = notice::decide(policy, &memory, now(), &standings, &jobs, room);
@@ -294,6 +311,26 @@ impl Rounds {
             let why = "notices.mail_map does not name this user, and notices.mail_to is not set".to_owned();
             self.not_told(recipe, whom, why);
         }
+    }
+
+    /// Who has jobs. As long as `condor_q` may have a bad moment, nobody is known to have any, so that refusals wait for the
+    /// next round, which comes soon.
+    fn who_has_jobs(&mut self, answer: std::io::Result<Jobs>) -> Jobs {
+        let error = match answer {
+            Ok(jobs) => {
+                self.unanswered = 0;
+                return jobs;
+            }
+            Err(error) => error,
+        };
+        self.unanswered = self.unanswered.saturating_add(1);
+        if self.unanswered < ASKED {
+            tracing::warn!(%error, "condor_q does not tell who has jobs; asking again");
+            self.look_at = self.look_at.min(Instant::now() + ASK_AGAIN);
+            return Jobs::Known(BTreeMap::new());
+        }
+        tracing::warn!(%error, "condor_q does not tell who has jobs; telling everybody");
+        Jobs::Unknown
     }
 
     /// Note what is told, and put the letters into the outbox; whether that could be saved. If not, it is decided anew in
@@ -601,6 +638,21 @@ mod tests {
         let elsewhere = Recipe { state_directory: desk.home.path().join("elsewhere"), ..recipe };
         desk.rounds.hear(Event::Configure(Some(Box::new(elsewhere))));
         assert!(desk.rounds.outbox.is_none() && desk.rounds.under_way.is_empty());
+    }
+
+    #[test]
+    fn refusals_wait_while_condor_q_may_only_have_a_bad_moment() {
+        let mut desk = Desk::new(|_, _| ());
+        let rounds = &mut desk.rounds;
+        let fails = || Err(std::io::Error::other("exit status 1"));
+        let nobody = Jobs::Known(BTreeMap::new());
+        rounds.look_at = Instant::now() + Duration::from_secs(300);
+        assert_eq!(rounds.who_has_jobs(fails()), nobody);
+        assert!(rounds.look_at <= Instant::now() + ASK_AGAIN, "it is asked again soon");
+        assert_eq!([rounds.who_has_jobs(fails()), rounds.who_has_jobs(fails())], [nobody.clone(), Jobs::Unknown]);
+        assert_eq!(rounds.who_has_jobs(fails()), Jobs::Unknown, "also in further rounds");
+        assert_eq!(rounds.who_has_jobs(Ok(nobody.clone())), nobody);
+        assert_eq!(rounds.who_has_jobs(fails()), nobody, "another bad moment");
     }
 
     #[test]
