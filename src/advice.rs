@@ -267,6 +267,20 @@ pub fn page() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::figures::{Mender, mender};
+
+    #[test]
+    fn whoever_can_mend_a_kind_is_told_how() {
+        for kind in Kind::ALL {
+            let Advice { user, admin, .. } = advice(*kind);
+            let (users, admins) = (!user.is_empty() && user != WAIT, !admin.is_empty());
+            match mender(*kind) {
+                Mender::User => assert!(users, "{kind}"),
+                Mender::Either => assert!(users && admins, "{kind}"),
+                Mender::Admin => assert!(!users && admins, "{kind}"),
+            }
+        }
+    }
 
     #[test]
     fn every_kind_has_a_meaning_and_tells_somebody_what_to_do() {

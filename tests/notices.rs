@@ -20,7 +20,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use evercred::demo::issuer::{MytokenWish, Outage, Rotation};
@@ -153,7 +153,14 @@ fn secret(site: &Site, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-/// alice's refresh token is revoked, bob's mytoken ends in an hour, carol is well.
+/// Store a mytoken that ends in an hour, and that has been there for a month.
+fn store_old(site: &Site, user: &str) {
+    let wish = MytokenWish { user: user.into(), lifetime: Some(3600), ..MytokenWish::default() };
+    let month = Duration::from_secs(30 * 86_400);
+    site.store_dated(user, "mt", site.issuer.control().mytoken(wish).unwrap().as_bytes(), SystemTime::now() - month);
+}
+
+/// alice's refresh token is revoked, bob's old mytoken ends in an hour, carol is well.
 fn troubled(notices: impl FnOnce(&Site) -> String) -> Site {
     let mut site = Site::new(600, Rotation::None);
     let home = site.home.path().display().to_string();
@@ -167,8 +174,7 @@ fn troubled(notices: impl FnOnce(&Site) -> String) -> Site {
     );
     let alice = site.grid("alice");
     assert!(site.issuer.control().revoke(&alice));
-    let wish = MytokenWish { user: "bob".into(), lifetime: Some(3600), ..MytokenWish::default() };
-    site.store("bob", "mt", site.issuer.control().mytoken(wish).unwrap().as_bytes());
+    store_old(&site, "bob");
     site.grid("carol");
     site.start();
     site
@@ -321,24 +327,20 @@ fn a_reload_takes_up_what_changed_in_notices_also_a_secret_in_its_place() {
     let home = site.home.path().display().to_string();
     let daemon = format!("state_directory = \"{home}/state\"");
     let url = secret(&site, "slack", &before.url);
-    let store = |site: &Site, user: &str| {
-        let wish = MytokenWish { user: user.into(), lifetime: Some(3600), ..MytokenWish::default() };
-        site.store(user, "mt", site.issuer.control().mytoken(wish).unwrap().as_bytes());
-    };
     site.configure_with(&daemon, "", "");
-    store(&site, "alice");
+    store_old(&site, "alice");
     site.start();
     site.wait("a token", 30, |s| s.file("alice", "mt.use").is_some());
     site.configure_with(&daemon, "", &format!("[notices]\nevery = \"1s\"\nslack_webhook_file = \"{url}\"\n"));
     site.signal("-HUP");
     let reloads = |site: &Site| site.log().matches("configuration reloaded").count();
     site.wait("the first reload", 30, |s| reloads(s) == 1);
-    store(&site, "bob");
+    store_old(&site, "bob");
     site.wait("a notice", 60, |_| before.heard().iter().any(|(_, body)| body.contains("bob/mt")));
     secret(&site, "slack", &after.url);
     site.signal("-HUP");
     site.wait("the second reload", 30, |s| reloads(s) == 2);
-    store(&site, "carol");
+    store_old(&site, "carol");
     site.wait("another notice", 60, |_| after.heard().iter().any(|(_, body)| body.contains("carol/mt")));
     assert!(!before.heard().iter().any(|(_, body)| body.contains("carol/mt")));
 }

@@ -206,18 +206,41 @@ impl Histogram {
     }
 }
 
-/// Whether the kind is the user's to mend.
+/// Who can mend a kind of trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mender {
+    /// The user, whoever else has it.
+    User,
+    /// The user, if it is of what this one asked for or stored; the admins, if it is of the configuration. That shows in
+    /// whether several users have it.
+    Either,
+    /// The admins, or time.
+    Admin,
+}
+
+/// Who can mend this kind.
 #[must_use]
-pub fn is_users(kind: Kind) -> bool {
-    matches!(kind.class(), Class::Refused | Class::Input)
-        || matches!(
-            kind,
-            Kind::ReauthNeeded
-                | Kind::Restricted
-                | Kind::ScopeShortfall
-                | Kind::AudienceShortfall
-                | Kind::RequestRefused
-        )
+pub fn mender(kind: Kind) -> Mender {
+    match kind {
+        Kind::Revoked
+        | Kind::Expired
+        | Kind::Invalid
+        | Kind::ReauthNeeded
+        | Kind::TopTooLarge
+        | Kind::TopNotUtf8
+        | Kind::TopEmpty
+        | Kind::TopNoToken => Mender::User,
+        Kind::Restricted
+        | Kind::ScopeShortfall
+        | Kind::AudienceShortfall
+        | Kind::RequestRefused
+        | Kind::TopUnreadable
+        | Kind::TopNotRegular
+        | Kind::TopWrongOwner
+        | Kind::TopSealed
+        | Kind::MetaMismatch => Mender::Either,
+        _ => Mender::Admin,
+    }
 }
 
 /// Whether the kind may be an issuer's doing, towards all credentials alike, and not this machine's.
@@ -256,6 +279,7 @@ mod tests {
             renews: None,
             refresh_token_expires: Some(at(refresh)),
             stored: None,
+            approved: None,
             rolling,
             renewed: None,
             generation: 0,

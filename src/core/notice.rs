@@ -1,8 +1,11 @@
 //! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
 //!
-//! A person is told once a step before a refresh token ends, once when the issuer refuses it while jobs need it, and once
+//! A person is told once a step before a refresh token ends (of the steps that are less than nine tenths of its life: who has
+//! just approved is told nothing; if none is, once when its last quarter begins), once when the issuer refuses it while jobs need it, and once
 //! when it is renewed again after that;
-//! admins once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
+//! What may be the user's fault or the admins' (a scope, a key) is told to the user as long as no other user of the provider
+//! has it, and to the admins alone once several have;
+//! admins are told once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
 //! credentials show meanwhile), and once when it works again. What was told is [`Memory`], which outlives restarts. It is cleared
 //! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
 
@@ -16,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     budget::Outage,
     ending::same_end,
-    figures::{is_issuers, is_users},
+    figures::{Mender, is_issuers, mender},
     id::{CredentialId, UserName},
     site::{Late, Site},
     time::Timestamp,
@@ -47,12 +50,28 @@ pub struct Standing {
     pub refresh_ends: Option<Timestamp>,
     /// Whether each renewal moves that end on, so that it comes only if renewals fail; none: that has not shown yet.
     pub rolling: Option<bool>,
+    /// When it was stored, if that is known: by whoever approved, as far as the daemon saw it.
+    pub approved: Option<Timestamp>,
+    /// We have replaced what was stored then: after a restart nothing tells any more when that was.
+    pub rotated: bool,
     /// What is wrong, and how often in a row; not what may only be left of an issuer's outage that is over.
     pub error: Option<(Kind, u32)>,
     /// Nothing is asked any more.
     pub parked: bool,
     /// It was renewed since the daemon started, and nothing is wrong since.
     pub well: bool,
+}
+
+impl Standing {
+    fn item(&self, matter: Matter, step: Option<u64>) -> Item {
+        let (id, provider) = (self.id.clone(), self.provider.clone());
+        Item { id, provider, matter, step, expires: self.expires }
+    }
+
+    /// What fails so often in a row is no passing thing; nor is what nobody tries again.
+    fn stays(&self, policy: &Policy, times: u32) -> bool {
+        self.parked || times >= policy.after_failures
+    }
 }
 
 /// How a provider stands.
@@ -68,6 +87,13 @@ pub struct Provider {
     pub soonest: Option<Timestamp>,
     /// Its issuer is not down, and has renewed a credential since the daemon started with which nothing is wrong since.
     pub well: bool,
+}
+
+impl Provider {
+    /// An outage that is no passing thing.
+    fn lasting(&self, policy: &Policy) -> Option<Outage> {
+        self.outage.filter(|outage| outage.times >= policy.after_failures)
+    }
 }
 
 /// How everything stands that notices look at.
@@ -99,10 +125,30 @@ pub struct Memory {
 /// What was told about one credential.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
-    /// The end that was told, and the shortest step, in seconds.
+    /// The end that was told, and the shortest step, in seconds; 0: the last quarter of a short life.
     pub ending: Option<(Timestamp, u64)>,
+    /// An end that will come, and since when the token with it is there, where files do not tell.
+    #[serde(default)]
+    pub since: Option<(Timestamp, Timestamp)>,
     /// The refusal that was told.
     pub refused: Option<Kind>,
+}
+
+impl Told {
+    /// Since when the token is there that ends then.
+    fn since(&self, standing: &Standing, at: Timestamp) -> Option<Timestamp> {
+        let remembered = self.since.filter(|(end, _)| same_end(*end, at)).map(|(_, since)| since);
+        [remembered, standing.approved].into_iter().flatten().min()
+    }
+}
+
+/// Jobs of one user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// How many there are.
+    pub count: u64,
+    /// Some of them, as `cluster.proc`.
+    pub named: Vec<String>,
 }
 
 /// Jobs by user; a user who is not in it has none.
@@ -110,22 +156,25 @@ pub struct Told {
 pub enum Jobs {
     /// Nobody could be asked: everybody may have some.
     Unknown,
-    /// These, as `cluster.proc`.
-    Known(BTreeMap<String, Vec<String>>),
+    /// These.
+    Known(BTreeMap<String, Queue>),
 }
 
 impl Jobs {
     /// The user's.
     #[must_use]
-    pub fn of(&self, user: &UserName) -> &[String] {
+    pub fn of(&self, user: &UserName) -> Queue {
         match self {
-            Self::Unknown => &[],
-            Self::Known(jobs) => jobs.get(user.as_str()).map_or(&[], Vec::as_slice),
+            Self::Unknown => Queue::default(),
+            Self::Known(jobs) => jobs.get(user.as_str()).cloned().unwrap_or_default(),
         }
     }
 
     fn may_have(&self, user: &UserName) -> bool {
-        matches!(self, Self::Unknown) || !self.of(user).is_empty()
+        match self {
+            Self::Unknown => true,
+            Self::Known(jobs) => jobs.get(user.as_str()).is_some_and(|queue| queue.count > 0),
+        }
     }
 }
 
@@ -147,8 +196,21 @@ pub struct Item {
     pub provider: String,
     /// What.
     pub matter: Matter,
+    /// Of an end: the step that this tells, as [`Told`] has it.
+    pub step: Option<u64>,
     /// Until when jobs have a token.
     pub expires: Option<Timestamp>,
+}
+
+impl Item {
+    /// What is wrong with it already.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        match self.matter {
+            Matter::Ending(_) => None,
+            Matter::Refused(kind) => Some(kind),
+        }
+    }
 }
 
 /// A kind of trouble with a provider.
@@ -174,7 +236,7 @@ pub enum Notice {
         /// What.
         items: Vec<Item>,
         /// The user's jobs, as far as known.
-        jobs: Vec<String>,
+        jobs: Queue,
     },
     /// A user, about own credentials that are renewed again after a notice of a refusal.
     Well {
@@ -212,89 +274,185 @@ pub enum Notice {
     },
 }
 
+impl Memory {
+    /// Note that this is told.
+    pub fn note(&mut self, notice: &Notice) {
+        match notice {
+            Notice::User { items, .. } => {
+                for item in items {
+                    let told = self.credentials.entry(item.id.to_string()).or_default();
+                    match item.matter {
+                        Matter::Ending(at) => told.ending = item.step.map(|step| (at, step)),
+                        Matter::Refused(kind) => told.refused = Some(kind),
+                    }
+                }
+            }
+            Notice::Well { credentials, .. } => {
+                for id in credentials {
+                    if let Some(told) = self.credentials.get_mut(&id.to_string()) {
+                        told.refused = None;
+                    }
+                }
+                self.credentials.retain(|_, told| *told != Told::default());
+            }
+            Notice::Admins { provider, troubles, .. } => {
+                for Failing { kind, down_since, .. } in troubles {
+                    self.providers.entry(provider.clone()).or_default().insert(*kind);
+                    if down_since.is_some() {
+                        self.outages.insert(provider.clone());
+                    }
+                }
+            }
+            Notice::Over { provider, kinds } => {
+                if let Some(told) = self.providers.get_mut(provider) {
+                    told.retain(|kind| !kinds.contains(kind));
+                }
+                self.providers.retain(|_, kinds| !kinds.is_empty());
+            }
+            Notice::Site { site, late, .. } => {
+                self.sites.entry(site.clone()).or_default().extend(late.iter().map(|(kind, _)| *kind));
+            }
+        }
+    }
+
+    fn admins_know(&self, provider: &str, kind: Kind) -> bool {
+        self.providers.get(provider).is_some_and(|kinds| kinds.contains(&kind))
+    }
+}
+
 /// Users for whom it matters now whether they have jobs.
 #[must_use]
 pub fn asks_for_jobs(policy: &Policy, memory: &Memory, now: Timestamp, standings: &[Standing]) -> BTreeSet<UserName> {
-    due(policy, memory, now, standings).map(|(standing, _)| standing.id.user.clone()).collect()
+    due(policy, memory, now, standings).map(|item| item.id.user).collect()
 }
 
-/// What is to be told now; `memory` takes note that it is told.
-pub fn decide(policy: &Policy, memory: &mut Memory, now: Timestamp, all: &Standings, jobs: &Jobs) -> Vec<Notice> {
-    let over = forget(memory, all);
-    let standings = all.credentials.as_slice();
+/// What is to be told now, and how many users have to wait since only so many can be told. What `memory` has to forget is
+/// [`settle`]d before; what is really told is noted in it afterwards ([`Memory::note`]): the rest is decided anew.
+#[must_use]
+pub fn decide(
+    policy: &Policy,
+    memory: &Memory,
+    now: Timestamp,
+    all: &Standings,
+    jobs: &Jobs,
+    room: usize,
+) -> (Vec<Notice>, usize) {
     let mut users: BTreeMap<UserName, Vec<Item>> = BTreeMap::new();
-    let mut providers: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
-    let found: Vec<(&Standing, Matter)> = due(policy, memory, now, standings).collect();
-    for (standing, matter) in found {
-        let id = &standing.id;
-        if matches!(matter, Matter::Refused(_)) && !jobs.may_have(&id.user) {
-            continue;
+    for item in due(policy, memory, now, &all.credentials) {
+        if item.kind().is_none() || jobs.may_have(&item.id.user) {
+            users.entry(item.id.user.clone()).or_default().push(item);
         }
-        let told = memory.credentials.entry(id.to_string()).or_default();
-        match matter {
-            Matter::Ending(at) => told.ending = step(policy, now, at).map(|step| (at, step)),
-            Matter::Refused(kind) => told.refused = Some(kind),
-        }
-        let item = Item { id: id.clone(), provider: standing.provider.clone(), matter, expires: standing.expires };
-        providers.entry(&standing.provider).or_default().push(item.clone());
-        users.entry(id.user.clone()).or_default().push(item);
     }
-    let mut notices: Vec<Notice> =
-        users.into_iter().map(|(user, items)| Notice::User { jobs: jobs.of(&user).to_vec(), user, items }).collect();
+    let well = healed(memory, &all.credentials);
+    let waiting = (users.len() + well.len()).saturating_sub(room);
+    let mut providers: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+    let mut notices = Vec::new();
+    for (user, items) in users.into_iter().take(room) {
+        for item in &items {
+            providers.entry(item.provider.clone()).or_default().push(item.clone());
+        }
+        notices.push(Notice::User { jobs: jobs.of(&user), user, items });
+    }
+    let left = room - notices.len();
     let mut troubles = troubles(policy, memory, all);
     for (provider, items) in providers {
-        let troubles = troubles.remove(provider).unwrap_or_default();
-        notices.push(Notice::Admins { provider: provider.to_owned(), items, troubles });
+        let troubles = troubles.remove(provider.as_str()).unwrap_or_default();
+        notices.push(Notice::Admins { provider, items, troubles });
     }
     notices.extend(troubles.into_iter().map(|(provider, troubles)| Notice::Admins {
         provider: provider.to_owned(),
         items: Vec::new(),
         troubles,
     }));
-    notices.extend(over);
+    notices.extend(well.into_iter().take(left));
+    notices.extend(over(memory, all));
     notices.extend(all.sites.iter().filter_map(|site| stays_behind(policy, memory, now, site)));
-    notices
+    (notices, waiting)
 }
 
-/// Drop what is mended; what people want to hear of that.
-fn forget(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) -> Vec<Notice> {
-    let mut healed: BTreeMap<&UserName, Vec<CredentialId>> = BTreeMap::new();
+/// Forget what is mended, or gone, and of which nobody wants to hear; take note of what needs no telling.
+pub fn settle(policy: &Policy, memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) {
     let by_name: BTreeMap<String, &Standing> = credentials.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
-        if standing.well && told.refused.take().is_some() {
-            healed.entry(&standing.id.user).or_default().push(standing.id.clone());
-        }
         // After a start only a renewal may tell it again.
-        told.ending = told.ending.filter(|(at, _)| standing.refresh_ends.is_none_or(|end| same_end(end, *at)));
-        told.ending.is_some() || told.refused.is_some()
+        let stays = |at| standing.refresh_ends.is_none_or(|end| same_end(end, at));
+        told.ending = told.ending.filter(|(at, _)| stays(*at));
+        told.since = told.since.filter(|(at, _)| stays(*at));
+        *told != Told::default()
     });
+    for standing in credentials.iter().filter(|standing| standing.rotated && standing.rolling == Some(false)) {
+        if let (Some(at), Some(approved)) = (standing.refresh_ends, standing.approved) {
+            let told = memory.credentials.entry(standing.id.to_string()).or_default();
+            told.since.get_or_insert((at, approved));
+        }
+    }
     let configured: BTreeSet<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
     memory.providers.retain(|name, _| configured.contains(name.as_str()));
     memory.outages.retain(|name| configured.contains(name.as_str()));
-    let well = |(user, credentials): (&UserName, _)| Notice::Well { user: user.clone(), credentials };
-    let mut over: Vec<Notice> = healed.into_iter().map(well).collect();
-    // That nothing fails may only mean that nothing was tried yet.
-    for provider in providers.iter().filter(|provider| provider.well) {
-        let failing = |kind: &Kind| {
-            credentials.iter().any(|s| s.provider == provider.name && s.error.is_some_and(|(found, _)| found == *kind))
-        };
-        memory.outages.remove(&provider.name);
-        let Some(kinds) = memory.providers.get_mut(&provider.name) else { continue };
-        let ended: Vec<Kind> = kinds.iter().copied().filter(|kind| !failing(kind)).collect();
-        kinds.retain(|kind| !ended.contains(kind));
-        if kinds.is_empty() {
-            memory.providers.remove(&provider.name);
+    for provider in providers {
+        if provider.well {
+            memory.outages.remove(&provider.name);
         }
-        if !ended.is_empty() {
-            over.push(Notice::Over { provider: provider.name.clone(), kinds: ended });
+        // Single credentials showed it before.
+        if provider.lasting(policy).is_some_and(|outage| memory.admins_know(&provider.name, outage.kind)) {
+            memory.outages.insert(provider.name.clone());
         }
     }
     // After a start it takes a moment until sites and their copies are known again.
     let caught_up = |site: &&Site| site.replicas > 0 && site.late.is_empty();
     let well: BTreeSet<&str> = sites.iter().filter(caught_up).map(|site| site.name.as_str()).collect();
     memory.sites.retain(|name, _| !well.contains(name.as_str()));
+}
+
+/// Users whose credentials are renewed again after a refusal that they were told.
+fn healed(memory: &Memory, credentials: &[Standing]) -> Vec<Notice> {
+    let mut healed: BTreeMap<&UserName, Vec<CredentialId>> = BTreeMap::new();
+    for standing in credentials.iter().filter(|standing| standing.well) {
+        if memory.credentials.get(&standing.id.to_string()).is_some_and(|told| told.refused.is_some()) {
+            healed.entry(&standing.id.user).or_default().push(standing.id.clone());
+        }
+    }
+    healed.into_iter().map(|(user, credentials)| Notice::Well { user: user.clone(), credentials }).collect()
+}
+
+/// Providers with which it is over what admins were told.
+fn over(memory: &Memory, Standings { credentials, providers, .. }: &Standings) -> Vec<Notice> {
+    let mut over = Vec::new();
+    // That nothing fails may only mean that nothing was tried yet.
+    for provider in providers.iter().filter(|provider| provider.well) {
+        let failing = |kind: Kind| {
+            credentials.iter().any(|s| s.provider == provider.name && s.error.is_some_and(|(found, _)| found == kind))
+        };
+        let told = memory.providers.get(&provider.name).into_iter().flatten();
+        let kinds: Vec<Kind> = told.copied().filter(|kind| !failing(*kind)).collect();
+        if !kinds.is_empty() {
+            over.push(Notice::Over { provider: provider.name.clone(), kinds });
+        }
+    }
     over
+}
+
+/// What may be a user's or the admins' to mend, and is the admins' since several users of a provider have it.
+fn shared(standings: &[Standing]) -> BTreeSet<(&str, Kind)> {
+    let mut first: BTreeMap<(&str, Kind), &UserName> = BTreeMap::new();
+    let troubled = standings.iter().filter_map(|standing| Some((standing, standing.error?.0)));
+    let either = troubled.filter(|(_, kind)| mender(*kind) == Mender::Either);
+    either
+        .filter_map(|(standing, kind)| {
+            let key = (standing.provider.as_str(), kind);
+            (*first.entry(key).or_insert(&standing.id.user) != &standing.id.user).then_some(key)
+        })
+        .collect()
+}
+
+/// Whether this is the user's to mend.
+fn is_users(shared: &BTreeSet<(&str, Kind)>, standing: &Standing, kind: Kind) -> bool {
+    match mender(kind) {
+        Mender::User => true,
+        Mender::Either => !shared.contains(&(standing.provider.as_str(), kind)),
+        Mender::Admin => false,
+    }
 }
 
 /// What users have to hear, and have not heard.
@@ -303,60 +461,69 @@ fn due<'a, 'm>(
     memory: &'m Memory,
     now: Timestamp,
     standings: &'a [Standing],
-) -> impl Iterator<Item = (&'a Standing, Matter)> + use<'a, 'm> {
+) -> impl Iterator<Item = Item> + use<'a, 'm> {
+    let shared = shared(standings);
     standings.iter().filter_map(move |standing| {
         let told = memory.credentials.get(&standing.id.to_string()).cloned().unwrap_or_default();
         if let Some((kind, times)) = standing.error
-            && is_users(kind)
-            && (standing.parked || times >= policy.after_failures)
+            && is_users(&shared, standing, kind)
+            && standing.stays(policy, times)
         {
             // Another kind of refusal is no news.
-            return told.refused.is_none().then_some((standing, Matter::Refused(kind)));
+            return told.refused.is_none().then(|| standing.item(Matter::Refused(kind), None));
         }
         let at = standing.refresh_ends.filter(|_| !standing.parked)?;
+        let since = told.since(standing, at);
         let told = told.ending.filter(|(end, _)| same_end(*end, at));
         // What was told once, before a restart, and is still the end, is known not to move.
         let stays = standing.rolling == Some(false) || (standing.rolling.is_none() && told.is_some());
         let fails = standing.error.is_some_and(|(_, times)| times >= policy.after_failures);
-        let step = step(policy, now, at).filter(|_| stays || fails)?;
+        let step = step(policy, now, at, since).filter(|_| stays || fails)?;
         let heard = told.is_some_and(|(_, least)| least <= step);
-        (!heard).then_some((standing, Matter::Ending(at)))
+        (!heard).then(|| standing.item(Matter::Ending(at), Some(step)))
     })
 }
 
-/// The shortest step that has begun, in seconds; none once the end is there: then the issuer's refusal is what to tell.
-fn step(policy: &Policy, now: Timestamp, at: Timestamp) -> Option<u64> {
+/// The shortest step that has begun, in seconds, of a token that is there since then; none once the end is there: then the
+/// issuer's refusal is what to tell. A step that is most of the token's life is none. If none is left, the last quarter of
+/// that life is one, as 0 seconds.
+fn step(policy: &Policy, now: Timestamp, at: Timestamp, since: Option<Timestamp>) -> Option<u64> {
     let left = at.since(now);
     if left.is_zero() {
         return None;
     }
-    policy.steps.iter().filter(|step| left <= **step).min().map(Duration::as_secs)
+    // A time in the future tells nothing.
+    let life = since.filter(|since| *since <= now).map_or(Duration::MAX, |since| at.since(since));
+    let steps: Vec<Duration> = policy.steps.iter().copied().filter(|step| *step < life / 10 * 9).collect();
+    if steps.is_empty() {
+        return (left <= life / 4).then_some(0);
+    }
+    steps.into_iter().filter(|step| left <= *step).min().map(|step| step.as_secs())
 }
 
 /// What admins have to mend, and have not heard: by provider, each kind once.
-fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTreeMap<&'a str, Vec<Failing>> {
+fn troubles<'a>(policy: &Policy, memory: &Memory, all: &'a Standings) -> BTreeMap<&'a str, Vec<Failing>> {
     let mut troubles: BTreeMap<&str, Vec<Failing>> = BTreeMap::new();
     let mut down: BTreeSet<&str> = BTreeSet::new();
-    for Provider { name, outage, living, soonest, .. } in &all.providers {
+    for provider in &all.providers {
+        let Provider { name, outage, living, soonest, .. } = provider;
         if outage.is_some() || memory.outages.contains(name) {
             down.insert(name);
         }
-        let lasts = outage.filter(|outage| outage.times >= policy.after_failures);
-        if let Some(Outage { kind, since, .. }) = lasts
-            && memory.outages.insert(name.clone())
+        if let Some(Outage { kind, since, .. }) = provider.lasting(policy)
+            && !memory.outages.contains(name)
+            && !memory.admins_know(name, kind)
         {
-            // Single credentials may have shown it before.
-            if memory.providers.entry(name.clone()).or_default().insert(kind) {
-                let failing = Failing { kind, count: *living, soonest: *soonest, down_since: Some(since) };
-                troubles.entry(name).or_default().push(failing);
-            }
+            let failing = Failing { kind, count: *living, soonest: *soonest, down_since: Some(since) };
+            troubles.entry(name).or_default().push(failing);
         }
     }
+    let shared = shared(&all.credentials);
     let mut counts: BTreeMap<(&str, Kind), (usize, Option<Timestamp>)> = BTreeMap::new();
     for standing in &all.credentials {
         if let Some((kind, times)) = standing.error
-            && !is_users(kind)
-            && times >= policy.after_failures
+            && !is_users(&shared, standing, kind)
+            && standing.stays(policy, times)
             && !(is_issuers(kind) && down.contains(standing.provider.as_str()))
         {
             let (count, soonest) = counts.entry((&standing.provider, kind)).or_default();
@@ -368,7 +535,7 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTr
         }
     }
     for ((provider, kind), (count, soonest)) in counts {
-        if memory.providers.entry(provider.to_owned()).or_default().insert(kind) {
+        if !memory.admins_know(provider, kind) {
             troubles.entry(provider).or_default().push(Failing { kind, count, soonest, down_since: None });
         }
     }
@@ -376,7 +543,7 @@ fn troubles<'a>(policy: &Policy, memory: &mut Memory, all: &'a Standings) -> BTr
 }
 
 /// What admins have not heard of a site yet: the reasons for which copies have been behind for too long.
-fn stays_behind(policy: &Policy, memory: &mut Memory, now: Timestamp, site: &Site) -> Option<Notice> {
+fn stays_behind(policy: &Policy, memory: &Memory, now: Timestamp, site: &Site) -> Option<Notice> {
     let long = |late: &Late| now.since(late.since) >= policy.site_behind;
     let told = memory.sites.get(&site.name);
     let news = |kind: &Option<Kind>| told.is_none_or(|told| !told.contains(kind));
@@ -385,7 +552,6 @@ fn stays_behind(policy: &Policy, memory: &mut Memory, now: Timestamp, site: &Sit
     if late.is_empty() {
         return None;
     }
-    memory.sites.entry(site.name.clone()).or_default().extend(late.iter().map(|(kind, _)| *kind));
     let (name, kind) = (site.name.clone(), site.kind.clone());
     Some(Notice::Site { site: name, kind, replicas: site.replicas, late })
 }
@@ -409,6 +575,8 @@ mod tests {
             expires: None,
             refresh_ends: None,
             rolling: Some(false),
+            approved: None,
+            rotated: false,
             error: None,
             parked: false,
             well: false,
@@ -430,9 +598,18 @@ mod tests {
         Standings { credentials: credentials.to_vec(), providers: vec![provider], sites: Vec::new() }
     }
 
+    /// Decide, and note that all of it is told.
+    fn tell(memory: &mut Memory, now: Timestamp, all: &Standings, jobs: &Jobs) -> Vec<Notice> {
+        settle(&policy(), memory, all);
+        let (notices, waiting) = decide(&policy(), memory, now, all, jobs, usize::MAX);
+        assert_eq!(waiting, 0);
+        notices.iter().for_each(|notice| memory.note(notice));
+        notices
+    }
+
     /// Whom the notices are for.
     fn told(memory: &mut Memory, after: u64, standings: &[Standing], jobs: &Jobs) -> Vec<String> {
-        words(decide(&policy(), memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs))
+        words(tell(memory, NOW.plus(Duration::from_secs(after)), &all(standings), jobs))
     }
 
     fn words(notices: Vec<Notice>) -> Vec<String> {
@@ -457,7 +634,7 @@ mod tests {
         let told = |memory: &mut Memory, after: u64, site: &Site| {
             let now = NOW.plus(Duration::from_secs(after));
             let all = Standings { sites: vec![site.clone()], ..Standings::default() };
-            let notices = decide(&policy(), memory, now, &all, &Jobs::Unknown);
+            let notices = tell(memory, now, &all, &Jobs::Unknown);
             *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
             notices.len()
         };
@@ -494,6 +671,57 @@ mod tests {
         // Approved again: another end.
         assert_eq!(told(&mut memory, 11 * DAY, &[ending("alice", 40 * DAY)], &jobs), [""; 0]);
         assert_eq!(told(&mut memory, 39 * DAY, &[ending("alice", 40 * DAY)], &jobs), both);
+    }
+
+    fn fresh(life: u64) -> Standing {
+        Standing { approved: Some(NOW), ..ending("alice", life) }
+    }
+
+    #[test]
+    fn who_approves_a_token_of_a_week_is_not_told_at_once_but_two_days_before_its_end() {
+        let (mut memory, fresh) = (Memory::default(), [fresh(7 * DAY)]);
+        let times = [10, DAY, 5 * DAY - 1, 5 * DAY, 6 * DAY, 7 * DAY - 6 * 3600, 7 * DAY - 60];
+        let told = times.map(|after| told(&mut memory, after, &fresh, &Jobs::Unknown).len());
+        assert_eq!(told, [0, 0, 0, 2, 0, 2, 0]);
+    }
+
+    #[test]
+    fn a_token_that_lives_shorter_than_all_steps_is_told_once_in_its_last_quarter() {
+        let (mut memory, fresh) = (Memory::default(), [fresh(3600)]);
+        let told = [10, 1800, 2690, 2710, 2760, 3500, 3610].map(|after| {
+            let jitter = Standing {
+                refresh_ends: fresh[0].refresh_ends.map(|end| end.plus(Duration::from_secs(after % 7))),
+                ..fresh[0].clone()
+            };
+            told(&mut memory, after, &[jitter], &Jobs::Unknown).len()
+        });
+        assert_eq!(told, [0, 0, 0, 2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_step_that_was_crossed_while_the_daemon_was_down_is_told_at_the_next_start() {
+        let start = 4 * DAY;
+        let found = [fresh(10 * DAY)];
+        assert_eq!(told(&mut Memory::default(), start, &found, &Jobs::Unknown).len(), 2, "the file tells its age");
+        // Of a token that was rotated, only what was remembered does.
+        let mut memory = Memory::default();
+        let rotated = Standing { rotated: true, ..fresh(10 * DAY) };
+        assert_eq!(told(&mut memory, 10, &[rotated], &Jobs::Unknown), [""; 0]);
+        let mut memory: Memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+        let last = NOW.plus(Duration::from_secs(3 * DAY - 600));
+        let found = [Standing { approved: Some(last), ..fresh(10 * DAY) }];
+        assert_eq!(told(&mut memory, start, &found, &Jobs::Unknown).len(), 2);
+        // Another one is stored.
+        let stored = NOW.plus(Duration::from_secs(start));
+        let anew = [Standing { approved: Some(stored), ..ending("alice", 11 * DAY) }];
+        assert_eq!(told(&mut memory, start, &anew, &Jobs::Unknown), [""; 0]);
+        assert_eq!(memory, Memory::default());
+    }
+
+    #[test]
+    fn a_file_from_the_future_hides_no_step() {
+        let future = Standing { approved: Some(NOW.plus(Duration::from_secs(DAY))), ..ending("alice", 3600) };
+        assert_eq!(told(&mut Memory::default(), 0, &[future], &Jobs::Unknown).len(), 2);
     }
 
     #[test]
@@ -535,7 +763,7 @@ mod tests {
     fn a_refusal_is_told_to_those_who_have_jobs_once_and_again_only_after_it_was_well() {
         let mut memory = Memory::default();
         let none = Jobs::Known(BTreeMap::new());
-        let some = Jobs::Known(BTreeMap::from([("alice".into(), vec!["7.0".into()])]));
+        let some = Jobs::Known(BTreeMap::from([("alice".into(), Queue { count: 1, named: vec!["7.0".into()] })]));
         let refused = [Standing { parked: true, ..failing("alice", Kind::Revoked, 2) }];
         assert_eq!(told(&mut memory, 0, &refused, &none), [""; 0]);
         assert_eq!(told(&mut memory, 0, &refused, &some), ["alice 1", "admins of grid 1 0"]);
@@ -547,6 +775,30 @@ mod tests {
         assert_eq!(told(&mut memory, 0, &well, &some), ["alice is well: 1"]);
         assert_eq!(told(&mut memory, 0, &well, &some), [""; 0]);
         assert_eq!(told(&mut memory, 0, &refused, &some).len(), 2);
+    }
+
+    #[test]
+    fn what_a_wrong_setting_does_to_all_users_is_told_to_admins_alone_and_what_one_has_to_that_one() {
+        for kind in [Kind::RequestRefused, Kind::ScopeShortfall, Kind::Restricted] {
+            let alone = [failing("alice", kind, 3), standing("bob")];
+            assert_eq!(told(&mut Memory::default(), 0, &alone, &Jobs::Unknown), ["alice 1", "admins of grid 1 0"]);
+            // The second one has failed once so far.
+            let mut memory = Memory::default();
+            let all = [failing("alice", kind, 3), failing("bob", kind, 1)];
+            assert_eq!(told(&mut memory, 0, &all, &Jobs::Unknown), ["admins of grid 0 1"], "{kind}");
+            let all = [failing("alice", kind, 4), failing("bob", kind, 3)];
+            assert_eq!(told(&mut memory, 0, &all, &Jobs::Unknown), [""; 0], "{kind}");
+        }
+        // Nobody tries these again: there is no count.
+        let unusable = |user: &str, kind| Standing { parked: true, ..failing(user, kind, 0) };
+        for kind in [Kind::TopSealed, Kind::TopWrongOwner, Kind::TopUnreadable, Kind::MetaMismatch] {
+            let all = [unusable("alice", kind), unusable("bob", kind)];
+            assert_eq!(told(&mut Memory::default(), 0, &all, &Jobs::Unknown), ["admins of grid 0 1"], "{kind}");
+            assert_eq!(told(&mut Memory::default(), 0, &all[..1], &Jobs::Unknown)[0], "alice 1", "{kind}");
+        }
+        let own = [unusable("alice", Kind::TopEmpty), unusable("bob", Kind::TopEmpty)];
+        let both = ["alice 1", "bob 1", "admins of grid 2 0"];
+        assert_eq!(told(&mut Memory::default(), 0, &own, &Jobs::Unknown), both, "each stored nothing");
     }
 
     #[test]
@@ -565,6 +817,35 @@ mod tests {
             Standing { id: CredentialId::from_base(UserName::parse("a").unwrap(), "x_y").unwrap(), ..ending("a", 60) };
         let standings = [ending("a", 60), second, ending("b", 60)];
         assert_eq!(told(&mut memory, 0, &standings, &Jobs::Unknown), ["a 2", "b 1", "admins of grid 3 0"]);
+    }
+
+    #[test]
+    fn what_was_not_told_is_decided_anew_and_who_has_to_wait_for_room_is_not_told_to_admins_either() {
+        let mut memory = Memory::default();
+        let standings = all(&[ending("a", 60), ending("b", 60), failing("c", Kind::Tls, 3)]);
+        let decided = |memory: &Memory, room| decide(&policy(), memory, NOW, &standings, &Jobs::Unknown, room);
+        let (notices, waiting) = decided(&memory, 1);
+        assert_eq!((words(notices.clone()), waiting), (vec!["a 1".to_owned(), "admins of grid 1 1".to_owned()], 1));
+        assert_eq!(decided(&memory, 1).0, notices, "nobody has noted that they were told");
+        notices.iter().for_each(|notice| memory.note(notice));
+        let (notices, waiting) = decided(&memory, 1);
+        assert_eq!((words(notices), waiting), (vec!["b 1".to_owned(), "admins of grid 1 0".to_owned()], 0));
+        let (notices, waiting) = decided(&Memory::default(), 0);
+        assert_eq!((words(notices), waiting), (vec!["admins of grid 0 1".to_owned()], 2));
+        // That all is well is told, too, before it is forgotten.
+        memory.note(&Notice::User {
+            user: UserName::parse("c").unwrap(),
+            jobs: Queue::default(),
+            items: vec![standing("c").item(Matter::Refused(Kind::Revoked), None)],
+        });
+        let well = all(&[Standing { well: true, ..standing("c") }]);
+        for (room, expected) in [(0, 1), (1, 0)] {
+            settle(&policy(), &mut memory, &well);
+            let (notices, waiting) = decide(&policy(), &memory, NOW, &well, &Jobs::Unknown, room);
+            assert_eq!(waiting, expected);
+            notices.iter().for_each(|notice| memory.note(notice));
+        }
+        assert_eq!(memory, Memory::default());
     }
 
     #[test]
@@ -593,7 +874,7 @@ mod tests {
             all
         };
         let decided = |memory: &mut Memory, all: &Standings| {
-            let notices = decide(&policy(), memory, NOW, all, &Jobs::Unknown);
+            let notices = tell(memory, NOW, all, &Jobs::Unknown);
             *memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
             notices
         };

@@ -76,6 +76,8 @@ pub(super) struct Entry {
     pub(super) failed_at: Option<Tick>,
     pub(super) refused_at: Option<Tick>,
     pub(super) generation: u64,
+    /// When the `.top` was stored that all began with: rotations of ours do not count.
+    pub(super) approved: Option<Timestamp>,
     /// This `.top` has brought no token yet.
     pub(super) fresh_top: bool,
     /// When a file of ours last went into place.
@@ -105,6 +107,7 @@ impl Entry {
             failed_at: None,
             refused_at: None,
             generation: 0,
+            approved: top.ok().map(Identity::changed),
             fresh_top: true,
             changed_at: None,
             look: false,
@@ -119,6 +122,7 @@ impl Entry {
     /// Another `.top`: what was held against the old one is forgiven.
     pub(super) fn replace_top(&mut self, top: Result<Identity, Kind>) {
         self.top = top;
+        self.approved = top.ok().map(Identity::changed);
         self.fresh_top = true;
         self.forgive();
     }
@@ -143,6 +147,7 @@ impl Entry {
             refresh_token_expires: self.ending.at(),
             rolling: self.ending.rolling(),
             stored: self.top.ok().map(Identity::changed),
+            approved: self.approved,
             renewed: self.renewed,
             generation: self.generation,
             error: kind.map(|kind| (kind, self.failing_since, self.failures)),
@@ -179,6 +184,9 @@ pub struct Row<'a> {
     pub rolling: Option<bool>,
     /// When its `.top` was put there, by the file's own time; none: it cannot be used.
     pub stored: Option<Timestamp>,
+    /// The same of the `.top` that somebody stored last: that we rotated it since does not count, as far as the daemon
+    /// saw both.
+    pub approved: Option<Timestamp>,
     /// When it was renewed last.
     pub renewed: Option<Timestamp>,
     /// How often it has been renewed.

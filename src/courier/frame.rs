@@ -191,7 +191,7 @@ impl Sent for FromCourier {
 /// Encode as length + postcard.
 ///
 /// # Errors
-/// A frame above [`MAX_FRAME`].
+/// A frame above [`MAX_FRAME`], as [`io::ErrorKind::InvalidInput`].
 pub fn encode<T: Serialize>(frame: &T) -> io::Result<Zeroizing<Vec<u8>>> {
     encode_within(frame, MAX_FRAME)
 }
@@ -209,7 +209,8 @@ fn encode_within<T: Serialize>(frame: &T, most: usize) -> io::Result<Zeroizing<V
 
 fn too_large(length: usize, most: usize) -> io::Error {
     let what = if most == MAX_FIRST { "the configuration with what is noted for it" } else { "a frame" };
-    io::Error::other(format!("{what} is too large: {length} bytes, of {most} at most"))
+    let why = format!("{what} is too large: {length} bytes, of {most} at most");
+    io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
 /// Decode the postcard part of a frame.
@@ -298,7 +299,9 @@ mod tests {
     #[test]
     fn the_frame_that_configures_may_be_large_and_says_so_where_it_is_too_large() {
         let notes = vec!["x".repeat(1000); 2000];
-        assert!(encode(&notes).unwrap_err().to_string().contains("a frame is too large"));
+        let error = encode(&notes).unwrap_err();
+        assert!(error.to_string().contains("a frame is too large"), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         let mut sent = Vec::new();
         write_first(&mut sent, &notes).unwrap();
         assert_eq!(read_first::<Vec<String>>(&mut &sent[..]).unwrap(), Some(notes));

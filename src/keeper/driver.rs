@@ -189,9 +189,7 @@ pub enum Input {
     },
     /// What became of a letter that the courier had.
     Delivered {
-        /// Of which link.
-        generation: u64,
-        /// Its number.
+        /// Its number, the same for no two letters of any link.
         number: u64,
         /// How it ended.
         result: Result<(), String>,

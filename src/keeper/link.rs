@@ -92,7 +92,7 @@ impl Peer for Recipe {
             FromCourier::Answer { number, outcome, took } => Input::Answer { generation, number, outcome, took },
             FromCourier::Approval { number, ask } => Input::Approval { generation, number, ask },
             FromCourier::Revoked { number, result } => Input::Revoked { generation, number, result },
-            FromCourier::Delivered { number, result } => Input::Delivered { generation, number, result },
+            FromCourier::Delivered { number, result } => Input::Delivered { number, result },
             FromCourier::WantPage => Input::WantPage { generation },
             FromCourier::WantFigures => Input::WantFigures { generation },
             FromCourier::Tell { warn: true, text } => {

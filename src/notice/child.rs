@@ -1,5 +1,6 @@
 //! A program of the system's, run for its answer: absolute path, clean environment, no privileges of ours, its own
-//! process group, bounded in time and output. It runs as the courier's user if we are root.
+//! process group, bounded in time and in what is kept of its output: what is beyond is read and dropped, since a program that
+//! finds its pipe closed dies of it. It runs as the courier's user if we are root.
 
 use std::{
     io::{self, Read, Write},
@@ -18,11 +19,35 @@ use nix::{
 /// Who a child becomes: uid and gid; none: who we are.
 pub type Ids = Option<(u32, u32)>;
 
-/// Run to its end; standard output.
+/// Most that is kept of what it says about itself.
+const SAID: u64 = 64 << 10;
+
+/// Run to its end; the first `most` bytes of standard output.
+///
+/// # Errors
+/// As [`run_with`].
+pub fn run(command: Command, ids: Ids, input: &[u8], patience: Duration, most: u64) -> io::Result<Vec<u8>> {
+    run_with(command, ids, input, patience, move |out| kept(out, most))
+}
+
+fn kept(from: &mut dyn Read, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    (&mut *from).take(most).read_to_end(&mut bytes)?;
+    io::copy(from, &mut io::sink())?;
+    Ok(bytes)
+}
+
+/// Run to its end; what `read` makes of standard output, on a thread of its own.
 ///
 /// # Errors
 /// It cannot be started, ends with a failure (with the first line of what it says), or takes too long.
-pub fn run(mut command: Command, ids: Ids, input: &[u8], patience: Duration, most: u64) -> io::Result<Vec<u8>> {
+pub fn run_with<T: Send + 'static>(
+    mut command: Command,
+    ids: Ids,
+    input: &[u8],
+    patience: Duration,
+    read: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     command.env_clear().current_dir("/").process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some((uid, gid)) = ids {
@@ -38,18 +63,13 @@ pub fn run(mut command: Command, ids: Ids, input: &[u8], patience: Duration, mos
         // A program that does not read what it is given says so by its status.
         stdin.take().map(|mut stdin| stdin.write_all(&input))
     });
-    let (done, answers) = channel();
-    for (which, stream) in [
-        (0, child.stdout.take().map(|out| Box::new(out) as Box<dyn Read + Send>)),
-        (1, child.stderr.take().map(|err| Box::new(err) as Box<dyn Read + Send>)),
-    ] {
-        let done = done.clone();
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let read = stream.map_or(Ok(0), |stream| stream.take(most).read_to_end(&mut bytes));
-            // Whoever waited is gone if nobody takes it.
-            done.send((which, read.map(|_| bytes))).ok();
-        });
+    // Whoever waited is gone if nobody takes what these send.
+    let ((told, out), (complained, said)) = (channel(), channel());
+    if let Some(mut stdout) = child.stdout.take() {
+        thread::spawn(move || told.send(read(&mut stdout)).ok());
+    }
+    if let Some(mut stderr) = child.stderr.take() {
+        thread::spawn(move || complained.send(kept(&mut stderr, SAID)).ok());
     }
     let status = loop {
         match child.try_wait()? {
@@ -65,17 +85,12 @@ pub fn run(mut command: Command, ids: Ids, input: &[u8], patience: Duration, mos
     };
     // What it left behind may hold the pipes open.
     killpg(group, Signal::SIGKILL).ok();
-    drop(done);
-    let (mut out, mut said) = (Vec::new(), Vec::new());
-    for _ in 0..2 {
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
-        let Ok((which, bytes)) = answers.recv_timeout(left) else { break };
-        if which == 0 { out = bytes? } else { said = bytes? }
-    }
+    let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
     if status.success() {
-        return Ok(out);
+        return out.recv_timeout(left()).map_err(|_| io::Error::other("its output does not end"))?;
     }
     drop(writer);
+    let said = said.recv_timeout(left()).ok().and_then(Result::ok).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
     let line: String = line.chars().filter(|c| !c.is_control()).take(200).collect();
@@ -103,6 +118,14 @@ mod tests {
         assert_eq!(sh("cat; echo $HOME$CARGO", b"in ", long).unwrap(), b"in \n");
         let error = sh("echo first >&2; echo second >&2; exit 3", b"", long).unwrap_err();
         assert_eq!(error.to_string(), "exit status 3: first");
+    }
+
+    #[test]
+    fn of_one_that_says_too_much_the_beginning_is_kept_and_it_comes_to_its_end() {
+        let mut command = Command::new("/bin/sh");
+        // Closed pipes end it, with a failure.
+        command.args(["-c", "set -e; head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2; echo end"]);
+        assert_eq!(run(command, None, b"", Duration::from_secs(20), 1000).unwrap().len(), 1000);
     }
 
     #[test]

@@ -1,24 +1,28 @@
-//! Who has jobs that need a token: asked of `condor_q`. If it is not there or does not answer, nobody knows.
+//! Who has jobs that need a token: asked of `condor_q`. If it is not there, nobody knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use super::child::{self, Ids};
-use crate::core::{id::UserName, notice::Jobs};
+use crate::core::{
+    id::UserName,
+    notice::{Jobs, Queue},
+};
 
 /// Where `condor_q` may be.
 const PLACES: [&str; 2] = ["/usr/bin/condor_q", "/usr/local/bin/condor_q"];
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Users in one question.
 const AT_ONCE: usize = 200;
-/// The most that is read of an answer, bytes.
-const MOST: u64 = 4 << 20;
+/// No line of an answer is longer, bytes.
+const LINE: u64 = 512;
 /// Jobs kept of one user.
-const KEPT: usize = 1000;
+const KEPT: usize = 20;
 
 /// Where `condor_q` is, if it is anywhere.
 #[must_use]
@@ -26,44 +30,58 @@ pub fn program() -> Option<PathBuf> {
     PLACES.iter().map(PathBuf::from).find(|path| path.is_file())
 }
 
-/// The jobs of these users that are neither removed nor completed.
-#[must_use]
-pub fn of(program: Option<&Path>, ids: Ids, users: &BTreeSet<UserName>) -> Jobs {
-    let Some(program) = program else { return Jobs::Unknown };
+/// The jobs of these users that are neither removed nor completed; unknown if there is no `condor_q`.
+///
+/// # Errors
+/// It does not tell.
+pub fn of(program: Option<&Path>, ids: Ids, users: &BTreeSet<UserName>) -> io::Result<Jobs> {
+    let Some(program) = program else { return Ok(Jobs::Unknown) };
     let users: Vec<&str> = users.iter().map(UserName::as_str).collect();
     let mut jobs = BTreeMap::new();
     for some in users.chunks(AT_ONCE) {
-        match ask(program, ids, some) {
-            Ok(text) => read(&text, &mut jobs),
-            Err(error) => {
-                tracing::warn!(%error, "condor_q does not tell who has jobs; telling everybody");
-                return Jobs::Unknown;
-            }
-        }
+        jobs.extend(ask(program, ids, some)?);
     }
-    Jobs::Known(jobs)
+    Ok(Jobs::Known(jobs))
 }
 
-fn ask(program: &Path, ids: Ids, users: &[&str]) -> std::io::Result<String> {
+fn ask(program: &Path, ids: Ids, users: &[&str]) -> io::Result<BTreeMap<String, Queue>> {
     // A user's name has no quotes in it (core::id).
     let owners: Vec<String> = users.iter().map(|user| format!("Owner == \"{user}\"")).collect();
     let constraint = format!("({}) && JobStatus =!= 3 && JobStatus =!= 4", owners.join(" || "));
     let mut command = Command::new(program);
     command.args(["-allusers", "-constraint", &constraint, "-format", "%s ", "Owner"]);
     command.args(["-format", "%d.", "ClusterId", "-format", "%d\n", "ProcId"]);
-    let output = child::run(command, ids, b"", PATIENCE, MOST)?;
-    Ok(String::from_utf8_lossy(&output).into_owned())
+    let mut jobs: BTreeMap<String, Queue> = users.iter().map(|user| ((*user).to_owned(), Queue::default())).collect();
+    child::run_with(command, ids, b"", PATIENCE, move |out| {
+        read(out, &mut jobs)?;
+        jobs.retain(|_, queue| queue.count > 0);
+        Ok(jobs)
+    })
 }
 
-/// Lines `owner cluster.proc`.
-fn read(text: &str, jobs: &mut BTreeMap<String, Vec<String>>) {
-    for line in text.lines() {
-        let Some((owner, job)) = line.split_once(' ') else { continue };
-        if job.split('.').count() == 2 && job.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-            let jobs = jobs.entry(owner.to_owned()).or_default();
-            if jobs.len() < KEPT {
-                jobs.push(job.to_owned());
-            }
+/// Lines `owner cluster.proc` of these owners, however many: all are counted, some are kept.
+fn read(from: &mut dyn Read, jobs: &mut BTreeMap<String, Queue>) -> io::Result<()> {
+    let mut from = BufReader::new(from);
+    let (mut line, mut begins) = (Vec::new(), true);
+    while (&mut from).take(LINE).read_until(b'\n', &mut line)? > 0 {
+        // A piece of a longer line is none of ours.
+        let ends = line.ends_with(b"\n");
+        if begins && ends {
+            count(&String::from_utf8_lossy(&line), jobs);
+        }
+        begins = ends;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn count(line: &str, jobs: &mut BTreeMap<String, Queue>) {
+    let Some((owner, job)) = line.trim_end().split_once(' ') else { return };
+    let Some(queue) = jobs.get_mut(owner) else { return };
+    if job.split('.').count() == 2 && job.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        queue.count += 1;
+        if queue.named.len() < KEPT {
+            queue.named.push(job.to_owned());
         }
     }
 }
@@ -91,12 +109,26 @@ mod tests {
     }
 
     #[test]
-    fn lines_become_jobs_by_user_and_a_failure_is_unknown() {
+    fn of_a_long_answer_all_jobs_are_counted_and_some_are_kept() {
+        // 6 MB, with a line without an end in between, and the last one cut off.
+        let script = "awk 'BEGIN { for (n = 0; n < 300000; n++) printf \"alice 1000000.%d\\n\", n }'
+head -c 100000 /dev/zero | tr '\\0' 'x'; echo ' 9.9'; echo 'mallory 6.6'; echo 'bob 5.0'; printf 'bob 5.1'";
+        let (_dir, program) = fake(script);
+        let Jobs::Known(jobs) = of(Some(&program), None, &users()).unwrap() else { panic!("unknown") };
+        let counts: Vec<(&str, u64, usize)> =
+            jobs.iter().map(|(user, queue)| (user.as_str(), queue.count, queue.named.len())).collect();
+        assert_eq!(counts, [("alice", 300_000, KEPT), ("bob", 1, 1)]);
+        assert_eq!(jobs["bob"].named, ["5.0"]);
+    }
+
+    #[test]
+    fn lines_become_jobs_by_user_and_a_failure_is_none() {
         let (_dir, program) = fake("echo 'alice 17.0'; echo 'alice 17.1'; echo nonsense; echo 'bob x.1'");
-        let expected = BTreeMap::from([("alice".to_owned(), vec!["17.0".to_owned(), "17.1".to_owned()])]);
-        assert_eq!(of(Some(&program), None, &users()), Jobs::Known(expected));
+        let queue = Queue { count: 2, named: vec!["17.0".to_owned(), "17.1".to_owned()] };
+        let expected = BTreeMap::from([("alice".to_owned(), queue)]);
+        assert_eq!(of(Some(&program), None, &users()).unwrap(), Jobs::Known(expected));
         let (_dir, program) = fake("exit 1");
-        assert_eq!(of(Some(&program), None, &users()), Jobs::Unknown);
-        assert_eq!(of(None, None, &users()), Jobs::Unknown);
+        assert!(of(Some(&program), None, &users()).is_err());
+        assert_eq!(of(None, None, &users()).unwrap(), Jobs::Unknown);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     advice::advice,
     core::{
         id::{CredentialId, Handle},
-        notice::{Failing, Item, Matter, Notice},
+        notice::{Failing, Item, Matter, Notice, Queue},
         site::Late,
         time::{Timestamp, rfc3339},
     },
@@ -18,6 +18,10 @@ use crate::{
 
 /// So many credentials are named; of more, their number.
 const NAMED: usize = 50;
+/// So many are in a document, so that it fits into a frame to the courier whatever their names are.
+const LISTED: usize = 1000;
+/// How the advice names the command that approves anew.
+const LOGIN: &str = "evercred login SERVICE";
 
 /// How a letter travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,7 +55,7 @@ impl Way {
 pub struct Letter {
     /// How.
     pub way: Way,
-    /// Whom it is for, in words: `user alice`, `admins of wlcg`.
+    /// Whom it is for, in words: `user alice`, `admins of wlcg`, with an admin's address.
     pub whom: String,
     /// It is for admins: these go first.
     #[serde(default)]
@@ -126,11 +130,19 @@ pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
             }
             if !items.is_empty() {
                 let gap = if text.is_empty() { "" } else { "\n" };
-                writeln!(text, "{gap}Users of the provider {provider} are told now to approve again:\n").ok();
+                writeln!(text, "{gap}Users of the provider {provider} are told now:\n").ok();
                 for item in items.iter().take(NAMED) {
                     writeln!(text, "  {}: {}", item.id, matter(item, now)).ok();
                 }
                 more(&mut text, items.len());
+                let mut kinds: Vec<Kind> = items.iter().filter_map(Item::kind).collect();
+                kinds.sort_unstable();
+                kinds.dedup();
+                for (kind, next) in kinds.into_iter().map(|kind| (kind, advice(kind).admin)) {
+                    if !next.is_empty() {
+                        writeln!(text, "  If {kind} is not theirs to mend: {next}").ok();
+                    }
+                }
             }
             write!(text, "\n-- \nevercred on {host}\n").ok();
             let subject = match (troubles.is_empty(), items.len()) {
@@ -143,7 +155,7 @@ pub fn text(notice: &Notice, now: Timestamp, host: &str) -> (String, String) {
     }
 }
 
-fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &str) -> (String, String) {
+fn to_user(user: &str, items: &[Item], jobs: &Queue, now: Timestamp, host: &str) -> (String, String) {
     let refused = items.iter().any(|item| matches!(item.matter, Matter::Refused(_)));
     let mut text = format!("Dear {user},\n\n");
     let what = if refused { "cannot be renewed any more" } else { "will soon end" };
@@ -159,18 +171,29 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
             None => writeln!(text, "    Your jobs have no token."),
         }
         .ok();
+        if let Matter::Refused(kind) = item.matter {
+            writeln!(text, "    What to do: {}", for_user(kind, &item.id)).ok();
+        }
     }
     more(&mut text, items.len());
-    if !jobs.is_empty() {
-        let (named, rest) = jobs.split_at(jobs.len().min(20));
-        let rest = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-        writeln!(text, "\nYour jobs in the queue: {}{rest}", named.join(", ")).ok();
+    let Queue { count, named } = jobs;
+    if *count > 0 {
+        let more = count.saturating_sub(u64::try_from(named.len()).unwrap_or(u64::MAX));
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        writeln!(text, "\nYour jobs in the queue: {}{more}", named.join(", ")).ok();
     }
-    let mut names: Vec<String> = items.iter().map(|item| item.id.base()).collect();
+    let approving = |item: &&Item| match item.matter {
+        Matter::Ending(_) => true,
+        Matter::Refused(kind) => advice(kind).user.contains(LOGIN),
+    };
+    let mut names: Vec<String> = items.iter().filter(approving).map(|item| item.id.base()).collect();
     names.sort_unstable();
+    let please = if names.is_empty() { "please see what to do" } else { "please approve again" };
     let more_names = names.len().saturating_sub(NAMED);
     names.truncate(NAMED);
-    text.push_str("\nWhat to do, on the login node (running jobs get the new token by themselves):\n\n");
+    if !names.is_empty() {
+        text.push_str("\nWhat to do, on the login node (running jobs get the new token by themselves):\n\n");
+    }
     for name in names {
         writeln!(text, "  evercred login {name}").ok();
     }
@@ -179,12 +202,17 @@ fn to_user(user: &str, items: &[Item], jobs: &[String], now: Timestamp, host: &s
     }
     write!(text, "\nHow things stand: evercred status\n\n-- \nevercred on {host}\n").ok();
     let subject = match (refused, items.len()) {
-        (true, 1) => "Your jobs' credential cannot be renewed: please approve again".to_owned(),
-        (true, n) => format!("{n} credentials of your jobs need you: please approve again"),
-        (false, 1) => "Your jobs' credential will end soon: please approve again".to_owned(),
-        (false, n) => format!("{n} credentials of your jobs will end soon: please approve again"),
+        (true, 1) => format!("Your jobs' credential cannot be renewed: {please}"),
+        (true, n) => format!("{n} credentials of your jobs need you: {please}"),
+        (false, 1) => format!("Your jobs' credential will end soon: {please}"),
+        (false, n) => format!("{n} credentials of your jobs will end soon: {please}"),
     };
     (subject, text)
+}
+
+/// What the user does about it, with the command of this credential.
+fn for_user(kind: Kind, id: &CredentialId) -> String {
+    advice(kind).user.replace(LOGIN, &format!("evercred login {}", id.base()))
 }
 
 fn of_site(
@@ -246,7 +274,8 @@ fn when(at: Timestamp, now: Timestamp) -> String {
     if back { format!("{shown}, {length} ago") } else { format!("{shown}, in {length}") }
 }
 
-/// The document for a webhook: `schema` 1; members are added, never renamed.
+/// The document for a webhook: `schema` 1; members are added, never renamed. It lists so many credentials at most, and tells
+/// their `total`.
 #[must_use]
 pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
     let (subject, text) = text(notice, now, host);
@@ -266,16 +295,15 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
             "expires": item.expires.map(rfc3339::show),
         })
     };
+    let no_jobs = Queue::default();
     let (audience, user, provider, items, jobs, troubles) = match notice {
-        Notice::User { user, items, jobs } => {
-            ("user", Some(user.as_str()), None, items.as_slice(), jobs.as_slice(), &[][..])
-        }
-        Notice::Well { user, .. } => ("user", Some(user.as_str()), None, &[][..], &[][..], &[][..]),
+        Notice::User { user, items, jobs } => ("user", Some(user.as_str()), None, items.as_slice(), jobs, &[][..]),
+        Notice::Well { user, .. } => ("user", Some(user.as_str()), None, &[][..], &no_jobs, &[][..]),
         Notice::Admins { provider, items, troubles } => {
-            ("admins", None, Some(provider.as_str()), items.as_slice(), &[][..], troubles.as_slice())
+            ("admins", None, Some(provider.as_str()), items.as_slice(), &no_jobs, troubles.as_slice())
         }
-        Notice::Over { provider, .. } => ("admins", None, Some(provider.as_str()), &[][..], &[][..], &[][..]),
-        Notice::Site { .. } => ("admins", None, None, &[][..], &[][..], &[][..]),
+        Notice::Over { provider, .. } => ("admins", None, Some(provider.as_str()), &[][..], &no_jobs, &[][..]),
+        Notice::Site { .. } => ("admins", None, None, &[][..], &no_jobs, &[][..]),
     };
     let well = if let Notice::Well { credentials, .. } = notice { credentials.as_slice() } else { &[] };
     let over = if let Notice::Over { kinds, .. } = notice { kinds.as_slice() } else { &[] };
@@ -292,8 +320,10 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
         "provider": provider,
         "subject": subject,
         "text": text,
-        "credentials": items.iter().map(item).collect::<Vec<_>>(),
-        "jobs": jobs,
+        "credentials": items.iter().take(LISTED).map(item).collect::<Vec<_>>(),
+        "total": items.len() + well.len(),
+        "jobs": jobs.named,
+        "jobs_total": jobs.count,
         "troubles": troubles
             .iter()
             .map(|Failing { kind, count, soonest, down_since }| {
@@ -302,7 +332,7 @@ pub fn document(notice: &Notice, now: Timestamp, host: &str) -> String {
             })
             .collect::<Vec<_>>(),
         "over": over,
-        "renewed_again": well.iter().map(CredentialId::base).collect::<Vec<_>>(),
+        "renewed_again": well.iter().take(LISTED).map(CredentialId::base).collect::<Vec<_>>(),
         "site": site,
         "behind": late
             .iter()
@@ -327,12 +357,17 @@ mod tests {
             id: CredentialId::from_base(UserName::parse("alice").unwrap(), base).unwrap(),
             provider: "wlcg".into(),
             matter,
+            step: None,
             expires: Some(Timestamp(NOW.0 + 3_600_000)),
         }
     }
 
     fn user(items: Vec<Item>) -> Notice {
-        Notice::User { user: UserName::parse("alice").unwrap(), items, jobs: vec!["17.0".into(), "17.1".into()] }
+        Notice::User {
+            user: UserName::parse("alice").unwrap(),
+            items,
+            jobs: Queue { count: 9, named: vec!["17.0".into(), "17.1".into()] },
+        }
     }
 
     #[test]
@@ -348,7 +383,7 @@ credentials of your jobs on ap1.example.org will soon end:
   wlcg_prod: the approval ends 2023-11-16 22:13 UTC, in 2 days
     Your jobs have a token until then: 2023-11-14 23:13 UTC, in 60 minutes.
 
-Your jobs in the queue: 17.0, 17.1
+Your jobs in the queue: 17.0, 17.1 and 7 more
 
 What to do, on the login node (running jobs get the new token by themselves):
 
@@ -360,6 +395,26 @@ How things stand: evercred status
 evercred on ap1.example.org
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_approving_again_does_not_mend_is_told_with_what_does() {
+        let notice = user(vec![item("wlcg_prod", Matter::Refused(Kind::AudienceShortfall))]);
+        let (subject, told) = text(&notice, NOW, "ap1");
+        assert_eq!(subject, "Your jobs' credential cannot be renewed: please see what to do");
+        assert!(
+            told.contains("    What to do: Correct the audience in the submit file, then submit again.\n"),
+            "{told}"
+        );
+        assert!(!told.contains("evercred login"), "{told}");
+        let (provider, items) = ("wlcg".to_owned(), vec![item("wlcg", Matter::Refused(Kind::AudienceShortfall))]);
+        let (_, told) = text(&Notice::Admins { provider, items, troubles: vec![] }, NOW, "ap1");
+        assert!(told.contains("  If audience-shortfall is not theirs to mend: Correct the provider's"), "{told}");
+        // One that does, beside one that does not.
+        let both = [Kind::RequestRefused, Kind::TopEmpty].map(|kind| item(kind.label(), Matter::Refused(kind)));
+        let (_, told) = text(&user(both.to_vec()), NOW, "ap1");
+        assert!(told.contains("    What to do: Store it again: evercred login top-empty, or"), "{told}");
+        assert!(told.contains("\n  evercred login top-empty\n") && !told.contains("login request-refused"), "{told}");
     }
 
     #[test]
@@ -391,6 +446,34 @@ evercred on ap1.example.org
         }
         let document: serde_json::Value = serde_json::from_str(&document(&notice, NOW, "ap1")).unwrap();
         assert_eq!((&document["site"], &document["behind"][0]["kind"]), (&"farm".into(), &"site-auth".into()));
+    }
+
+    #[test]
+    fn a_document_of_a_mass_refusal_fits_into_a_frame_and_tells_how_many_there_are() {
+        let name = "n".repeat(100);
+        let items = |n: usize| -> Vec<Item> {
+            (0..n).map(|n| item(&format!("{name}_{n:0100}"), Matter::Refused(Kind::Revoked))).collect()
+        };
+        let credentials = items(LISTED + 1).into_iter().map(|item| item.id).collect();
+        let user = UserName::parse("alice").unwrap();
+        for (notice, total, list) in [
+            (Notice::Admins { provider: "wlcg".into(), items: items(20_000), troubles: vec![] }, 20_000, "credentials"),
+            (Notice::Well { user, credentials }, LISTED + 1, "renewed_again"),
+        ] {
+            let body = document(&notice, NOW, "ap1");
+            let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(
+                (told["total"].as_u64(), told[list].as_array().map(Vec::len)),
+                (Some(total as u64), Some(LISTED))
+            );
+            let (way, whom, subject) = (Way::Webhook, whom(&notice), String::new());
+            let letter = Letter { way, whom, for_admins: true, from: String::new(), to: vec![], subject, body };
+            crate::courier::frame::encode(&crate::courier::frame::ToCourier::Deliver {
+                number: 1,
+                letter: Box::new(letter),
+            })
+            .unwrap();
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What people were told and which letters wait, in `<state_directory>/notices.json` (mode 0600, written beside and
 //! renamed). What is told is noted, and its letters are on disk, before the first one is sent: a crash may send a
-//! letter twice (what became of letters is written at most once a second while more are due), never none and never all of them again. A file that is no such state is set aside, with a word.
+//! letter twice (what became of letters is written at most once a second while more are due), never none and never all of them again.
+//! While the directory takes nothing, nothing new is told, and what waits goes on: what became of it is known here, and written
+//! once that is possible; only a restart in between sends it again. A file that is no such state is set aside, with a word.
 //! Each way of delivery has its own turn and its own pause after failures, so that one that hangs holds up no other.
 
 use std::{
@@ -30,8 +32,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A letter that could not be delivered for so long is given up.
 const GIVE_UP: Duration = Duration::from_secs(3 * 86_400);
-/// So many letters wait at most; what comes on top is given up at once.
+/// So many letters wait at most, and so many more for admins; what does not fit is decided anew later.
 pub const MOST: usize = 10_000;
+const RESERVED: usize = 1000;
 /// Between two writes of what became of letters, as long as more are due.
 const BETWEEN_SAVES: Duration = Duration::from_secs(1);
 /// No state is larger.
@@ -117,14 +120,39 @@ impl Outbox {
         Ok(Self { path, memory, letters, number, pauses: BTreeMap::new(), unsaved: false, saved: None })
     }
 
-    /// Put a letter in; whether there was room.
-    pub fn post(&mut self, now: Timestamp, letter: Letter) -> bool {
-        let room = self.letters.len() < MOST;
-        if room {
-            self.number += 1;
-            self.letters.push(Waiting { number: self.number, letter, since: now, next: now, tries: 0 });
+    /// For how many more letters there is room.
+    #[must_use]
+    pub fn room(&self, for_admins: bool) -> usize {
+        (if for_admins { MOST + RESERVED } else { MOST }).saturating_sub(self.letters.len())
+    }
+
+    /// Whether this is the outbox of that directory.
+    #[must_use]
+    pub fn is_in(&self, directory: &Path) -> bool {
+        self.path.parent() == Some(directory)
+    }
+
+    /// Note what is told, and put its letters in, durably.
+    ///
+    /// # Errors
+    /// As [`Self::save`]; then all is as it was before.
+    pub fn tell(&mut self, now: Timestamp, memory: Memory, letters: Vec<Letter>) -> Result<(), OutboxError> {
+        let before = self.letters.len();
+        let memory = std::mem::replace(&mut self.memory, memory);
+        letters.into_iter().for_each(|letter| self.post(now, letter));
+        if let Err(error) = self.save() {
+            self.letters.truncate(before);
+            self.memory = memory;
+            return Err(error);
         }
-        room
+        self.unsaved = false;
+        Ok(())
+    }
+
+    /// Put a letter in.
+    pub fn post(&mut self, now: Timestamp, letter: Letter) {
+        self.number += 1;
+        self.letters.push(Waiting { number: self.number, letter, since: now, next: now, tries: 0 });
     }
 
     /// Not before this moment by its way.
@@ -181,9 +209,23 @@ impl Outbox {
         false
     }
 
+    /// The letter of this number never will be; whether it was there.
+    pub fn give_up(&mut self, number: u64) -> bool {
+        let place = self.place(number);
+        place.map(|place| self.letters.remove(place)).is_some()
+    }
+
     /// Something became of a letter: it is to be saved.
     pub fn changed(&mut self) {
         self.unsaved = true;
+    }
+
+    /// All letters, in the order in which they would go.
+    #[cfg(test)]
+    pub fn drain(&mut self) -> Vec<Letter> {
+        let mut waiting = std::mem::take(&mut self.letters);
+        waiting.sort_by_key(|waiting| (waiting.tries, !waiting.letter.for_admins));
+        waiting.into_iter().map(|waiting| waiting.letter).collect()
     }
 
     /// How long until [`Self::save_in_time`] saves for sure; none: there is nothing to save.
@@ -278,7 +320,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let mut outbox = Outbox::open(&state).unwrap();
-        assert!(outbox.post(NOW, letter("one")) && outbox.post(NOW, letter("two")));
+        outbox.post(NOW, letter("one"));
+        outbox.post(NOW, letter("two"));
         outbox.memory.providers.entry("grid".into()).or_default().insert(crate::error::Kind::Tls);
         assert!(!outbox.failed(NOW, 1));
         outbox.save().unwrap();
@@ -307,7 +350,7 @@ mod tests {
         let mut outbox = Outbox::open(dir.path()).unwrap();
         let mail = |subject| Letter { way: Way::Smtp, ..letter(subject) };
         for one in [mail("mail 1"), mail("mail 2"), letter("hook 1"), letter("hook 2")] {
-            assert!(outbox.post(NOW, one));
+            outbox.post(NOW, one);
         }
         let due = |outbox: &Outbox, now, busy: Option<Way>| {
             outbox.due(now, |way| Some(way) != busy).map(|(number, letter)| (number, letter.subject.clone()))
@@ -355,6 +398,29 @@ mod tests {
         assert_eq!(deliver(&mut outbox, 1001), ("2".into(), true), "the last one that is due");
         assert_eq!(outbox.save_wait(clock), None);
         assert!(Outbox::open(dir.path()).unwrap().next(all).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_saved_is_not_told_and_no_letter_comes_or_goes_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = Outbox::open(dir.path()).unwrap();
+        let mut told = Memory::default();
+        told.outages.insert("grid".into());
+        outbox.tell(NOW, told.clone(), vec![letter("before"), letter("also before")]).unwrap();
+        let beside = dir.path().join("notices.json.new");
+        // Nobody, not even root, writes to this one.
+        fs::create_dir_all(beside.join("full")).unwrap();
+        assert!(outbox.tell(NOW, Memory::default(), vec![letter("new")]).is_err());
+        assert_eq!((outbox.letters.len(), &outbox.memory), (2, &told));
+        outbox.delivered(1);
+        outbox.changed();
+        let clock = Instant::now();
+        assert!(outbox.save_in_time(NOW, clock).is_err());
+        assert_eq!(outbox.due(NOW, all).unwrap().1.subject, "also before", "what was delivered is not sent again");
+        fs::remove_dir_all(&beside).unwrap();
+        assert!(outbox.save_in_time(NOW, clock + BETWEEN_SAVES).unwrap());
+        let after = Outbox::open(dir.path()).unwrap();
+        assert_eq!((after.letters.len(), after.memory), (1, told));
     }
 
     #[test]

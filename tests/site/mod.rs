@@ -7,14 +7,14 @@
 pub mod far;
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{Read, Write},
     net::TcpStream,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use evercred::demo::issuer::{Asked, Issuer, MytokenWish, Options, Record, Rotation, Running, TokenWish};
@@ -162,12 +162,18 @@ impl Site {
 
     /// As credd stores: a file beside it, renamed into place.
     pub fn store(&self, user: &str, base: &str, content: &[u8]) {
+        self.store_dated(user, base, content, SystemTime::now());
+    }
+
+    /// As if it had been stored then.
+    pub fn store_dated(&self, user: &str, base: &str, content: &[u8], stored: SystemTime) {
         let directory = self.credentials().join(user);
         if !directory.exists() {
             fs::DirBuilder::new().mode(0o700).create(&directory).unwrap();
         }
         let (temporary, path) = (directory.join(format!("{base}.top.tmp")), directory.join(format!("{base}.top")));
         fs::write(&temporary, content).unwrap();
+        File::options().append(true).open(&temporary).unwrap().set_modified(stored).unwrap();
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).unwrap();
         fs::rename(&temporary, &path).unwrap();
     }

@@ -116,7 +116,10 @@ impl std::fmt::Debug for World {
 #[test]
 fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_there_now() {
     let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "grid").unwrap();
-    let top = |ino| Identity { dev: 1, ino, size: 3, mtime_ns: 4, hash: [5; 16] };
+    let top = |ino: u8| {
+        let mtime_ns = i64::from(ino) * 1_000_000;
+        Identity { dev: 1, ino: ino.into(), size: 3, mtime_ns, hash: [5; 16] }
+    };
     let end = |seconds: i64| Timestamp::from_secs(1_700_000_000 + seconds);
     let at = |tick| Now { wall: end(0).plus(Duration::from_millis(tick)), tick: Tick(tick) };
     let mut planner = Planner::new(&[PLENTY], Duration::from_secs(20));
@@ -140,6 +143,10 @@ fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_ther
         let row = planner.rows(at(0), None).next().unwrap();
         (row.refresh_token_expires, row.rolling)
     };
+    let stored = |planner: &Planner| {
+        let row = planner.rows(at(0), None).next().unwrap();
+        (row.stored == row.approved, row.approved)
+    };
     look(&mut planner, 1, top(1), Some(end(90_000)));
     // The issuer tells the end of what it gave.
     renewed(&mut planner, 1_800_000, 1, top(2), Some(Duration::from_secs(200_000)));
@@ -152,6 +159,7 @@ fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_ther
     assert_eq!(told(&planner), after);
     look(&mut planner, 3_600_010, top(3), Some(end(201_801)));
     assert_eq!(told(&planner), (Some(end(201_800)), Some(false)));
+    assert_eq!(stored(&planner), (false, Some(top(1).changed())), "nobody approved since");
     // Somebody stores another one: nothing is known of whether its end moves.
     look(&mut planner, 3_700_000, top(4), Some(end(201_801)));
     assert_eq!(told(&planner), (Some(end(201_801)), None));

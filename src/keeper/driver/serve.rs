@@ -2,6 +2,7 @@
 //! revocations at the end of life. Each answer is one pass over what the planner knows, and waits for nobody.
 
 use std::{
+    io,
     sync::{
         Arc,
         mpsc::{SyncSender, sync_channel},
@@ -50,12 +51,16 @@ impl Driver {
             Input::Standings(question) => self.standings(now, &question),
             Input::Deliver { number, letter } => {
                 if let Err(error) = self.link.send(&ToCourier::Deliver { number, letter }) {
-                    self.tell_notices(round::Event::Delivered { number, result: Err(error.to_string()) });
+                    let why = error.to_string();
+                    self.tell_notices(match error.kind() {
+                        // It never fits into a frame.
+                        io::ErrorKind::InvalidInput => round::Event::Undeliverable { number, why },
+                        _ => round::Event::Delivered { number, result: Err(why) },
+                    });
                 }
             }
-            Input::Delivered { generation, number, result } if generation == self.link.generation() => {
-                self.tell_notices(round::Event::Delivered { number, result });
-            }
+            // Of an earlier courier, too: what it delivered is not to be sent again.
+            Input::Delivered { number, result } => self.tell_notices(round::Event::Delivered { number, result }),
             Input::Course(course) => self.trace(*course),
             Input::Delivery(delivery) => self.announcer.told(now, &delivery),
             Input::WantPage { generation } if generation == self.link.generation() => self.tell_page(now),
@@ -169,6 +174,8 @@ impl Driver {
             expires: row.expires,
             refresh_ends: row.refresh_token_expires,
             rolling: row.rolling,
+            approved: row.approved,
+            rotated: row.approved != row.stored,
             error: row.error.filter(|_| !self.planner.is_of_an_outage(&row)).map(|(kind, _, times)| (kind, times)),
             parked: !row.state.lives(),
             well: is_well(&row),
