@@ -1,7 +1,8 @@
 //! `evercred upload`, also as `reana_upload_mytoken`: a token that a portal has for the user goes to credd.
 //!
 //! Portals call it for every job (mytoken contract §8), so the same token again costs one question to credd and
-//! nothing else: a note in the user's own directory holds the SHA-256 of the token and the time of its `.top`. What
+//! nothing else: a note in the user's own directory holds the SHA-256 of the token. That the `.top` was written since
+//! does not matter: where refresh tokens rotate the keeper writes it at every renewal, and what was uploaded is spent. What
 //! stores does so under the lock of all submits, so that it does not come between another one's store and its wait.
 
 use std::{
@@ -184,32 +185,41 @@ fn store(request: &Request, token: &Checked, settings: &Settings) -> Result<(), 
 
 fn upload(request: &Request, token: &Checked, counter: &Counter<'_>) -> Result<(), SubmitError> {
     let sha256 = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes())));
-    let is_there = || -> Result<bool, SubmitError> {
+    // Whether it was stored before, and what became of it is good.
+    let is_there = || -> Result<Option<Stored>, SubmitError> {
         let stored = counter.credd.query(request)?;
-        let noted = || {
-            let note = Note::read(&counter.note_places, request);
-            note.is_some_and(|note| note.sha256 == sha256 && stored.top() == Some(note.top))
-        };
-        let ready = matches!(stored, Stored::Ready { .. });
-        Ok(ready && noted() && counter.judge(request, stored, &(counter.keeper)()).is_good())
+        let noted = || Note::read(&counter.note_places, request).is_some_and(|note| note.sha256 == sha256);
+        let good = || counter.judge(request, stored, &(counter.keeper)()).is_good();
+        Ok((noted() && good()).then_some(stored))
     };
-    if is_there().or_else(|error| counter.right_place().and(Err(error)))? {
-        return Ok(());
+    let usable = |stored: Stored| {
+        if stored.is_usable() { Ok(()) } else { counter.wait_for_use(request, None).map(drop) }
+    };
+    if let Some(stored) = is_there().or_else(|error| counter.right_place().and(Err(error)))? {
+        return usable(stored).map_err(|error| counter.given_up(error));
     }
     counter.right_place()?;
     // Nobody approves here, so an approval that is under way elsewhere is not waited for to its end.
     let _lock = counter.lock(request, counter.use_wait, |_, _| ()).map_err(|error| counter.given_up(error))?;
     // Another upload of the same token may have had it.
-    if is_there()? {
-        return Ok(());
+    if let Some(stored) = is_there()? {
+        return usable(stored).map_err(|error| counter.given_up(error));
     }
     let left = token
         .end
         .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
     let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left };
-    let top = counter.put(request, &fresh).map_err(|error| counter.given_up(error))?;
-    Note { top, end: token.end, sha256 }.write(&counter.note_places, request);
-    Ok(())
+    let put = counter.put(request, &fresh);
+    // Also where its `.use` is late: it may be spent by the time of the next upload.
+    let top = match &put {
+        Ok(top) => Some(*top),
+        Err(_) if counter.has_stored(request) => counter.credd.query(request).ok().and_then(Stored::top),
+        Err(_) => None,
+    };
+    if let Some(top) = top {
+        Note { top, end: token.end, sha256 }.write(&counter.note_places, request);
+    }
+    put.map(drop).map_err(|error| counter.given_up(error))
 }
 
 #[cfg(test)]
@@ -296,5 +306,46 @@ mod tests {
             upload(&request, &checked, counter).unwrap();
         });
         assert_eq!(desk.calls("add-oauth"), 1, "the same token again changes nothing");
+    }
+
+    #[test]
+    fn a_token_that_was_rotated_since_is_not_put_back() {
+        let desk = Desk::new("");
+        let request = Request::parse("wlcg").unwrap();
+        let token = RefreshToken::parse("a-refresh-token-of-a-portal").unwrap();
+        let oauth2 = provider("kind = \"oauth2\"\nissuer = \"https://op.example.org\"\nclient_id = \"x\"");
+        let checked = check(&token, &oauth2, now()).unwrap();
+        let upload = || desk.at_counter(false, |counter| upload(&request, &checked, counter));
+        upload().unwrap();
+        let rotated = || std::fs::read_to_string(desk.file("wlcg.top")).unwrap();
+        std::fs::write(desk.file("wlcg.top"), "rotated").unwrap();
+        desk.age("wlcg.top", 60);
+        upload().unwrap();
+        assert_eq!((rotated().as_str(), desk.calls("add-oauth")), ("rotated", 1));
+        // Its `.use` is behind: waited for, not stored anew.
+        desk.age("wlcg.use", 120);
+        assert_eq!(upload().unwrap_err().label(), "not-usable");
+        assert_eq!((rotated().as_str(), desk.calls("add-oauth")), ("rotated", 1));
+        // Removed by somebody: stored again.
+        std::fs::remove_file(desk.file("wlcg.top")).unwrap();
+        upload().unwrap();
+        assert_eq!(desk.calls("add-oauth"), 2);
+    }
+
+    #[test]
+    fn a_token_whose_first_access_token_was_late_is_not_stored_twice() {
+        let desk = Desk::new("");
+        std::fs::write(desk.file("no-use"), "").unwrap();
+        let request = Request::parse("wlcg").unwrap();
+        let token = RefreshToken::parse("a-refresh-token-of-a-portal").unwrap();
+        let oauth2 = provider("kind = \"oauth2\"\nissuer = \"https://op.example.org\"\nclient_id = \"x\"");
+        let checked = check(&token, &oauth2, now()).unwrap();
+        let upload = || desk.at_counter(false, |counter| upload(&request, &checked, counter));
+        assert_eq!(upload().unwrap_err().label(), "not-usable");
+        std::fs::write(desk.file("wlcg.top"), "rotated").unwrap();
+        desk.age("wlcg.top", 60);
+        std::fs::write(desk.file("wlcg.use"), "new").unwrap();
+        upload().unwrap();
+        assert_eq!(desk.calls("add-oauth"), 1);
     }
 }

@@ -98,7 +98,7 @@ impl Desk {
     }
 
     /// Let this file be older.
-    fn age(&self, name: &str, seconds: u64) {
+    pub(crate) fn age(&self, name: &str, seconds: u64) {
         let file = File::options().write(true).open(self.file(name)).unwrap();
         file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
     }
@@ -112,7 +112,7 @@ impl Desk {
         std::fs::read_to_string(self.file("calls")).unwrap_or_default().matches(verb).count()
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -122,7 +122,7 @@ impl Desk {
         Some(Timestamp::from_secs(i64::try_from(since.as_secs()).ok()?))
     }
 
-    fn knows(&self, left: i64, kind: Option<Kind>) {
+    pub(crate) fn knows(&self, left: i64, kind: Option<Kind>) {
         let end = Timestamp(now().0 + left * 1000);
         let credential = Credential {
             user: "alice".into(),
