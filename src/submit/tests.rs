@@ -70,7 +70,7 @@ esac
 /// A place to submit from.
 pub(crate) struct Desk {
     dir: tempfile::TempDir,
-    issuer: Running,
+    pub(crate) issuer: Running,
     settings: Settings,
     keeper: Mutex<Known>,
     cancelled: AtomicBool,
@@ -105,6 +105,11 @@ impl Desk {
 
     fn cancel(&self) {
         self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// The provider of a service.
+    pub(crate) fn provider(&self, service: &str) -> Provider {
+        owner(&Request::parse(service).unwrap(), &self.settings).expect("one of ours").clone()
     }
 
     /// How often credd was asked to do this.
