@@ -474,6 +474,19 @@ mod tests {
     }
 
     #[test]
+    fn where_tokens_are_exchanged_it_is_a_subject_token_whose_end_says_nothing() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "swap");
+        let token = jwt(&format!(r#"{{"iss":"{}","exp":{}}}"#, desk.issuer.url(), now().secs() + 600));
+        assert_eq!(portal.send(token.expose()).unwrap(), End::Stored);
+        assert_eq!(portal.top(), format!("{{\"subject_token\":\"{}\"}}", token.expose()));
+        assert_eq!(desk.issuer.control().stats().requests, 0, "nobody can tell without spending it");
+        let elsewhere = jwt(r#"{"iss":"https://evil.example"}"#);
+        let refused = check(&elsewhere, &desk.provider("swap"), now()).unwrap_err();
+        assert!(refused.starts_with("it is not of http://127.0.0.1"), "{refused}");
+    }
+
+    #[test]
     fn a_dead_token_is_refused_and_what_the_user_approved_since_stays() {
         let desk = Desk::new("");
         let portal = Uploader(&desk, "helmholtz");

@@ -90,7 +90,8 @@ impl Desk {
         let text = format!(
             "[storer]\nuse_wait = \"3s\"\n[provider.helmholtz]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\n\
              issuer = \"{url}\"\n{more}\n[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
-             scopes = [\"storage.read:/\"]\n",
+             scopes = [\"storage.read:/\"]\n[provider.swap]\nkind = \"token-exchange\"\nissuer = \"{url}\"\n\
+             client_id = \"credmon\"\nlogin_client_id = \"public\"\n",
             url = issuer.url()
         );
         let settings = settings_of(dir.path(), &text);
