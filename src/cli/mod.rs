@@ -29,10 +29,12 @@ Exit status: 0 a usable credential is in place; 1 it is not, and one line says w
 is no terminal; 78 bad configuration; 130 cancelled.";
 
 const UPLOAD_EXIT: &str = "\
-The token must be of the server that is configured for the service, not expired, and without rotation. The same token \
-again costs next to nothing. Installed as reana_upload_mytoken, too.
+The token must be of the server that is configured for the service, alive, and without rotation. A mytoken server is \
+asked once about a new token, before it is stored; the same token again costs next to nothing. A good credential is \
+replaced only by one that ends later. Installed as reana_upload_mytoken, too.
 
-Exit status: 0 the credential is stored and usable; 1 it is not, and one line says why; 78 bad configuration.";
+Exit status: 0 a usable credential is in place, this token or a better one, and then one line says so; 1 there is none, \
+or the token is dead, or its server cannot be asked: nothing was stored, and one line says why; 78 bad configuration.";
 
 const IMPORT_EXIT: &str = "\
 Each credential is stored through credd as its user; one that the user has here already stays. Nothing is deleted.

@@ -125,7 +125,8 @@ impl Top {
         Ok(Self {
             scopes: value("scopes").and_then(words),
             audience: value("audience").and_then(words),
-            ends: jwt::end_of_refresh_token(refresh_token.expose()).or_else(told),
+            // A subject token lives for minutes, which says nothing about what it is exchanged for.
+            ends: if is_subject { None } else { jwt::end_of_refresh_token(refresh_token.expose()).or_else(told) },
             refresh_token,
             text: Zeroizing::new(text.to_owned()),
             place,
@@ -264,6 +265,14 @@ mod tests {
         assert_eq!(top.refresh_token().expose(), "b");
         assert_eq!(&*top.with_refresh_token(&token("c")), br#"{"refresh_token":"a","Refresh_Token":"c"}"#);
         assert_eq!(Top::parse(br#"{"MyToken":"m"}"#).unwrap().refresh_token().expose(), "m");
+    }
+
+    #[test]
+    fn the_end_of_a_subject_token_is_not_that_of_the_credential() {
+        let jwt = "e30.eyJleHAiOjE4MDAwMDA2MDB9.sig";
+        let ends = |key: &str| Top::parse(format!("{{\"{key}\":\"{jwt}\"}}").as_bytes()).unwrap().ends();
+        assert_eq!(ends("refresh_token"), Some(Timestamp::from_secs(1_800_000_600)));
+        assert_eq!(ends("subject_token"), None);
     }
 
     #[test]

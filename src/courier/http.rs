@@ -68,6 +68,21 @@ impl Caller {
         revocation::answer(&self.provider, token, &answer, now())
     }
 
+    /// What the server says of a mytoken: its claims, if it lives and tells. Of a token of any other issuer nothing can be
+    /// learned without spending it.
+    ///
+    /// # Errors
+    /// [`ExchangeError`], classified: it does not live, or nobody could be asked.
+    pub async fn introspect(&self, token: &RefreshToken) -> Result<Option<serde_json::Value>, ExchangeError> {
+        if !matches!(self.provider.kind, ProviderKind::Mytoken { .. }) {
+            return Ok(None);
+        }
+        let document = self.document().await?;
+        let Some(endpoint) = client::tokeninfo_endpoint(self.issuer().0, &document)? else { return Ok(None) };
+        let answer = self.post(&endpoint, issuer::mytoken::introspection(token)).await?;
+        issuer::mytoken::introspected(token, &answer, now())
+    }
+
     async fn post(&self, endpoint: &str, request: TokenRequest) -> Result<TokenAnswer, ExchangeError> {
         let mut post = self
             .client()?

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     process::ExitCode,
     time::{Duration, Instant},
@@ -40,6 +40,9 @@ use crate::{
         words,
     },
 };
+
+/// How Fernet text of our time begins: version 0x80, and a time below 2³².
+const FERNET: &[u8] = b"gAAAA";
 
 /// One file, and what becomes of it.
 struct Found<'s> {
@@ -156,6 +159,8 @@ fn fit<'s>(
     let bytes = read(file).map_err(|e| Outcome::Failed(format!("cannot be read: {e}")))?;
     let bytes = if Seal::looks_sealed(&bytes) {
         seal.open(&bytes).ok_or_else(|| Outcome::Failed("the key does not open it".to_owned()))?
+    } else if bytes.trim_ascii_start().starts_with(FERNET) {
+        return Err(Outcome::Failed("it is Fernet text, and damaged".to_owned()));
     } else {
         bytes
     };
@@ -165,12 +170,21 @@ fn fit<'s>(
     Ok(Outcome::Fit(Box::new(Fit { request, user: account, token, key: checked.key, end: checked.end, provider })))
 }
 
-/// Opened without following links, capped.
+/// Opened without following links, judged as it was opened, capped.
 fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
+    let meta = file.metadata()?;
+    let owned = meta.uid() == 0 || meta.uid() == geteuid().as_raw();
+    let refuse = |why| Err(io::Error::other(why));
+    if !meta.is_file() {
+        return refuse("not a regular file");
+    }
+    if meta.nlink() != 1 {
+        return refuse("it has another name as well, a hard link");
+    }
+    if !owned || meta.mode() & 0o077 != 0 {
+        return refuse("it is not root's, or open to others: somebody else may have written it");
     }
     let mut bytes = Zeroizing::new(Vec::new());
     let most = u64::try_from(MAX_TOP).unwrap_or(u64::MAX);
@@ -255,7 +269,7 @@ fn report(all: &[Found<'_>], applied: bool, now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -284,7 +298,9 @@ mod tests {
         let old = dir.path().join("old");
         let put = |user: &str, name: &str, bytes: &[u8]| {
             std::fs::create_dir_all(old.join(user)).unwrap();
-            std::fs::write(old.join(user).join(name), bytes).unwrap();
+            let path = old.join(user).join(name);
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
         };
         let good = jwt(r#"{"iss":"https://mytok.eu","exp":1800086400,"capabilities":["AT"]}"#);
         let sealed = |text: &str| seal.seal(format!("{text}\n").as_bytes());
@@ -298,6 +314,13 @@ mod tests {
         let other = Seal::from_key("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
         put("mail", "helmholtz.top", &other.seal(good.as_bytes()));
         put("man", "helmholtz.top", b"");
+        let damaged = sealed(&good);
+        put("backup", "helmholtz.top", damaged.get(..damaged.len() / 2).unwrap());
+        put("backup", "helmholtz_x.top", format!("{}\n", "gAAAAA".repeat(20)).as_bytes());
+        put("lp", "helmholtz.top", &sealed(&good));
+        std::fs::set_permissions(old.join("lp/helmholtz.top"), PermissionsExt::from_mode(0o640)).unwrap();
+        put("uucp", "helmholtz.top", &sealed(&good));
+        std::fs::hard_link(old.join("uucp/helmholtz.top"), old.join("uucp/other")).unwrap();
         std::fs::create_dir_all(old.join("news")).unwrap();
         symlink("/etc/shadow", old.join("news/helmholtz.top")).unwrap();
         symlink("/etc", old.join("link")).unwrap();

@@ -1,12 +1,18 @@
 //! `evercred upload`, also as `reana_upload_mytoken`: a token that a portal has for the user goes to credd.
 //!
 //! Portals call it for every job (mytoken contract §8), so the same token again costs one question to credd and
-//! nothing else: a note in the user's own directory holds the SHA-256 of the token and the time of its `.top`. What
+//! nothing else: a note in the user's own directory holds the SHA-256 of the token. That the `.top` was written since
+//! does not matter: where refresh tokens rotate the keeper writes it at every renewal, and what was uploaded is spent. What
 //! stores does so under the lock of all submits, so that it does not come between another one's store and its wait.
+//!
+//! A token that is new here may be an old one: the portal may hold it long after it was revoked and its user approved
+//! another. So its mytoken server is asked before anything is stored, and a good credential is replaced only by one that
+//! ends later. Of other issuers' tokens nobody can tell without spending them.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     process::ExitCode,
+    sync::atomic::AtomicBool,
     time::Duration,
 };
 
@@ -20,12 +26,12 @@ use crate::{
     cli,
     config::settings::{OAuth2, Provider, ProviderKind, Settings},
     core::{secret::RefreshToken, time::Timestamp},
-    courier::http::now,
-    error::{Report, exit},
+    courier::http::{Caller, now},
+    error::{Class, Kind, Report, exit},
     issuer::client::trimmed,
     submit::{
         self,
-        cases::Left,
+        cases::{Case, Left},
         error::SubmitError,
         flow::{self, Fresh},
         note::Note,
@@ -55,12 +61,22 @@ pub fn run(args: &cli::Upload) -> ExitCode {
     };
     let checked = chosen.and_then(|(request, provider)| {
         let token = read(io::stdin().lock()).and_then(|token| check(&token, provider, now()).map_err(unfit))?;
-        Ok((request, token))
+        Ok((request, provider, token))
     });
     match checked {
         Err(report) => report.print("evercred"),
-        Ok((request, token)) => match store(&request, &token, &settings) {
-            Ok(()) => ExitCode::from(exit::OK),
+        Ok((request, provider, token)) => match store(&request, provider, token, &settings) {
+            Ok(end) => {
+                if end == End::Kept {
+                    let name = request.name();
+                    let line = format!(
+                        "evercred: {name}: the stored credential is good and does not end before this token: it is kept"
+                    );
+                    // Nobody is left to be told if standard error is closed.
+                    writeln!(io::stderr().lock(), "{line}").ok();
+                }
+                ExitCode::from(exit::OK)
+            }
             Err(error) => submit::told(&error, Purpose::Login),
         },
     }
@@ -97,13 +113,25 @@ fn read(input: impl Read) -> Result<RefreshToken, Report> {
 }
 
 /// A token that may be stored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Checked {
     secret: RefreshToken,
     /// The key in the `.top`.
     pub(super) key: &'static str,
     /// When it ends, seconds since 1970.
     pub(super) end: Option<i64>,
+    /// Whether it is known that it does not end.
+    endless: bool,
+}
+
+impl Checked {
+    fn left(&self) -> Left {
+        match self.end {
+            Some(end) => Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))),
+            None if self.endless => Left::Unlimited,
+            None => Left::Unknown,
+        }
+    }
 }
 
 /// What the token says of itself. A JWT is not verified: the issuer does that when the credmon asks.
@@ -124,14 +152,23 @@ struct Rotation {
     on_other: bool,
 }
 
-/// Whether a token is one for this provider; else why not.
+/// Whether a token is one for this provider, by what it says of itself; else why not.
 pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -> Result<Checked, String> {
-    let claims: Option<Claims> = token
+    let claims = token
         .expose()
         .split('.')
         .nth(1)
         .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok())
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    check_claims(token, claims, provider, now)
+}
+
+fn check_claims(
+    token: &RefreshToken,
+    claims: Option<Claims>,
+    provider: &Provider,
+    now: Timestamp,
+) -> Result<Checked, String> {
     let (key, issuer, what) = match &provider.kind {
         ProviderKind::Mytoken { server } => ("mytoken", Some(server), "a mytoken"),
         ProviderKind::OAuth2(OAuth2 { login_client: Some(_), .. }) => {
@@ -147,6 +184,7 @@ pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -
     if token.expose().len() < 32 && key == "mytoken" {
         return Err("it is too short for a mytoken".to_owned());
     }
+    let tells = claims.is_some();
     let claims = claims.unwrap_or_default();
     if let (Some(iss), Some(issuer)) = (&claims.iss, issuer)
         && trimmed(iss) != trimmed(issuer)
@@ -172,44 +210,125 @@ pub(super) fn check(token: &RefreshToken, provider: &Provider, now: Timestamp) -
     }
     // A subject token's own end says nothing about what it is exchanged for.
     let end = claims.exp.filter(|_| key != "subject_token");
-    Ok(Checked { secret: token.clone(), key, end })
+    Ok(Checked { secret: token.clone(), key, end, endless: tells && key == "mytoken" && end.is_none() })
 }
 
-fn store(request: &Request, token: &Checked, settings: &Settings) -> Result<(), SubmitError> {
+/// What became of an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is stored, now or before.
+    Stored,
+    /// What is stored already is good, and ends later.
+    Kept,
+}
+
+fn store(request: &Request, provider: &Provider, token: Checked, settings: &Settings) -> Result<End, SubmitError> {
     let credd = Credd::find()?;
     let cancelled = submit::cancelled()?;
     let keeper = || submit::known(settings);
-    upload(request, token, &submit::counter(&credd, &keeper, settings, &cancelled, false))
+    upload(request, provider, token, &submit::counter(&credd, &keeper, settings, &cancelled, false))
 }
 
-fn upload(request: &Request, token: &Checked, counter: &Counter<'_>) -> Result<(), SubmitError> {
-    let sha256 = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes())));
-    let is_there = || -> Result<bool, SubmitError> {
-        let stored = counter.credd.query(request)?;
-        let noted = || {
-            let note = Note::read(&counter.note_places, request);
-            note.is_some_and(|note| note.sha256 == sha256 && stored.top() == Some(note.top))
-        };
-        let ready = matches!(stored, Stored::Ready { .. });
-        Ok(ready && noted() && counter.judge(request, stored, &(counter.keeper)()).is_good())
+/// What the token's server says of it, which is asked once: it lives, and is what it says.
+fn vouched(token: Checked, provider: &Provider, cancelled: &AtomicBool) -> Result<Checked, SubmitError> {
+    let who = match provider.kind {
+        ProviderKind::Mytoken { .. } => "The mytoken server",
+        ProviderKind::OAuth2(_) => return Ok(token),
     };
-    if is_there().or_else(|error| counter.right_place().and(Err(error)))? {
-        return Ok(());
+    let caller = Caller::new(provider.clone()).map_err(SubmitError::NotSetUp)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| SubmitError::System { what: "no event loop", source })?;
+    let answer = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            answer = caller.introspect(&token.secret) => Ok(answer),
+            () = flow::until(cancelled) => Err(SubmitError::Cancelled),
+        }
+    })?;
+    match answer {
+        Ok(None) => Ok(token),
+        Ok(Some(claims)) => {
+            let claims = Claims::deserialize(&claims).map_err(|_| SubmitError::Unreachable {
+                who,
+                why: "its answer about the token makes no sense; nothing was stored".to_owned(),
+            })?;
+            check_claims(&token.secret, Some(claims), provider, now()).map_err(SubmitError::Unsuitable)
+        }
+        Err(error) => Err(match (error.kind, error.kind.class()) {
+            (Kind::Revoked, _) => SubmitError::Unsuitable("it was revoked, or replaced by a newer one".to_owned()),
+            (Kind::Expired, _) => SubmitError::Unsuitable("it has expired".to_owned()),
+            (Kind::NotYetValid, _) | (_, Class::Refused) => SubmitError::Unsuitable(error.detail),
+            (_, Class::Transient) => {
+                SubmitError::Unreachable { who, why: format!("{}; nothing was stored", error.detail) }
+            }
+            _ => SubmitError::Refused { who, why: format!("{}; nothing was stored", error.detail) },
+        }),
+    }
+}
+
+/// Whether what is stored is known to be good, and not to end before this token.
+fn outlives(stored: Case, token: &Checked) -> bool {
+    let stored = match stored {
+        Case::Valid(left) | Case::Stored(left @ Left::For(_)) => left,
+        Case::Ending(left) => Left::For(left),
+        _ => return false,
+    };
+    match (stored, token.left()) {
+        (Left::For(stored), Left::For(new)) => stored >= new,
+        (Left::For(_), Left::Unlimited) => false,
+        _ => true,
+    }
+}
+
+fn upload(request: &Request, provider: &Provider, token: Checked, counter: &Counter<'_>) -> Result<End, SubmitError> {
+    let sha256 = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(token.secret.expose().as_bytes())));
+    // Whether it was stored before, and what became of it is good.
+    let is_there = || -> Result<Option<Stored>, SubmitError> {
+        let stored = counter.credd.query(request)?;
+        let noted = || Note::read(&counter.note_places, request).is_some_and(|note| note.sha256 == sha256);
+        let good = || counter.judge(request, stored, &(counter.keeper)()).is_good();
+        Ok((noted() && good()).then_some(stored))
+    };
+    let usable = |stored: Stored| {
+        if stored.is_usable() {
+            return Ok(End::Stored);
+        }
+        counter.wait_for_use(request, None).map(|_| End::Stored).map_err(|error| counter.given_up(error))
+    };
+    if let Some(stored) = is_there().or_else(|error| counter.right_place().and(Err(error)))? {
+        return usable(stored);
     }
     counter.right_place()?;
     // Nobody approves here, so an approval that is under way elsewhere is not waited for to its end.
     let _lock = counter.lock(request, counter.use_wait, |_, _| ()).map_err(|error| counter.given_up(error))?;
     // Another upload of the same token may have had it.
-    if is_there()? {
-        return Ok(());
+    if let Some(stored) = is_there()? {
+        return usable(stored);
     }
-    let left = token
-        .end
-        .map_or(Left::Unknown, |end| Left::For(Duration::from_secs(u64::try_from(end - now().secs()).unwrap_or(0))));
-    let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left };
-    let top = counter.put(request, &fresh).map_err(|error| counter.given_up(error))?;
-    Note { top, end: token.end, sha256 }.write(&counter.note_places, request);
-    Ok(())
+    let token = vouched(token, provider, counter.cancelled)?;
+    let stored = counter.credd.query(request)?;
+    if let (true, Some(top)) = (stored.is_usable(), stored.top())
+        && outlives(counter.judge(request, stored, &(counter.keeper)()), &token)
+    {
+        // The next upload of the same token need not ask again.
+        let end = Note::read(&counter.note_places, request).filter(|note| note.top == top).and_then(|note| note.end);
+        Note { top, end, sha256 }.write(&counter.note_places, request);
+        return Ok(End::Kept);
+    }
+    let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left: token.left() };
+    let put = counter.put(request, &fresh);
+    // Also where its `.use` is late: it may be spent by the time of the next upload.
+    let top = match &put {
+        Ok(top) => Some(*top),
+        Err(_) if counter.has_stored(request) => counter.credd.query(request).ok().and_then(Stored::top),
+        Err(_) => None,
+    };
+    if let Some(top) = top {
+        Note { top, end: token.end, sha256 }.write(&counter.note_places, request);
+    }
+    put.map(|_| End::Stored).map_err(|error| counter.given_up(error))
 }
 
 #[cfg(test)]
@@ -217,6 +336,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Sources, condor::Knobs, load_with},
+        demo::issuer::{MytokenWish, Outage},
         submit::tests::Desk,
     };
 
@@ -278,23 +398,164 @@ mod tests {
         assert!(read(&b"\xff\xfe"[..]).is_err());
     }
 
+    /// A portal of one of a desk's services.
+    struct Uploader<'d>(&'d Desk, &'static str);
+
+    impl Uploader<'_> {
+        fn send(&self, token: &str) -> Result<End, SubmitError> {
+            let (request, provider) = (Request::parse(self.1).unwrap(), self.0.provider(self.1));
+            let checked = check(&RefreshToken::parse(token).unwrap(), &provider, now()).unwrap();
+            self.0.at_counter(false, |counter| upload(&request, &provider, checked, counter))
+        }
+
+        fn top(&self) -> String {
+            std::fs::read_to_string(self.0.file(&format!("{}.top", self.1))).unwrap_or_default()
+        }
+    }
+
+    fn made(desk: &Desk, lifetime: u64) -> String {
+        let wish = MytokenWish { user: "alice".into(), lifetime: Some(lifetime), ..MytokenWish::default() };
+        desk.issuer.control().mytoken(wish).unwrap()
+    }
+
     #[test]
     fn an_upload_waits_for_its_turn_and_not_for_ever() {
         let desk = Desk::new("");
-        let request = Request::parse("helmholtz").unwrap();
-        let token = jwt(&format!(r#"{{"iss":"https://mytok.eu","exp":{}}}"#, now().secs() + 600));
-        let checked = check(&token, &mytoken(), now()).unwrap();
+        let (request, provider) = (Request::parse("helmholtz").unwrap(), desk.provider("helmholtz"));
+        let token = RefreshToken::parse(&made(&desk, 600)).unwrap();
+        let checked = check(&token, &provider, now()).unwrap();
         desk.at_counter(false, |counter| {
+            let upload = || upload(&request, &provider, checked.clone(), counter);
             let submit = counter.lock(&request, Duration::ZERO, |_, _| panic!("nobody has it")).unwrap();
-            let error = upload(&request, &checked, counter).unwrap_err();
+            let error = upload().unwrap_err();
             assert_eq!((error.label(), error.code()), ("busy", 1));
             let words = error.line(Purpose::Login);
             assert!(words.contains(&format!("process {}, for helmholtz", std::process::id())), "{words}");
             assert_eq!(desk.calls("add-oauth"), 0);
             drop(submit);
-            upload(&request, &checked, counter).unwrap();
-            upload(&request, &checked, counter).unwrap();
+            upload().unwrap();
+            let asked = desk.issuer.control().stats().requests;
+            upload().unwrap();
+            assert_eq!((asked, desk.issuer.control().stats().requests), (2, 2), "discovery and introspection, once");
         });
         assert_eq!(desk.calls("add-oauth"), 1, "the same token again changes nothing");
+    }
+
+    #[test]
+    fn a_token_that_was_rotated_since_is_not_put_back() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "wlcg");
+        portal.send("a-refresh-token").unwrap();
+        std::fs::write(desk.file("wlcg.top"), "rotated").unwrap();
+        desk.age("wlcg.top", 60);
+        portal.send("a-refresh-token").unwrap();
+        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), ("rotated", 1));
+        // Its `.use` is behind: waited for, not stored anew.
+        desk.age("wlcg.use", 120);
+        assert_eq!(portal.send("a-refresh-token").unwrap_err().label(), "not-usable");
+        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), ("rotated", 1));
+        // Removed by somebody: stored again.
+        std::fs::remove_file(desk.file("wlcg.top")).unwrap();
+        portal.send("a-refresh-token").unwrap();
+        assert_eq!(desk.calls("add-oauth"), 2);
+    }
+
+    #[test]
+    fn a_token_whose_first_access_token_was_late_is_not_stored_twice() {
+        let desk = Desk::new("");
+        std::fs::write(desk.file("no-use"), "").unwrap();
+        let portal = Uploader(&desk, "wlcg");
+        assert_eq!(portal.send("a-refresh-token").unwrap_err().label(), "not-usable");
+        std::fs::write(desk.file("wlcg.top"), "rotated").unwrap();
+        desk.age("wlcg.top", 60);
+        std::fs::write(desk.file("wlcg.use"), "new").unwrap();
+        portal.send("a-refresh-token").unwrap();
+        assert_eq!(desk.calls("add-oauth"), 1);
+    }
+
+    #[test]
+    fn where_tokens_are_exchanged_it_is_a_subject_token_whose_end_says_nothing() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "swap");
+        let token = jwt(&format!(r#"{{"iss":"{}","exp":{}}}"#, desk.issuer.url(), now().secs() + 600));
+        assert_eq!(portal.send(token.expose()).unwrap(), End::Stored);
+        assert_eq!(portal.top(), format!("{{\"subject_token\":\"{}\"}}", token.expose()));
+        assert_eq!(desk.issuer.control().stats().requests, 0, "nobody can tell without spending it");
+        let elsewhere = jwt(r#"{"iss":"https://evil.example"}"#);
+        let refused = check(&elsewhere, &desk.provider("swap"), now()).unwrap_err();
+        assert!(refused.starts_with("it is not of http://127.0.0.1"), "{refused}");
+    }
+
+    #[test]
+    fn a_dead_token_is_refused_and_what_the_user_approved_since_stays() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "helmholtz");
+        let old = made(&desk, 900_000);
+        portal.send(&old).unwrap();
+        assert!(desk.issuer.control().revoke(&old));
+        // The user approves another, which ends sooner than the old one would have; then the next job comes.
+        std::fs::write(desk.file("helmholtz.top"), "{\"mytoken\":\"approved\"}").unwrap();
+        desk.knows(600_000, None);
+        std::fs::remove_dir_all(desk.file("cache")).unwrap();
+        let short = "a".repeat(64);
+        for (token, why) in [(old.as_str(), "it was revoked, or replaced"), (&short, "invalid number of segments")] {
+            let error = portal.send(token).unwrap_err();
+            assert_eq!((error.label(), error.code()), ("unsuitable", 1));
+            let words = error.line(Purpose::Login);
+            assert!(words.contains(why) && words.ends_with("Nothing was stored.") && !words.contains(token), "{words}");
+        }
+        assert_eq!((portal.top().contains("approved"), desk.calls("add-oauth")), (true, 1));
+    }
+
+    #[test]
+    fn a_good_credential_is_replaced_only_by_one_that_ends_later() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "helmholtz");
+        let (shorter, longer) = (made(&desk, 300_000), made(&desk, 900_000));
+        portal.send(&made(&desk, 600_000)).unwrap();
+        desk.knows(600_000, None);
+        let first = portal.top();
+        assert_eq!(portal.send(&shorter).unwrap(), End::Kept);
+        let asked = desk.issuer.control().stats().requests;
+        portal.send(&shorter).unwrap();
+        assert_eq!(desk.issuer.control().stats().requests, asked, "the same token again asks nobody");
+        assert_eq!(portal.top(), first);
+        assert_eq!(portal.send(&longer).unwrap(), End::Stored);
+        assert!(portal.top().contains(&longer));
+        // One that works no more is replaced by whatever lives.
+        desk.knows(900_000, Some(Kind::Revoked));
+        assert_eq!(portal.send(&shorter).unwrap(), End::Stored);
+        assert!(portal.top().contains(&shorter));
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_asked_is_told_and_nothing_is_stored() {
+        let desk = Desk::new("");
+        let (portal, token) = (Uploader(&desk, "helmholtz"), made(&desk, 600));
+        desk.issuer.control().set_outage(Outage::Unavailable);
+        let error = portal.send(&token).unwrap_err();
+        assert_eq!((error.label(), error.code()), ("unreachable", 1));
+        let words = error.line(Purpose::Login);
+        assert!(words.starts_with("The mytoken server could not be reached: ") && words.contains("503"), "{words}");
+        assert!(words.ends_with("nothing was stored."), "{words}");
+        assert_eq!(desk.calls("add-oauth"), 0);
+        desk.issuer.control().set_outage(Outage::Off);
+        portal.send(&token).unwrap();
+    }
+
+    #[test]
+    fn a_token_that_may_not_ask_about_itself_lives_and_one_that_rotates_is_refused() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "helmholtz");
+        let wish = MytokenWish { user: "alice".into(), capabilities: vec!["AT".into()], ..MytokenWish::default() };
+        portal.send(&desk.issuer.control().mytoken(wish).unwrap()).unwrap();
+        assert_eq!(desk.calls("add-oauth"), 1);
+        // What the server says counts, whatever a token shows.
+        let claims = |text: &str| Some(serde_json::from_str(text).unwrap());
+        let short = RefreshToken::parse(&"a".repeat(64)).unwrap();
+        let told = |text: &str| check_claims(&short, claims(text), &mytoken(), NOW);
+        assert!(told(r#"{"iss":"https://mytok.eu","rotation":{"on_AT":true}}"#).unwrap_err().contains("rotates"));
+        let endless = told(r#"{"iss":"https://mytok.eu"}"#).unwrap();
+        assert_eq!((endless.end, endless.left()), (None, Left::Unlimited));
     }
 }

@@ -411,6 +411,7 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     if !interrupted && !parked && run_for >= LONG_ENOUGH {
         lines.push((Tone::Bad, "carol/grid was not parked, although its refresh token is revoked.".into()));
     }
+    lines.extend(unapproved(&all, yes && !interrupted));
     let good = !died && lines.iter().all(|(tone, _)| *tone != Tone::Bad);
     screen.print(&lines, None)?;
     if !good {
@@ -446,6 +447,13 @@ fn heard(news: News, credentials: &Path, lines: &mut Vec<(Tone, String)>, all: &
         }
     }
     Ok(())
+}
+
+/// `approved`: dave's request was approved for him, so that he has a credential; else in [`Tone::Bad`] that he has none.
+fn unapproved(all: &[Watched], approved: bool) -> Option<(Tone, String)> {
+    let has = all.iter().any(|one| one.user == approval::WHO.0);
+    (approved && !has)
+        .then(|| (Tone::Bad, "Dave has no credential, although he approved: approvals do not work here.".into()))
 }
 
 /// The counts, and in [`Tone::Bad`] whatever did not happen as it should.
@@ -511,6 +519,17 @@ mod tests {
         assert_eq!(claims(&format!("{{\"access_token\":\"{token}\"}}\n")), told);
         assert_eq!(claims(&format!("{token}\n")), told);
         assert_eq!(claims("{"), None);
+    }
+
+    #[test]
+    fn an_approval_that_was_given_and_brought_nothing_fails_the_tour() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |user: &str| Watched::store(dir.path(), user, "mytoken", &json!({})).unwrap();
+        let mut all = vec![of("alice")];
+        assert!(unapproved(&all, true).is_some_and(|(tone, _)| tone == Tone::Bad));
+        assert!(unapproved(&all, false).is_none(), "nobody needs to approve");
+        all.push(of(approval::WHO.0));
+        assert!(unapproved(&all, true).is_none());
     }
 
     #[test]

@@ -17,6 +17,7 @@ struct Document {
     token_endpoint: Option<String>,
     access_token_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
+    tokeninfo_endpoint: Option<String>,
 }
 
 /// Without the trailing slash, which people write or not.
@@ -54,6 +55,15 @@ pub fn endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> 
 /// As [`endpoint`].
 pub fn revocation_endpoint(issuer: &str, document: &[u8]) -> Result<String, ExchangeError> {
     named(issuer, "revocation", parsed(issuer, document)?.revocation_endpoint)
+}
+
+/// Where a mytoken server tells about a token; `None`: it tells nobody.
+///
+/// # Errors
+/// As [`endpoint`].
+pub fn tokeninfo_endpoint(issuer: &str, document: &[u8]) -> Result<Option<String>, ExchangeError> {
+    let endpoint = parsed(issuer, document)?.tokeninfo_endpoint;
+    endpoint.map(|endpoint| named(issuer, "tokeninfo", Some(endpoint))).transpose()
 }
 
 fn parsed(issuer: &str, document: &[u8]) -> Result<Document, ExchangeError> {

@@ -1,4 +1,4 @@
-//! A mytoken server's access-token endpoint (mytoken contract §2.6, §2.8, §4).
+//! A mytoken server's access-token endpoint (mytoken contract §2.6, §2.8, §4), and its introspection (§2.9).
 
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
@@ -49,6 +49,39 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
     };
     let claimed = oauth2::claimed(&good, rotated)?;
     judge::judge(provider, grant, claimed, now)
+}
+
+/// The question what a mytoken is; it costs the token nothing.
+#[must_use]
+pub fn introspection(token: &RefreshToken) -> TokenRequest {
+    let body = json!({ "action": "introspect", "mytoken": token.expose() });
+    TokenRequest { authorization: None, content_type: "application/json", body: Zeroizing::new(body.to_string()) }
+}
+
+/// What the answer says: the claims of a token that lives; `None`: it lives, and may not ask about itself.
+///
+/// # Errors
+/// [`ExchangeError`]: it does not live, or nobody knows.
+pub fn introspected(
+    token: &RefreshToken,
+    answer: &TokenAnswer,
+    now: Timestamp,
+) -> Result<Option<Value>, ExchangeError> {
+    if !(200..300).contains(&answer.status) {
+        let mut error = refused(answer, now);
+        if error.kind == Kind::Restricted {
+            return Ok(None);
+        }
+        error.detail = client::printable(&error.detail, token);
+        return Err(error);
+    }
+    let mut good: Map<String, Value> =
+        serde_json::from_slice(&answer.body).map_err(|_| oauth2::not_a_token_answer(answer))?;
+    match good.get("valid").and_then(Value::as_bool) {
+        Some(true) => Ok(good.remove("token")),
+        Some(false) => Err(ExchangeError::new(Kind::Invalid, "the mytoken server says that it is not valid")),
+        None => Err(oauth2::not_a_token_answer(answer)),
+    }
 }
 
 pub(super) fn refused(answer: &TokenAnswer, now: Timestamp) -> ExchangeError {

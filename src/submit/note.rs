@@ -3,7 +3,8 @@
 //!
 //! Two things need it. A portal that uploads the same token for each job costs one question to credd; and where no
 //! keeper can be asked, as on a login node, the end of a credential that was approved here is known all the same.
-//! Lost, damaged or out of date (the time of the `.top` says so), it costs one more upload, or a line that tells less.
+//! Lost or damaged, it costs one more upload, or a line that tells less. The end counts for the `.top` of that time alone:
+//! a rotation may move it. What was uploaded counts until something else is stored here.
 
 use std::{
     fs::File,

@@ -272,8 +272,17 @@ impl Counter<'_> {
         }
     }
 
+    /// Whether this one was stored by us.
+    #[must_use]
+    pub fn has_stored(&self, request: &Request) -> bool {
+        self.made.borrow().contains(&request.name())
+    }
+
     /// Until the `.use` is as young as the `.top`; the time of that one. `since`: when we stored it.
-    fn wait_for_use(&self, request: &Request, since: Option<Timestamp>) -> Result<i64, SubmitError> {
+    ///
+    /// # Errors
+    /// None comes, or we are cancelled.
+    pub fn wait_for_use(&self, request: &Request, since: Option<Timestamp>) -> Result<i64, SubmitError> {
         let end = Instant::now() + self.use_wait;
         let mut pause = LOOK.0;
         let not_usable = |why: String| Err(SubmitError::NotUsable { name: request.name(), why });

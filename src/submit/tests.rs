@@ -70,7 +70,7 @@ esac
 /// A place to submit from.
 pub(crate) struct Desk {
     dir: tempfile::TempDir,
-    issuer: Running,
+    pub(crate) issuer: Running,
     settings: Settings,
     keeper: Mutex<Known>,
     cancelled: AtomicBool,
@@ -90,7 +90,8 @@ impl Desk {
         let text = format!(
             "[storer]\nuse_wait = \"3s\"\n[provider.helmholtz]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\n\
              issuer = \"{url}\"\n{more}\n[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
-             scopes = [\"storage.read:/\"]\n",
+             scopes = [\"storage.read:/\"]\n[provider.swap]\nkind = \"token-exchange\"\nissuer = \"{url}\"\n\
+             client_id = \"credmon\"\nlogin_client_id = \"public\"\n",
             url = issuer.url()
         );
         let settings = settings_of(dir.path(), &text);
@@ -98,7 +99,7 @@ impl Desk {
     }
 
     /// Let this file be older.
-    fn age(&self, name: &str, seconds: u64) {
+    pub(crate) fn age(&self, name: &str, seconds: u64) {
         let file = File::options().write(true).open(self.file(name)).unwrap();
         file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
     }
@@ -107,12 +108,17 @@ impl Desk {
         self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// The provider of a service.
+    pub(crate) fn provider(&self, service: &str) -> Provider {
+        owner(&Request::parse(service).unwrap(), &self.settings).expect("one of ours").clone()
+    }
+
     /// How often credd was asked to do this.
     pub(crate) fn calls(&self, verb: &str) -> usize {
         std::fs::read_to_string(self.file("calls")).unwrap_or_default().matches(verb).count()
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -122,7 +128,7 @@ impl Desk {
         Some(Timestamp::from_secs(i64::try_from(since.as_secs()).ok()?))
     }
 
-    fn knows(&self, left: i64, kind: Option<Kind>) {
+    pub(crate) fn knows(&self, left: i64, kind: Option<Kind>) {
         let end = Timestamp(now().0 + left * 1000);
         let credential = Credential {
             user: "alice".into(),

@@ -39,7 +39,7 @@ const looked = { spool: 0, processes: 0, pids: new Set(), files: 0, codes: 0 };
 function token(text) {
   const object = unless(undefined, () => JSON.parse(text));
   if (typeof object !== 'object' || object === null) return text.trim();
-  return object.access_token ?? object.refresh_token ?? object.mytoken ?? '';
+  return object.access_token ?? object.refresh_token ?? object.mytoken ?? object.subject_token ?? '';
 }
 
 function lookAtSpool() {

@@ -368,7 +368,7 @@ async fn stats(State(shared): Shares) -> Json<Stats> {
     Json(Control::new(shared).stats())
 }
 
-/// Consent and polling codes of the approvals under way: for tests that look where they must not be.
+/// Consent and polling codes, device and user codes of the approvals under way: for tests that look where they must not be.
 async fn codes(State(shared): Shares) -> Json<Vec<String>> {
     Json(super::mytoken::codes(&shared))
 }

@@ -414,7 +414,11 @@ fn start(shared: &Shared, members: &Map<String, Value>) -> Response<Body> {
 /// The secrets of the consents under way.
 pub(super) fn codes(shared: &Shared) -> Vec<String> {
     let book = shared.book();
-    book.consents.iter().flat_map(|(code, consent)| [code.clone(), consent.polling_code.clone()]).collect()
+    let consents = book.consents.iter().map(|(code, consent)| [code.clone(), consent.polling_code.clone()]);
+    consents
+        .chain(book.devices.iter().map(|(code, device)| [code.clone(), device.user_code.clone()]))
+        .flatten()
+        .collect()
 }
 
 fn poll(shared: &Shared, polling_code: &str) -> Response<Body> {

@@ -141,7 +141,8 @@ pub fn approve(wish: &Wish<'_>, watcher: &mut dyn Watcher, cancelled: &AtomicBoo
     })
 }
 
-async fn until(cancelled: &AtomicBool) {
+/// When the user gives up.
+pub(crate) async fn until(cancelled: &AtomicBool) {
     while !cancelled.load(Relaxed) {
         tokio::time::sleep(TICK).await;
     }

@@ -259,6 +259,34 @@ fn the_device_flow_sends_pkce_where_it_is_asked_for() {
 }
 
 #[test]
+fn for_an_exchange_the_public_client_is_approved_and_its_access_token_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "s").unwrap();
+    let closed = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o600);
+    std::fs::set_permissions(&secret, closed).unwrap();
+    let kind = format!(
+        "kind = \"token-exchange\"\nissuer = \"URL\"\nclient_id = \"credmon\"\nclient_secret_file = \"{}\"\n\
+         login_client_id = \"public\"\nscopes = [\"a\"]",
+        secret.display()
+    );
+    let server = Server::start(&[CODE, TOKEN]);
+    let fresh = approve_at(&server, &kind).0.ok().unwrap();
+    // The refresh token of the public client is nobody's: the credmon gets one of its own client. How long that lives
+    // nobody knows yet.
+    assert_eq!((fresh.top.as_str(), fresh.left), ("{\"subject_token\":\"at\"}", Left::Unknown));
+    for number in [0, 1] {
+        let body = server.post(number);
+        assert!(body.contains("client_id=public"), "{body}");
+        assert!(!body.contains("offline_access") && !body.contains("credmon"), "{body}");
+    }
+    // Nothing to exchange.
+    let server = Server::start(&[CODE, "200 {\"refresh_token\":\"rt-canary\"}"]);
+    let said = approve_at(&server, &kind).0.err().unwrap().to_string();
+    assert!(said.contains("no token answer") && !said.contains("canary"), "{said}");
+}
+
+#[test]
 fn a_page_on_another_host_is_refused_before_anybody_sees_it() {
     let elsewhere = CODE.replace("URL/v", "https://evil.example/v");
     let (outcome, seen) = approve_at(&Server::start(&[&elsewhere, TOKEN]), DEVICE);
