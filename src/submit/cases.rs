@@ -32,7 +32,8 @@ pub enum Case {
     Absent,
     /// 2: valid.
     Valid(Left),
-    /// Stored, and nobody here knows whether it works: no keeper can be asked, as on a login node. Approved for so long.
+    /// Stored, and nobody here knows whether it works: no keeper can be asked, as on a login node, or it
+    /// does not answer. Approved for so long.
     Stored(Left),
     /// 3: valid, with less than a day left.
     Ending(Duration),

@@ -35,8 +35,16 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_se
 /// What issuer and credd may take, beside the approval itself and the wait for the `.use`.
 const AROUND: Duration = Duration::from_secs(120);
 
-/// What the keeper says of the user's credentials, by base name; `None`: it cannot be asked.
-pub type Known = Option<HashMap<String, Credential>>;
+/// What the keeper says.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// None is on this host, as on a login node, or the one here is not meant.
+    Nowhere,
+    /// One is here, and did not answer.
+    Silent,
+    /// Of the user's credentials, by base name.
+    Told(HashMap<String, Credential>),
+}
 
 /// What all requests of a call share.
 pub struct Counter<'a> {
@@ -90,7 +98,11 @@ impl Counter<'_> {
         voice.tell(Event::Greeting);
         // A credd that does not answer may be one that was never meant.
         let stored = self.look(wanted).or_else(|error| self.right_place().and(Err(error)))?;
-        let known = (self.keeper)();
+        // It has nothing to say about what is not there.
+        let known = if stored.iter().any(|one| one.top().is_some()) { (self.keeper)() } else { Known::Nowhere };
+        if matches!(known, Known::Silent) {
+            voice.tell(Event::Note(words::SILENT));
+        }
         let mut missing = Vec::new();
         for ((request, provider), stored) in wanted.iter().zip(stored) {
             if self.cancelled.load(Relaxed) {
@@ -317,7 +329,8 @@ impl Counter<'_> {
 
 /// What the keeper says of a request's credential, if it is the one that credd has.
 fn spoken_of<'k>(request: &Request, stored: Stored, known: &'k Known) -> Option<&'k Credential> {
-    known.as_ref()?.get(&request.name()).filter(|credential| cases::speaks_of(credential, stored))
+    let Known::Told(credentials) = known else { return None };
+    credentials.get(&request.name()).filter(|credential| cases::speaks_of(credential, stored))
 }
 
 /// Tells those who wait for the lock for how long the page is open.

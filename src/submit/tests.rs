@@ -94,7 +94,7 @@ impl Desk {
             url = issuer.url()
         );
         let settings = settings_of(dir.path(), &text);
-        Self { dir, issuer, settings, keeper: Mutex::new(None), cancelled: AtomicBool::new(false) }
+        Self { dir, issuer, settings, keeper: Mutex::new(Known::Nowhere), cancelled: AtomicBool::new(false) }
     }
 
     /// Let this file be older.
@@ -141,7 +141,14 @@ impl Desk {
             flagged: None,
             replicas: Vec::new(),
         };
-        *self.keeper.lock().unwrap() = Some(HashMap::from([("helmholtz".to_owned(), credential)]));
+        *self.keeper.lock().unwrap() = Known::Told(HashMap::from([("helmholtz".to_owned(), credential)]));
+    }
+
+    /// Let the keeper say something else of what it knows.
+    fn keeper_says(&self, otherwise: impl FnMut(&mut Credential)) {
+        if let Known::Told(credentials) = &mut *self.keeper.lock().unwrap() {
+            credentials.values_mut().for_each(otherwise);
+        }
     }
 
     /// As a credmon and credd leave it.
@@ -392,6 +399,64 @@ fn where_no_keeper_can_be_asked_no_more_is_said_than_is_known() {
 }
 
 #[test]
+fn a_keeper_that_is_there_and_does_not_answer_is_told_also_without_a_terminal() {
+    let desk = Desk::new("");
+    desk.stored();
+    *desk.keeper.lock().unwrap() = Known::Silent;
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert!(warning.starts_with("evercred: the credential monitor of this host does not answer"), "{warning}");
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    // About what is not there it has nothing to say.
+    let error = desk.submit("wlcg", None, recorder().1).unwrap_err();
+    assert_eq!(error.code(), 3);
+}
+
+/// Readers in their order, each answered with one of these; `None`: kept waiting. The last one stays.
+fn keeper_socket(dir: &Path, answers: Vec<Option<Vec<u8>>>) -> PathBuf {
+    let path = dir.join("status.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        let mut hanging = Vec::new();
+        for (number, reader) in listener.incoming().enumerate() {
+            let mut reader = reader.unwrap();
+            match &answers[number.min(answers.len() - 1)] {
+                // One that was turned away gets nothing.
+                Some(answer) => drop(reader.write_all(answer)),
+                None => hanging.push(reader),
+            }
+        }
+    });
+    path
+}
+
+#[test]
+fn only_a_host_without_the_socket_has_no_keeper_and_one_that_turns_away_is_asked_again() {
+    let status = json!({
+        "schema": 1, "version": "0", "pid": 1, "now": "2026-11-24T22:09:50.123Z", "started": "2026-11-24T22:09:50.123Z",
+        "everybody": false, "courier": true, "providers": [], "credentials": [],
+    });
+    let told = || Some(serde_json::to_vec(&status).unwrap());
+    let nothing = || Some(Vec::new());
+    let soon = Duration::from_millis(400);
+    let ask = |answers: Vec<Option<Vec<u8>>>, patience| {
+        let dir = tempfile::tempdir().unwrap();
+        asked(&keeper_socket(dir.path(), answers), "alice", patience)
+    };
+    assert!(matches!(ask(vec![nothing()], soon), Known::Silent), "it closes at once");
+    assert!(matches!(ask(vec![None], soon), Known::Silent), "it hangs");
+    let long = Duration::from_secs(60);
+    assert!(matches!(ask(vec![nothing(), nothing(), told()], long), Known::Told(_)), "it was full");
+    assert!(matches!(ask(vec![None, told()], long), Known::Told(_)), "the first one hangs");
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("status.sock");
+    assert!(matches!(asked(&socket, "alice", long), Known::Nowhere), "no socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(matches!(asked(&socket, "alice", soon), Known::Silent), "nobody listens any more");
+}
+
+#[test]
 fn a_keeper_of_another_credd_is_not_believed() {
     let desk = Desk::new("");
     desk.stored();
@@ -406,7 +471,7 @@ fn a_keeper_of_another_credd_is_not_believed() {
         desk.stored();
     }
     // Nor if it has none of that name.
-    *desk.keeper.lock().unwrap() = Some(HashMap::new());
+    *desk.keeper.lock().unwrap() = Known::Told(HashMap::new());
     assert!(desk.on_terminal("helmholtz", |_, _| ()).contains("and how long, is not known"));
 }
 
@@ -418,9 +483,7 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
     desk.age("helmholtz.use", 7200);
     let ended = |ago: i64, kind| {
         desk.knows(86_400 * 5, kind);
-        for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
-            credential.expires = Some(Timestamp(now().0 - ago * 1000));
-        }
+        desk.keeper_says(|credential| credential.expires = Some(Timestamp(now().0 - ago * 1000)));
     };
     // It comes while we wait.
     ended(3600, None);
@@ -445,7 +508,7 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
     assert!(warning.starts_with("evercred: helmholtz: Its access token ended 1 hour"), "{warning}");
     assert_eq!(warning.lines().count(), 1, "{warning}");
     // No keeper: by its age.
-    *desk.keeper.lock().unwrap() = None;
+    *desk.keeper.lock().unwrap() = Known::Nowhere;
     let (said, messages) = recorder();
     desk.submit("helmholtz", None, messages).unwrap();
     assert_eq!(said(), "", "two hours are no reason");
@@ -833,9 +896,7 @@ fn one_refusal_is_told_and_the_jobs_go() {
     let desk = Desk::new("");
     desk.stored();
     desk.knows(86_400 * 5, Some(Kind::Revoked));
-    for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
-        credential.error.as_mut().unwrap().times = 1;
-    }
+    desk.keeper_says(|credential| credential.error.as_mut().unwrap().times = 1);
     insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
     let (said, messages) = recorder();
     desk.submit("helmholtz", None, messages).unwrap();

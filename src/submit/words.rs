@@ -83,6 +83,10 @@ pub fn stale(stale: Stale) -> String {
     )
 }
 
+/// A keeper that is there and does not answer.
+pub const SILENT: &str = "the credential monitor of this host does not answer, so whether what is stored still works \
+    is not known; `evercred status` may know later";
+
 /// Who has the lock.
 #[must_use]
 pub fn holder(holder: Option<&Holder>) -> String {
