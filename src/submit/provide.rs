@@ -121,8 +121,7 @@ impl Counter<'_> {
                     self.wait_for_use(request, None)?;
                 }
             } else if voice.reaches_somebody() {
-                let before = if case.is_good() { stored.top() } else { None };
-                self.approve(request, provider, before, voice)?;
+                self.approve(request, provider, (stored, case), voice)?;
             } else {
                 missing.push(self.needs_human(request, case));
             }
@@ -163,13 +162,12 @@ impl Counter<'_> {
         format!("evercred: {name}: {why} Approve it on a terminal: {command}")
     }
 
-    /// Let the user approve, unless another submit has done it. `before`: the time of the `.top` that is to be replaced
-    /// although it is good.
+    /// Let the user approve, unless another submit has done it since what was found `before`.
     fn approve(
         &self,
         request: &Request,
         provider: &Provider,
-        before: Option<i64>,
+        before: (Stored, Case),
         voice: &mut dyn Voice,
     ) -> Result<(), SubmitError> {
         let waiting = |holder: Option<&Holder>, length| voice.tell(Event::Waiting(holder, length));
@@ -178,7 +176,11 @@ impl Counter<'_> {
         // another request or at a question.
         let stored = self.credd.query(request)?;
         let case = self.judge(request, stored, &(self.keeper)());
-        if case.is_good() && before.is_none_or(|before| stored.top() != Some(before)) {
+        // Of the very `.top` that was bad only the keeper can say that it is not: a keeper that cannot be asked now says
+        // nothing.
+        let replaced = stored.top() != before.0.top();
+        let recovered = !before.1.is_good() && matches!(case, Case::Valid(_) | Case::Ending(_));
+        if case.is_good() && (replaced || recovered) {
             voice.tell(Event::Found(request, case));
             return self.wait_for_use(request, None).map(drop);
         }

@@ -857,6 +857,38 @@ fn a_yes_to_renew_counts_as_done_when_another_submit_has_renewed() {
 }
 
 #[test]
+fn a_revoked_credential_is_not_let_pass_because_the_keeper_falls_silent_while_another_submit_is_waited_for() {
+    for kind in [Kind::Revoked, Kind::Expired, Kind::ReauthNeeded, Kind::ScopeShortfall] {
+        let desk = Desk::new("");
+        desk.stored();
+        desk.knows(86_400 * 5, Some(kind));
+        let other = desk.busy(Duration::from_secs(60));
+        let text = desk.on_terminal("helmholtz", |desk, screen| {
+            screen.wait_for("waiting for it ...");
+            *desk.keeper.lock().unwrap() = Known::Silent;
+            drop(other);
+            approving(desk, screen);
+        });
+        assert!(text.contains(words::VISIT) && text.contains("successfully created"), "{kind}: {text}");
+        assert_eq!(desk.calls("add-oauth"), 1, "{kind}");
+    }
+}
+
+#[test]
+fn a_credential_that_the_keeper_calls_good_by_now_is_not_asked_for() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_400 * 5, Some(Kind::Revoked));
+    let other = desk.busy(Duration::from_secs(60));
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for("waiting for it ...");
+        desk.knows(86_400 * 5, None);
+        drop(other);
+    });
+    assert!(!text.contains(words::VISIT) && text.ends_with("will now be submitted!\n"), "{text}");
+}
+
+#[test]
 fn a_use_that_is_older_than_the_top_is_waited_for() {
     let desk = Desk::new("");
     desk.stored();
