@@ -11,6 +11,7 @@ mod page;
 mod tests;
 
 use std::{
+    ops::RangeInclusive,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -30,6 +31,10 @@ use crate::{
 
 /// How often the user's Ctrl-C is looked for and the time left is told.
 const TICK: Duration = Duration::from_millis(100);
+/// RFC 8628 §3.2: without `interval`.
+const INTERVAL: u64 = 5;
+/// Between two questions, in seconds: what an issuer wants beyond that would break it, or wait for ever.
+const INTERVALS: RangeInclusive<u64> = 1..=60;
 /// RFC 8628 §3.5.
 const SLOW_DOWN: Duration = Duration::from_secs(5);
 /// No approval page is open longer, whatever the issuer says.
@@ -183,7 +188,7 @@ async fn drive(
             };
             match polled {
                 Polled::Pending => {}
-                Polled::SlowDown => interval += SLOW_DOWN,
+                Polled::SlowDown => interval = interval.saturating_add(SLOW_DOWN),
                 Polled::Later(after) => {
                     let longer = after.and_then(|after| after.checked_sub(interval)).unwrap_or_default();
                     if !wait(longer, end, watcher, cancelled).await {
@@ -208,7 +213,7 @@ async fn drive(
 
 /// Wait, telling the time left; false: the end came first.
 async fn wait(length: Duration, end: Instant, watcher: &mut dyn Watcher, cancelled: &AtomicBool) -> bool {
-    let until = Instant::now() + length;
+    let until = Instant::now().checked_add(length).unwrap_or(end);
     loop {
         let now = Instant::now();
         watcher.left(end.saturating_duration_since(now));
@@ -267,6 +272,12 @@ struct Started {
     verifier: Option<Zeroizing<String>>,
     interval: Duration,
     expires_in: Duration,
+}
+
+/// How often to ask, whatever an issuer says.
+fn interval(told: Option<u64>) -> Duration {
+    let told = told.filter(|secs| *secs > 0).unwrap_or(INTERVAL);
+    Duration::from_secs(told.clamp(*INTERVALS.start(), *INTERVALS.end()))
 }
 
 async fn send(client: &Client, post: Post) -> Result<TokenAnswer, ExchangeError> {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{Bad, Fresh, Polled, Post, Started, Wish, later, left_until, page::Page, refused, top};
+use super::{Bad, Fresh, Polled, Post, Started, Wish, interval, later, left_until, page::Page, refused, top};
 use crate::{
     config::settings::Provider,
     core::secret::RefreshToken,
@@ -122,7 +122,7 @@ impl Flow<'_> {
             page: Page { url, complete: None, code: None, expires_in },
             code: Zeroizing::new(good.polling_code),
             verifier: None,
-            interval: Duration::from_secs(good.interval.filter(|secs| *secs > 0).unwrap_or(5)),
+            interval: interval(good.interval),
             expires_in,
         })
     }

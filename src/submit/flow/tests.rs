@@ -225,6 +225,33 @@ fn slow_down_means_five_seconds_more() {
 }
 
 #[test]
+fn an_interval_of_any_length_neither_breaks_the_flow_nor_outlasts_it() {
+    for (told, length) in [(None, 5), (Some(0), 5), (Some(1), 1), (Some(61), 60), (Some(86_400), 60), (Some(u64::MAX), 60)]
+    {
+        assert_eq!(interval(told), Duration::from_secs(length), "{told:?}");
+    }
+    // The page is open for a second, so what comes of it is that nobody approved in time.
+    for most in ["86400", "18446744073709551615"] {
+        let of = |start: &str| {
+            start.replace("\"interval\":1", &format!("\"interval\":{most}")).replace("\"expires_in\":60", "\"expires_in\":1")
+        };
+        for (start, next, kind) in [(STARTED, PENDING, MYTOKEN), (CODE, "400 {\"error\":\"slow_down\"}", DEVICE)] {
+            let outcome = approve_at(&Server::start(&[&of(start), next]), kind).0;
+            // A device code that ran out is asked for once more, and the script has no other one.
+            assert!(matches!(outcome, Err(SubmitError::NotInTime | SubmitError::Refused { .. })), "{most}: {kind}");
+        }
+    }
+}
+
+#[test]
+fn a_length_that_no_clock_can_hold_ends_with_the_page() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let end = Instant::now() + Duration::from_millis(50);
+    let in_time = runtime.block_on(wait(Duration::MAX, end, &mut Seen::default(), &AtomicBool::new(false)));
+    assert!(!in_time);
+}
+
+#[test]
 fn access_denied_is_the_users_no() {
     for (answers, kind) in [
         ([STARTED, "401 {\"error\":\"access_denied\",\"error_description\":\"user declined consent\"}"], MYTOKEN),
