@@ -235,7 +235,7 @@ impl Counter<'_> {
     /// # Errors
     /// It was not stored, or no `.use` came of it.
     pub fn put(&self, request: &Request, fresh: &Fresh) -> Result<i64, SubmitError> {
-        if let Stored::Ready { published, .. } = self.credd.query(request)? {
+        if let Some(published) = self.credd.query(request)?.published() {
             // credd tells whole seconds: the new .top must be younger than the .use that is there, so that a .use as
             // old as the .top is known to be of it.
             while now().secs() <= published && published - now().secs() < 2 {

@@ -37,7 +37,7 @@ use crate::{
 
 /// What HTCondor 25.14.1 says, over files beside the script.
 const STORE_CRED: &str = r#"#!/bin/sh
-dir=${0%/*} verb=$1 scopes= audience=
+dir=${0%/*} verb=$1 name= scopes= audience=
 [ $# -gt 0 ] && shift
 while [ $# -gt 0 ]; do
     case $1 in
@@ -52,7 +52,18 @@ printf 'Account: <current> (alice)\nCredType: oauth\n\n'
 [ -n "$verb" ] && echo "$verb $name" >> "$dir/calls"
 case $verb in
     query-oauth)
+        if [ -z "$name" ]; then
+            echo 'A credential was stored and is valid.'; printf '\nCredential info:\n'
+            for file in "$dir"/*.top "$dir"/*.use; do
+                [ -e "$file" ] && printf "'%s' = %s\n" "${file##*/}" "$(stat -c %Y "$file")"
+            done
+            exit 0
+        fi
         [ -e "$dir/$name.top" ] || { echo 'No credential is stored.'; exit 1; }
+        case $(cat "$dir/$name.top") in
+            "{"*) ;;
+            *) echo 'Operation failed.'; echo '    Failure parsing credential as JSON'; exit 1;;
+        esac
         [ "$scopes|$audience" = "$(cat "$dir/$name.wish")" ] || exit 2
         if [ -e "$dir/$name.use" ]; then echo 'A credential was stored and is valid.'
         else echo 'A credential was stored and is waiting for processing.'; fi
@@ -921,6 +932,40 @@ fn a_credential_that_gives_less_than_is_asked_for_is_replaced() {
         assert_eq!(error.code(), 3);
         assert!(error.to_string().contains(line), "{error}");
     }
+}
+
+#[test]
+fn a_top_that_is_no_json_is_good_by_the_keepers_word_else_replaced_by_an_approval() {
+    let desk = Desk::new("");
+    let bare = |desk: &Desk| {
+        desk.stored();
+        std::fs::write(desk.file("helmholtz.top"), "gAAAAAsealed").unwrap();
+        desk.age("helmholtz.top", 60);
+    };
+    // The keeper renews it, as it does a bare token.
+    bare(&desk);
+    desk.knows(86_401 * 2, None);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    assert_eq!(said(), "");
+    // What it has no scopes for is for others.
+    assert_eq!(desk.submit("helmholtz&scopes=a", None, recorder().1).unwrap_err().code(), 3);
+    // The keeper cannot use it; it tells no time then.
+    desk.knows(86_401 * 2, Some(Kind::TopSealed));
+    desk.keeper_says(|credential| (credential.state, credential.stored) = (State::Unusable, None));
+    let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+    assert_eq!(error.code(), 3, "{error}");
+    assert!(error.to_string().contains("no usable credential (top-sealed)"), "{error}");
+    let text = desk.on_terminal("helmholtz", approving);
+    assert!(text.ends_with("will now be submitted!\n"), "{text}");
+    assert!(desk.top("helmholtz").unwrap()["mytoken"].as_str().unwrap().starts_with("eyJ"));
+    // Without a keeper nothing came of it.
+    bare(&desk);
+    std::fs::remove_file(desk.file("helmholtz.use")).unwrap();
+    *desk.keeper.lock().unwrap() = Known::Nowhere;
+    assert_eq!(desk.submit("helmholtz", None, recorder().1).unwrap_err().code(), 3);
+    desk.on_terminal("helmholtz", approving);
+    assert!(desk.top("helmholtz").is_some());
 }
 
 #[test]
