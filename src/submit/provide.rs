@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     config::settings::Provider,
-    core::{snapshot::Credential, time::Timestamp},
+    core::{
+        snapshot::{Credential, Trouble},
+        time::Timestamp,
+    },
     courier::http::now,
     error::Class,
 };
@@ -255,8 +258,8 @@ impl Counter<'_> {
         self.wait_for_use(request, Some(since))
     }
 
-    /// Where the access token is over: until the next one is there, as long as the keeper is at it; else say so, and let
-    /// the jobs go: they may start later, and the credential is good.
+    /// Where the access token is over: until the next one is there, as long as the keeper is at it. What only somebody
+    /// can mend ends it then; of an outage it is said, and the jobs go: they may start later, and the credential is good.
     fn wait_for_renewal(
         &self,
         request: &Request,
@@ -271,7 +274,12 @@ impl Counter<'_> {
             let known = later.as_ref().unwrap_or(known);
             let credential = spoken_of(request, stored, known);
             let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
-            let is_at_it = credential.is_some_and(|credential| credential.error.is_none());
+            let trouble = credential.and_then(|credential| credential.error.as_ref());
+            if let Some(trouble) = trouble.filter(|trouble| matches!(trouble.kind.class(), Class::Ours | Class::Refused)) {
+                let why = format!("its {}, and {}", words::over(stale), no_token(trouble));
+                return Err(SubmitError::NotUsable { name: request.name(), why });
+            }
+            let is_at_it = credential.is_some() && trouble.is_none();
             if !is_at_it || Instant::now() + pause > end {
                 voice.tell(Event::Stale(request, stale));
                 return Ok(());
@@ -282,7 +290,11 @@ impl Counter<'_> {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LOOK.1);
             stored = self.credd.query(request)?;
-            later = Some((self.keeper)());
+            // One that falls silent has said what it has said.
+            match (self.keeper)() {
+                Known::Told(credentials) => later = Some(Known::Told(credentials)),
+                Known::Silent | Known::Nowhere => {}
+            }
         }
     }
 
@@ -311,10 +323,7 @@ impl Counter<'_> {
                     .is_none_or(|began| Some(began.secs()) >= stored.top() && since.is_none_or(|since| began >= since))
                 && trouble.kind.class() != Class::Transient
             {
-                return not_usable(format!(
-                    "it gets no access token ({}: {}); see `evercred explain {}`",
-                    trouble.kind, trouble.detail, trouble.kind
-                ));
+                return not_usable(no_token(&trouble));
             }
             if Instant::now() + pause > end {
                 return not_usable(format!(
@@ -327,6 +336,12 @@ impl Counter<'_> {
             pause = (pause * 2).min(LOOK.1);
         }
     }
+}
+
+/// Why there is none.
+fn no_token(trouble: &Trouble) -> String {
+    let Trouble { kind, detail, .. } = trouble;
+    format!("it gets no access token ({kind}: {detail}); see `evercred explain {kind}`")
 }
 
 /// What the keeper says of a request's credential, if it is the one that credd has.

@@ -518,11 +518,23 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
     let warning = said();
     assert!(warning.starts_with("evercred: helmholtz: Its access token ended 1 hour"), "{warning}");
     assert_eq!(warning.lines().count(), 1, "{warning}");
+    // It does not, and only somebody can mend that: the jobs do not go.
+    for (kind, times) in [(Kind::ClientRefused, 1), (Kind::ClientRefused, 9), (Kind::Revoked, 1)] {
+        ended(3600, Some(kind));
+        desk.keeper_says(|credential| credential.error.as_mut().unwrap().times = times);
+        let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+        let line = error.line(Purpose::Submit);
+        assert_eq!((error.code(), error.label()), (1, "not-usable"), "{line}");
+        assert!(line.starts_with("The credential for helmholtz was stored, but its access token ended 1 hour"), "{line}");
+        assert!(line.ends_with(&format!("({kind}: so it says); see `evercred explain {kind}`.")), "{line}");
+    }
     // No keeper: by its age.
     *desk.keeper.lock().unwrap() = Known::Nowhere;
+    desk.age("helmholtz.top", 3600);
+    desk.age("helmholtz.use", 3600);
     let (said, messages) = recorder();
     desk.submit("helmholtz", None, messages).unwrap();
-    assert_eq!(said(), "", "two hours are no reason");
+    assert_eq!(said(), "", "an hour is no reason");
     desk.age("helmholtz.top", 3 * 86_400);
     desk.age("helmholtz.use", 3 * 86_400);
     let text = desk.on_terminal("helmholtz", |_, _| ());
