@@ -106,30 +106,49 @@ impl Counter<'_> {
         if matches!(known, Known::Silent) {
             voice.tell(Event::Note(words::SILENT));
         }
-        let mut missing = Vec::new();
-        for ((request, provider), stored) in wanted.iter().zip(stored) {
+        let judged: Vec<_> = wanted
+            .iter()
+            .zip(stored)
+            .map(|((request, provider), stored)| (request, *provider, stored, self.judge(request, stored, &known)))
+            .collect();
+        if !voice.reaches_somebody() {
+            self.all_there(&judged, voice)?;
+        }
+        for (request, provider, stored, case) in judged {
             if self.cancelled.load(Relaxed) {
                 return Err(SubmitError::Cancelled);
             }
-            let case = self.judge(request, stored, &known);
             voice.tell(Event::Found(request, case));
             let create = self.renew
                 || !case.is_good()
                 || (case.ending().is_some() && voice.renew(provider.approval.renew_default, self.cancelled)?);
-            if !create {
-                if stored.is_usable() {
-                    self.wait_for_renewal(request, stored, &known, voice)?;
-                } else {
-                    // A `.use` that is older than the `.top` is of the one before.
-                    self.wait_for_use(request, None)?;
-                }
-            } else if voice.reaches_somebody() {
+            if create {
                 self.approve(request, provider, (stored, case), voice)?;
+            } else if stored.is_usable() {
+                self.wait_for_renewal(request, stored, &known, voice)?;
             } else {
-                missing.push(self.needs_human(request, case));
+                // A `.use` that is older than the `.top` is of the one before.
+                self.wait_for_use(request, None)?;
             }
         }
-        if missing.is_empty() { Ok(()) } else { Err(SubmitError::NeedsHuman(missing.join("\n"))) }
+        Ok(())
+    }
+
+    /// Where nobody can be asked: that nobody needs to be, known before anything is waited for.
+    fn all_there(&self, judged: &[(&Request, &Provider, Stored, Case)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
+        let needs = |case: Case| self.renew || !case.is_good();
+        let missing: Vec<_> = judged
+            .iter()
+            .filter(|(.., case)| needs(*case))
+            .map(|(request, .., case)| self.needs_human(request, *case))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        for (request, .., case) in judged {
+            voice.tell(Event::Found(request, *case));
+        }
+        Err(SubmitError::NeedsHuman(missing.join("\n")))
     }
 
     /// What credd has of each; side by side, because each costs a process.

@@ -680,6 +680,26 @@ fn without_a_terminal_a_missing_credential_names_the_command_at_once() {
 }
 
 #[test]
+fn without_a_terminal_a_missing_second_credential_is_told_before_the_first_is_waited_for() {
+    let desk = Desk::new("");
+    // Its `.use` is not there yet, or is over: both are waited for.
+    for over in [false, true] {
+        desk.stored();
+        if over {
+            desk.knows(86_400 * 5, None);
+            desk.keeper_says(|credential| credential.expires = Some(Timestamp(now().0 - 60_000)));
+        } else {
+            std::fs::remove_file(desk.file("helmholtz.use")).unwrap();
+        }
+        let asked = desk.calls("query-oauth");
+        let error = desk.submit("helmholtz + wlcg", None, recorder().1).unwrap_err();
+        assert_eq!(error.code(), 3, "{error}");
+        assert!(error.to_string().starts_with("evercred: wlcg: No credential has been found!"), "{error}");
+        assert_eq!(desk.calls("query-oauth"), asked + 2, "each once: nothing was waited for");
+    }
+}
+
+#[test]
 fn a_login_without_a_terminal_says_what_there_is_and_what_a_renewal_needs() {
     let desk = Desk::new("");
     desk.stored();
