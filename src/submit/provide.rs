@@ -135,7 +135,11 @@ impl Counter<'_> {
     }
 
     /// Where nobody can be asked: that nobody needs to be, known before anything is waited for.
-    fn all_there(&self, judged: &[(&Request, &Provider, Stored, Case)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
+    fn all_there(
+        &self,
+        judged: &[(&Request, &Provider, Stored, Case)],
+        voice: &mut dyn Voice,
+    ) -> Result<(), SubmitError> {
         let needs = |case: Case| self.renew || !case.is_good();
         let missing: Vec<_> = judged
             .iter()
@@ -214,7 +218,19 @@ impl Counter<'_> {
             Left::For(left) => Some(now().plus(left).secs()),
             Left::Unlimited | Left::Unknown => None,
         };
-        let top = self.put(request, &fresh)?;
+        let made = self.made.borrow().len();
+        let put = self.put(request, &fresh);
+        if let Err(error) = &put
+            && self.made.borrow().len() == made
+            && !self.may_be_stored(request, stored, error)
+            && let Err(why) = flow::give_back(provider, &fresh)
+        {
+            voice.tell(Event::Note(&format!(
+                "{}: what you approved is not stored, and could not be revoked either ({why}): revoke it at the provider",
+                request.name()
+            )));
+        }
+        let top = put?;
         Note { top, end, sha256: None }.write(&self.note_places, request);
         voice.tell(Event::Created(request, fresh.left));
         drop(lock);
@@ -277,6 +293,18 @@ impl Counter<'_> {
         self.wait_for_use(request, Some(since))
     }
 
+    /// Whether a store that failed may have been one all the same; `before`: what was there.
+    fn may_be_stored(&self, request: &Request, before: Stored, error: &SubmitError) -> bool {
+        match error {
+            SubmitError::Interrupted(error) => self.may_be_stored(request, before, error),
+            SubmitError::Store(StoreError::Slow) => true,
+            SubmitError::Store(StoreError::Refused { .. }) => {
+                self.credd.query(request).is_ok_and(|there| there.top().is_some() && there.top() != before.top())
+            }
+            _ => false,
+        }
+    }
+
     /// Where the access token is over: until the next one is there, as long as the keeper is at it. What only somebody
     /// can mend ends it then; of an outage it is said, and the jobs go: they may start later, and the credential is good.
     fn wait_for_renewal(
@@ -294,7 +322,9 @@ impl Counter<'_> {
             let credential = spoken_of(request, stored, known);
             let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
             let trouble = credential.and_then(|credential| credential.error.as_ref());
-            if let Some(trouble) = trouble.filter(|trouble| matches!(trouble.kind.class(), Class::Ours | Class::Refused)) {
+            if let Some(trouble) =
+                trouble.filter(|trouble| matches!(trouble.kind.class(), Class::Ours | Class::Refused))
+            {
                 let why = format!("its {}, and {}", words::over(stale), no_token(trouble));
                 return Err(SubmitError::NotUsable { name: request.name(), why });
             }

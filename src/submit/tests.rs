@@ -8,6 +8,7 @@ use std::{
     io::{Read, Write},
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    process::Stdio,
     sync::{Mutex, mpsc},
     time::Instant,
 };
@@ -78,6 +79,15 @@ case $verb in
 esac
 "#;
 
+fn put_script(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A fork of another test may hold the file open for writing for a moment.
+    while std::process::Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).status().is_err() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A place to submit from.
 pub(crate) struct Desk {
     dir: tempfile::TempDir,
@@ -91,13 +101,7 @@ impl Desk {
     pub(crate) fn new(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let issuer = Issuer::start(&Options::default()).unwrap();
-        let script = dir.path().join("condor_store_cred");
-        std::fs::write(&script, STORE_CRED).unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        // A fork of another test may hold the file open for writing for a moment.
-        while std::process::Command::new(&script).stdout(std::process::Stdio::null()).status().is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        put_script(&dir.path().join("condor_store_cred"), STORE_CRED);
         let text = format!(
             "[storer]\nuse_wait = \"3s\"\n[provider.helmholtz]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\n\
              issuer = \"{url}\"\n{more}\n[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
@@ -525,7 +529,10 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
         let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
         let line = error.line(Purpose::Submit);
         assert_eq!((error.code(), error.label()), (1, "not-usable"), "{line}");
-        assert!(line.starts_with("The credential for helmholtz was stored, but its access token ended 1 hour"), "{line}");
+        assert!(
+            line.starts_with("The credential for helmholtz was stored, but its access token ended 1 hour"),
+            "{line}"
+        );
         assert!(line.ends_with(&format!("({kind}: so it says); see `evercred explain {kind}`.")), "{line}");
     }
     // No keeper: by its age.
@@ -1055,10 +1062,55 @@ fn ctrl_c_at_the_second_service_is_130_and_says_what_is_stored() {
 }
 
 #[test]
+fn what_was_approved_and_is_not_stored_is_given_back() {
+    // credd refuses it, without and after a Ctrl-C; and it has it although it says no.
+    let slow = "sleep 1; echo no >&2; exit 1";
+    for (store, cancel, alive) in [
+        ("echo no >&2; exit 1", false, 0),
+        (slow, true, 0),
+        ("cat > \"$dir/$name.top\"; printf '|' > \"$dir/$name.wish\"; exit 1", false, 1),
+    ] {
+        let desk = Desk::new("");
+        let failing = STORE_CRED.replace("add-oauth)\n", &format!("add-oauth)\n        {store}\n"));
+        put_script(&desk.file("condor_store_cred"), &failing);
+        let text = desk.on_terminal("helmholtz", |desk, screen| {
+            approving(desk, screen);
+            if cancel {
+                while desk.calls("add-oauth") == 0 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                desk.cancel();
+            }
+        });
+        assert!(text.contains("store helmholtz") && !text.contains("revoke"), "{text}");
+        let records = desk.issuer.control().records(None);
+        let living = records.iter().filter(|record| !record.revoked).count();
+        assert_eq!((records.len(), living), (1, alive), "{store}");
+    }
+}
+
+#[test]
+fn what_cannot_be_given_back_is_said() {
+    let mut desk = Desk::new("");
+    let failing = STORE_CRED.replace("add-oauth)\n", "add-oauth)\n        touch \"$dir/tried\"; sleep 2; exit 1\n");
+    put_script(&desk.file("condor_store_cred"), &failing);
+    let issuer = Mutex::new(Some(std::mem::replace(&mut desk.issuer, Issuer::start(&Options::default()).unwrap())));
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        approving(desk, screen);
+        while !desk.file("tried").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(issuer.lock().unwrap().take());
+    });
+    assert!(text.contains("evercred: helmholtz: what you approved is not stored, and could not be revoked"), "{text}");
+    assert!(text.contains("revoke it at"), "{text}");
+}
+
+#[test]
 fn a_store_that_fails_after_ctrl_c_is_130_in_its_own_words() {
     let desk = Desk::new("");
     let failing = STORE_CRED.replace("add-oauth)\n", "add-oauth)\n        sleep 1; echo no >&2; exit 1\n");
-    std::fs::write(desk.file("condor_store_cred"), failing).unwrap();
+    put_script(&desk.file("condor_store_cred"), &failing);
     let text = desk.on_terminal("helmholtz", |desk, screen| {
         approving(desk, screen);
         while desk.calls("add-oauth") == 0 {

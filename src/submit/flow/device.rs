@@ -10,7 +10,8 @@ use url::form_urlencoded::Serializer;
 use zeroize::Zeroizing;
 
 use super::{
-    Bad, Fresh, Polled, Post, Started, Wish, interval, later, left_until, page::Page, public_client, refused, top,
+    Bad, Fresh, Polled, Post, Started, Unfit, Wish, interval, later, left_until, page::Page, public_client, refused,
+    top,
 };
 use crate::{
     config::settings::{AudienceStyle, OAuth2},
@@ -181,7 +182,7 @@ impl Flow<'_> {
         if (200..300).contains(&answer.status) {
             return match if self.exchange { subject(answer) } else { fresh(answer) } {
                 Ok(fresh) => Polled::Done(Box::new(fresh)),
-                Err(why) => Polled::Over(SubmitError::Unsuitable(why)),
+                Err(why) => Polled::Unfit(Unfit::without_token(why)),
             };
         }
         let Some(bad) = Bad::of(answer) else { return later(answer) };

@@ -2,7 +2,8 @@
 //!
 //! Two flows, each one file of what is asked and what answers mean (pure), and this driver. The network follows the
 //! courier's rules (no redirects, capped bodies, https or loopback). A token exists in this process only between the
-//! issuer's answer and credd; interrupted before, nothing is stored anywhere.
+//! issuer's answer and credd; interrupted before, nothing is stored anywhere. One that is not stored is given back to the
+//! issuer, as far as it takes it within some seconds.
 
 mod device;
 mod mytoken;
@@ -24,8 +25,8 @@ pub use page::Invitation;
 use super::{cases::Left, error::SubmitError, request::Request};
 use crate::{
     config::settings::{OAuth2, Provider, ProviderKind},
-    core::answer::ExchangeError,
-    courier::http,
+    core::{answer::ExchangeError, secret::RefreshToken, top::Top},
+    courier::http::{self, Caller},
     issuer::{TokenAnswer, client},
 };
 
@@ -39,6 +40,8 @@ const INTERVALS: RangeInclusive<u64> = 1..=60;
 const SLOW_DOWN: Duration = Duration::from_secs(5);
 /// No approval page is open longer, whatever the issuer says.
 pub(super) const LONGEST: Duration = Duration::from_secs(3600);
+/// How long giving a token back may take, while the user waits.
+const BACK: Duration = Duration::from_secs(10);
 /// Codes that ran out, or an answer that got lost, are replaced once.
 const ATTEMPTS: u32 = 2;
 
@@ -103,9 +106,25 @@ enum Polled {
     Declined,
     /// The code ran out.
     RanOut,
+    /// Approved, and of no use.
+    Unfit(Unfit),
     /// The code is unknown: used, or its answer got lost.
     Gone(String),
     Over(SubmitError),
+}
+
+/// What was approved and cannot do what it is for.
+struct Unfit {
+    why: String,
+    /// What lives on at the issuer, if anything that we can name.
+    token: Option<RefreshToken>,
+}
+
+impl Unfit {
+    /// Of an answer that holds no token to give back.
+    fn without_token(why: impl Into<String>) -> Self {
+        Self { why: why.into(), token: None }
+    }
 }
 
 enum Flow<'a> {
@@ -144,6 +163,43 @@ pub fn approve(wish: &Wish<'_>, watcher: &mut dyn Watcher, cancelled: &AtomicBoo
             () = until(cancelled) => Err(SubmitError::Cancelled),
         }
     })
+}
+
+/// Give a token back that was approved and is not stored, within [`BACK`].
+///
+/// # Errors
+/// Why it may live on, in one line.
+pub fn give_back(provider: &Provider, fresh: &Fresh) -> Result<(), String> {
+    let top = Top::parse(fresh.top.as_bytes()).map_err(|kind| kind.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(given_back(provider, top.refresh_token()))
+}
+
+async fn given_back(provider: &Provider, token: &RefreshToken) -> Result<(), String> {
+    let mut provider = provider.clone();
+    if let ProviderKind::OAuth2(oauth2) = &mut provider.kind
+        && let Some(login_client) = oauth2.login_client.take()
+    {
+        // It is that client's, and users cannot act as the other one.
+        oauth2.client_id = login_client;
+        oauth2.client_secret = None;
+    }
+    let caller = Caller::new(provider)?;
+    match tokio::time::timeout(BACK, caller.revoke(token)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(printable(&error.detail)),
+        Err(_) => Err(format!("no answer within {} seconds", BACK.as_secs())),
+    }
+}
+
+async fn unsuitable(provider: &Provider, unfit: Unfit) -> SubmitError {
+    let Unfit { mut why, token } = unfit;
+    if let Some(token) = token
+        && let Err(error) = given_back(provider, &token).await
+    {
+        why = format!("{why}; nor could it be revoked ({error}): revoke it at the provider");
+    }
+    SubmitError::Unsuitable(why)
 }
 
 async fn until(cancelled: &AtomicBool) {
@@ -196,6 +252,7 @@ async fn drive(
                     }
                 }
                 Polled::Done(fresh) => return Ok(*fresh),
+                Polled::Unfit(unfit) => return Err(unsuitable(wish.provider, unfit).await),
                 Polled::Declined => return Err(SubmitError::Declined),
                 Polled::RanOut => break false,
                 Polled::Gone(_) if lost => break true,
