@@ -1190,6 +1190,44 @@ fn services_of_others_go_to_the_stock_storer_as_they_came() {
     run(&requests, &desk.settings).unwrap();
 }
 
+/// Where the test below runs itself with another environment.
+const HANDS_ON: &str = "EVERCRED_TEST_HANDS_ON";
+
+#[test]
+fn every_mode_and_either_name_of_the_stock_storer_is_handed_on_to() {
+    let requests = ["vault&handle=x&options=-v -d".to_owned(), "pelican".to_owned()];
+    if let Some(dir) = std::env::var_os(HANDS_ON).map(PathBuf::from) {
+        let stock = dir.join("condor_credential_storer");
+        let text = format!(
+            "[storer]\nstock_storer = \"{}\"\n[provider.p]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n",
+            stock.display()
+        );
+        return run(&requests, &settings_of(&dir, &text)).unwrap();
+    }
+    const MODE: &str = "CONDOR_CREDENTIAL_STORER_MODE";
+    for name in ["condor_vault_storer", "condor_credential_storer"] {
+        let dir = tempfile::tempdir().unwrap();
+        let stock = dir.path().join(name);
+        let script = format!("#!/bin/sh\nprintf '<%s>' \"${{{MODE}-none}}\" \"$@\" > \"${{0%/*}}/args\"\n");
+        put_script(&stock, &script);
+        // Unset before HTCondor 25.14; and one that nobody knows yet.
+        for mode in [None, Some(""), Some("vault"), Some("pelican"), Some("another one")] {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let own = "submit::tests::every_mode_and_either_name_of_the_stock_storer_is_handed_on_to";
+            again.args(["--exact", own]).env(HANDS_ON, dir.path()).env_remove(MODE);
+            if let Some(mode) = mode {
+                again.env(MODE, mode);
+            }
+            let ended = again.output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+            assert!(ended.status.success() && said.contains("1 passed"), "{name} {mode:?}: {said}");
+            let args = std::fs::read_to_string(dir.path().join("args")).unwrap();
+            assert_eq!(args, format!("<{}><vault&handle=x&options=-v -d><pelican>", mode.unwrap_or("none")), "{name}");
+            std::fs::remove_file(dir.path().join("args")).unwrap();
+        }
+    }
+}
+
 /// Messages into memory.
 fn recorder() -> (impl Fn() -> String, Box<dyn Write + Send>) {
     struct Sender(mpsc::Sender<Vec<u8>>);
