@@ -308,7 +308,8 @@ pub const KEYS: &[Key] = &[
         STORER,
         "stock_storer",
         "`/usr/bin/condor_credential_storer`",
-        "Who gets the services of a submit that no provider owns (Vault, Pelican).",
+        "Who gets the services of a submit that no provider owns (Vault, Pelican). Before HTCondor 25.14 it is \
+         `condor_vault_storer`, which is found there, too.",
     ),
     key(
         STORER,

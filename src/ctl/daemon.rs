@@ -52,6 +52,12 @@ pub enum NotReachable {
 }
 
 impl NotReachable {
+    /// There is no socket: no daemon was started on this host since it booted.
+    #[must_use]
+    pub fn nobody_is_there(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// For people, with exit code 4.
     #[must_use]
     pub fn report(&self) -> Report {

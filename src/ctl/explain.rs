@@ -42,7 +42,7 @@ const SAYINGS: &[(&str, &str, &str)] = &[
     (
         "Failure parsing credential as JSON",
         "What is stored for this service is not JSON, so credd cannot look into it.",
-        "Store it again: evercred login SERVICE.",
+        "A submit asks for your approval if no token comes of it. To replace it now: evercred login SERVICE --renew.",
     ),
     (
         "waiting for processing",

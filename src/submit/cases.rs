@@ -32,7 +32,8 @@ pub enum Case {
     Absent,
     /// 2: valid.
     Valid(Left),
-    /// Stored, and nobody here knows whether it works: no keeper can be asked, as on a login node. Approved for so long.
+    /// Stored, and nobody here knows whether it works: no keeper can be asked, as on a login node, or it
+    /// does not answer. Approved for so long.
     Stored(Left),
     /// 3: valid, with less than a day left.
     Ending(Duration),
@@ -91,6 +92,8 @@ pub fn without_keeper(stored: Stored, end: Option<i64>, now: Timestamp) -> Case 
     match (stored, end.map(Timestamp::from_secs)) {
         (Stored::Missing, _) => Case::Absent,
         (Stored::Mismatch, _) => Case::Mismatch,
+        // Nothing came of it, and that something else will nobody here can know.
+        (Stored::NotJson { .. }, _) if !stored.is_usable() => Case::Unusable(Kind::TopNoToken),
         (_, None) => Case::Stored(Left::Unknown),
         (_, Some(end)) if end <= now => Case::Expired(Some(now.since(end))),
         (_, Some(end)) => Case::Stored(Left::For(end.since(now))),
@@ -113,7 +116,7 @@ pub fn judge(stored: Stored, known: &Credential, now: Timestamp) -> Case {
     let top = match stored {
         Stored::Missing => return Case::Absent,
         Stored::Mismatch => return Case::Mismatch,
-        Stored::Waiting { top } | Stored::Ready { top, .. } => top,
+        Stored::Waiting { top } | Stored::Ready { top, .. } | Stored::NotJson { top, .. } => top,
     };
     // Trouble from before the `.top` is that of an older one, which the keeper has not looked past yet.
     let trouble = known.error.as_ref().filter(|trouble| trouble.since.is_none_or(|since| since.secs() >= top));
@@ -151,13 +154,13 @@ pub enum Stale {
     Old(Duration),
 }
 
-/// Access tokens live for an hour, or a few, and are renewed at half of that: an older one is probably over.
-const OLD: Duration = Duration::from_secs(12 * 3600);
+/// Most access tokens live for an hour, and are renewed at half of that: an older one may be over.
+const OLD: Duration = Duration::from_secs(2 * 3600);
 
 /// Whether the `.use` that is there is of no use any more; `known`: what the keeper says of it, if it can be asked.
 #[must_use]
 pub fn stale(stored: Stored, known: Option<&Credential>, now: Timestamp) -> Option<Stale> {
-    let Stored::Ready { published, .. } = stored else { return None };
+    let published = stored.published()?;
     match known {
         Some(known) => known.expires.filter(|end| *end <= now).map(|end| Stale::Ended(now.since(end))),
         None => Some(now.since(Timestamp::from_secs(published))).filter(|age| *age > OLD).map(Stale::Old),
@@ -223,6 +226,19 @@ mod tests {
     }
 
     #[test]
+    fn of_a_top_that_is_no_json_the_keepers_word_counts_and_without_one_whether_a_use_came_of_it() {
+        let (top, use_of) = (1_799_990_000, |published| Stored::NotJson { top: 1_799_990_000, published });
+        let stored = use_of(Some(top));
+        assert!(speaks_of(&known(86_401, None), stored));
+        assert_eq!(judge(stored, &known(86_401, None), NOW), Case::Valid(Left::For(Duration::from_secs(86_401))));
+        assert_eq!(judge(stored, &known(86_401, Some(Kind::TopSealed)), NOW), Case::Unusable(Kind::TopSealed));
+        assert_eq!(without_keeper(stored, None, NOW), Case::Stored(Left::Unknown));
+        for published in [None, Some(top - 1)] {
+            assert_eq!(without_keeper(use_of(published), None, NOW), Case::Unusable(Kind::TopNoToken));
+        }
+    }
+
+    #[test]
     fn trouble_of_an_older_top_is_not_held_against_a_new_one() {
         let newer = Stored::Waiting { top: NOW.secs() + 1 };
         assert!(judge(newer, &known(86_401, Some(Kind::Revoked)), NOW).is_good());
@@ -278,7 +294,8 @@ mod tests {
             let published = NOW.minus(Duration::from_secs(ago)).secs();
             stale(Stored::Ready { top: 0, published }, None, NOW)
         };
-        assert_eq!(made(12 * 3600), None);
+        assert_eq!(made(2 * 3600), None);
+        assert_eq!(made(2 * 3600 + 1), Some(Stale::Old(Duration::from_secs(2 * 3600 + 1))));
         assert_eq!(made(86_400), Some(Stale::Old(Duration::from_secs(86_400))));
         assert_eq!(stale(Stored::Waiting { top: 0 }, None, NOW), None);
     }

@@ -28,6 +28,13 @@ pub(super) struct Ended {
     pub(super) stderr: String,
 }
 
+impl Ended {
+    /// Whether these words are in what it wrote.
+    pub(super) fn says(&self, words: &str) -> bool {
+        self.stdout.contains(words) || self.stderr.contains(words)
+    }
+}
+
 /// Run it, with `input` and then the end of input; `None`: it did not end within `patience`, and is ended.
 pub(super) fn run(command: &mut Command, input: &[u8], patience: Duration) -> io::Result<Option<Ended>> {
     let deadline = Instant::now() + patience;

@@ -34,7 +34,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -66,8 +66,12 @@ use crate::{
     error::{Report, exit},
 };
 
-/// How long the keeper may take.
-const KEEPER_PATIENCE: Duration = Duration::from_millis(700);
+/// How long the keeper may take in all: its own loop has 2 s for an answer.
+const KEEPER_PATIENCE: Duration = Duration::from_millis(2300);
+/// A reader that was turned away comes again after this; it doubles.
+const KEEPER_AGAIN: Duration = Duration::from_millis(50);
+/// One without an answer asks once more beside it.
+const KEEPER_QUIET: Duration = Duration::from_secs(1);
 
 /// `evercred_storer REQUEST…`
 #[must_use]
@@ -138,7 +142,7 @@ fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
     }
     let cancelled = cancelled()?;
     let credd = Credd::find()?;
-    let keeper = || if elsewhere { None } else { known(settings) };
+    let keeper = || if elsewhere { Known::Nowhere } else { known(settings) };
     let counter = counter(&credd, &keeper, settings, &cancelled, false);
     let provided = counter.provide(&ours, &mut human);
     human.clear();
@@ -194,19 +198,40 @@ pub fn owner<'s>(request: &Request, settings: &'s Settings) -> Option<&'s Provid
 #[must_use]
 pub fn known(settings: &Settings) -> Known {
     let socket = settings.daemon.status_socket.clone().unwrap_or_else(|| STATUS_SOCKET.into());
-    if !socket.exists() {
-        return None;
-    }
-    let (answer, wait) = mpsc::channel();
+    asked(&socket, &account(), KEEPER_PATIENCE)
+}
+
+/// Ask within `patience`, again if we are turned away. Only a socket that is not there says that there is no keeper.
+fn asked(socket: &Path, user: &str, patience: Duration) -> Known {
+    let end = Instant::now() + patience;
+    let (answer, answers) = mpsc::channel();
     // A keeper that hangs must not hang us.
-    std::thread::spawn(move || {
+    let ask = || {
+        let (answer, socket) = (answer.clone(), socket.to_owned());
         // Whoever waited may have given up.
-        drop(answer.send(daemon::status(&socket)));
-    });
-    let status = wait.recv_timeout(KEEPER_PATIENCE).ok()?.ok()?;
-    let user = account();
-    let own = status.credentials.into_iter().filter(|credential| credential.user == user);
-    Some(own.map(|credential| (credential.base(), credential)).collect())
+        std::thread::spawn(move || drop(answer.send(daemon::status(&socket))));
+    };
+    let mut pause = KEEPER_AGAIN;
+    ask();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Known::Silent;
+        }
+        match answers.recv_timeout(left.min(KEEPER_QUIET)) {
+            Ok(Ok(status)) => {
+                let own = status.credentials.into_iter().filter(|credential| credential.user == user);
+                return Known::Told(own.map(|credential| (credential.base(), credential)).collect());
+            }
+            Ok(Err(error)) if error.nobody_is_there() => return Known::Nowhere,
+            Ok(Err(_)) => {
+                std::thread::sleep(pause.min(left));
+                pause *= 2;
+                ask();
+            }
+            Err(_) => ask(),
+        }
+    }
 }
 
 /// Lines only, no drawing: for screen readers. `condor_submit` leaves no room for an option.

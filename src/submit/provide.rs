@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     config::settings::Provider,
-    core::{snapshot::Credential, time::Timestamp},
+    core::{
+        snapshot::{Credential, Trouble},
+        time::Timestamp,
+    },
     courier::http::now,
     error::Class,
 };
@@ -35,8 +38,16 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_se
 /// What issuer and credd may take, beside the approval itself and the wait for the `.use`.
 const AROUND: Duration = Duration::from_secs(120);
 
-/// What the keeper says of the user's credentials, by base name; `None`: it cannot be asked.
-pub type Known = Option<HashMap<String, Credential>>;
+/// What the keeper says.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// None is on this host, as on a login node, or the one here is not meant.
+    Nowhere,
+    /// One is here, and did not answer.
+    Silent,
+    /// Of the user's credentials, by base name.
+    Told(HashMap<String, Credential>),
+}
 
 /// What all requests of a call share.
 pub struct Counter<'a> {
@@ -90,32 +101,58 @@ impl Counter<'_> {
         voice.tell(Event::Greeting);
         // A credd that does not answer may be one that was never meant.
         let stored = self.look(wanted).or_else(|error| self.right_place().and(Err(error)))?;
-        let known = (self.keeper)();
-        let mut missing = Vec::new();
-        for ((request, provider), stored) in wanted.iter().zip(stored) {
+        // It has nothing to say about what is not there.
+        let known = if stored.iter().any(|one| one.top().is_some()) { (self.keeper)() } else { Known::Nowhere };
+        if matches!(known, Known::Silent) {
+            voice.tell(Event::Note(words::SILENT));
+        }
+        let judged: Vec<_> = wanted
+            .iter()
+            .zip(stored)
+            .map(|((request, provider), stored)| (request, *provider, stored, self.judge(request, stored, &known)))
+            .collect();
+        if !voice.reaches_somebody() {
+            self.all_there(&judged, voice)?;
+        }
+        for (request, provider, stored, case) in judged {
             if self.cancelled.load(Relaxed) {
                 return Err(SubmitError::Cancelled);
             }
-            let case = self.judge(request, stored, &known);
             voice.tell(Event::Found(request, case));
             let create = self.renew
                 || !case.is_good()
                 || (case.ending().is_some() && voice.renew(provider.approval.renew_default, self.cancelled)?);
-            if !create {
-                if stored.is_usable() {
-                    self.wait_for_renewal(request, stored, &known, voice)?;
-                } else {
-                    // A `.use` that is older than the `.top` is of the one before.
-                    self.wait_for_use(request, None)?;
-                }
-            } else if voice.reaches_somebody() {
-                let before = if case.is_good() { stored.top() } else { None };
-                self.approve(request, provider, before, voice)?;
+            if create {
+                self.approve(request, provider, (stored, case), voice)?;
+            } else if stored.is_usable() {
+                self.wait_for_renewal(request, stored, &known, voice)?;
             } else {
-                missing.push(self.needs_human(request, case));
+                // A `.use` that is older than the `.top` is of the one before.
+                self.wait_for_use(request, None)?;
             }
         }
-        if missing.is_empty() { Ok(()) } else { Err(SubmitError::NeedsHuman(missing.join("\n"))) }
+        Ok(())
+    }
+
+    /// Where nobody can be asked: that nobody needs to be, known before anything is waited for.
+    fn all_there(
+        &self,
+        judged: &[(&Request, &Provider, Stored, Case)],
+        voice: &mut dyn Voice,
+    ) -> Result<(), SubmitError> {
+        let needs = |case: Case| self.renew || !case.is_good();
+        let missing: Vec<_> = judged
+            .iter()
+            .filter(|(.., case)| needs(*case))
+            .map(|(request, .., case)| self.needs_human(request, *case))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        for (request, .., case) in judged {
+            voice.tell(Event::Found(request, *case));
+        }
+        Err(SubmitError::NeedsHuman(missing.join("\n")))
     }
 
     /// What credd has of each; side by side, because each costs a process.
@@ -151,13 +188,12 @@ impl Counter<'_> {
         format!("evercred: {name}: {why} Approve it on a terminal: {command}")
     }
 
-    /// Let the user approve, unless another submit has done it. `before`: the time of the `.top` that is to be replaced
-    /// although it is good.
+    /// Let the user approve, unless another submit has done it since what was found `before`.
     fn approve(
         &self,
         request: &Request,
         provider: &Provider,
-        before: Option<i64>,
+        before: (Stored, Case),
         voice: &mut dyn Voice,
     ) -> Result<(), SubmitError> {
         let waiting = |holder: Option<&Holder>, length| voice.tell(Event::Waiting(holder, length));
@@ -166,7 +202,11 @@ impl Counter<'_> {
         // another request or at a question.
         let stored = self.credd.query(request)?;
         let case = self.judge(request, stored, &(self.keeper)());
-        if case.is_good() && before.is_none_or(|before| stored.top() != Some(before)) {
+        // Of the very `.top` that was bad only the keeper can say that it is not: a keeper that cannot be asked now says
+        // nothing.
+        let replaced = stored.top() != before.0.top();
+        let recovered = !before.1.is_good() && matches!(case, Case::Valid(_) | Case::Ending(_));
+        if case.is_good() && (replaced || recovered) {
             voice.tell(Event::Found(request, case));
             return self.wait_for_use(request, None).map(drop);
         }
@@ -178,7 +218,19 @@ impl Counter<'_> {
             Left::For(left) => Some(now().plus(left).secs()),
             Left::Unlimited | Left::Unknown => None,
         };
-        let top = self.put(request, &fresh)?;
+        let made = self.made.borrow().len();
+        let put = self.put(request, &fresh);
+        if let Err(error) = &put
+            && self.made.borrow().len() == made
+            && !self.may_be_stored(request, stored, error)
+            && let Err(why) = flow::give_back(provider, &fresh)
+        {
+            voice.tell(Event::Note(&format!(
+                "{}: what you approved is not stored, and could not be revoked either ({why}): revoke it at the provider",
+                request.name()
+            )));
+        }
+        let top = put?;
         Note { top, end, sha256: None }.write(&self.note_places, request);
         voice.tell(Event::Created(request, fresh.left));
         drop(lock);
@@ -221,7 +273,7 @@ impl Counter<'_> {
     /// # Errors
     /// It was not stored, or no `.use` came of it.
     pub fn put(&self, request: &Request, fresh: &Fresh) -> Result<i64, SubmitError> {
-        if let Stored::Ready { published, .. } = self.credd.query(request)? {
+        if let Some(published) = self.credd.query(request)?.published() {
             // credd tells whole seconds: the new .top must be younger than the .use that is there, so that a .use as
             // old as the .top is known to be of it.
             while now().secs() <= published && published - now().secs() < 2 {
@@ -241,8 +293,20 @@ impl Counter<'_> {
         self.wait_for_use(request, Some(since))
     }
 
-    /// Where the access token is over: until the next one is there, as long as the keeper is at it; else say so, and let
-    /// the jobs go: they may start later, and the credential is good.
+    /// Whether a store that failed may have been one all the same; `before`: what was there.
+    fn may_be_stored(&self, request: &Request, before: Stored, error: &SubmitError) -> bool {
+        match error {
+            SubmitError::Interrupted(error) => self.may_be_stored(request, before, error),
+            SubmitError::Store(StoreError::Slow) => true,
+            SubmitError::Store(StoreError::Refused { .. }) => {
+                self.credd.query(request).is_ok_and(|there| there.top().is_some() && there.top() != before.top())
+            }
+            _ => false,
+        }
+    }
+
+    /// Where the access token is over: until the next one is there, as long as the keeper is at it. What only somebody
+    /// can mend ends it then; of an outage it is said, and the jobs go: they may start later, and the credential is good.
     fn wait_for_renewal(
         &self,
         request: &Request,
@@ -257,7 +321,14 @@ impl Counter<'_> {
             let known = later.as_ref().unwrap_or(known);
             let credential = spoken_of(request, stored, known);
             let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
-            let is_at_it = credential.is_some_and(|credential| credential.error.is_none());
+            let trouble = credential.and_then(|credential| credential.error.as_ref());
+            if let Some(trouble) =
+                trouble.filter(|trouble| matches!(trouble.kind.class(), Class::Ours | Class::Refused))
+            {
+                let why = format!("its {}, and {}", words::over(stale), no_token(trouble));
+                return Err(SubmitError::NotUsable { name: request.name(), why });
+            }
+            let is_at_it = credential.is_some() && trouble.is_none();
             if !is_at_it || Instant::now() + pause > end {
                 voice.tell(Event::Stale(request, stale));
                 return Ok(());
@@ -268,7 +339,11 @@ impl Counter<'_> {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LOOK.1);
             stored = self.credd.query(request)?;
-            later = Some((self.keeper)());
+            // One that falls silent has said what it has said.
+            match (self.keeper)() {
+                Known::Told(credentials) => later = Some(Known::Told(credentials)),
+                Known::Silent | Known::Nowhere => {}
+            }
         }
     }
 
@@ -306,10 +381,7 @@ impl Counter<'_> {
                     .is_none_or(|began| Some(began.secs()) >= stored.top() && since.is_none_or(|since| began >= since))
                 && trouble.kind.class() != Class::Transient
             {
-                return not_usable(format!(
-                    "it gets no access token ({}: {}); see `evercred explain {}`",
-                    trouble.kind, trouble.detail, trouble.kind
-                ));
+                return not_usable(no_token(&trouble));
             }
             if Instant::now() + pause > end {
                 return not_usable(format!(
@@ -324,9 +396,16 @@ impl Counter<'_> {
     }
 }
 
+/// Why there is none.
+fn no_token(trouble: &Trouble) -> String {
+    let Trouble { kind, detail, .. } = trouble;
+    format!("it gets no access token ({kind}: {detail}); see `evercred explain {kind}`")
+}
+
 /// What the keeper says of a request's credential, if it is the one that credd has.
 fn spoken_of<'k>(request: &Request, stored: Stored, known: &'k Known) -> Option<&'k Credential> {
-    known.as_ref()?.get(&request.name()).filter(|credential| cases::speaks_of(credential, stored))
+    let Known::Told(credentials) = known else { return None };
+    credentials.get(&request.name()).filter(|credential| cases::speaks_of(credential, stored))
 }
 
 /// Tells those who wait for the lock for how long the page is open.

@@ -63,6 +63,13 @@ pub enum Stored {
         /// Of the `.use`.
         published: i64,
     },
+    /// A `.top` that is no JSON, like a bare token or Fernet text, into which credd cannot look.
+    NotJson {
+        /// Seconds since 1970 of its last change.
+        top: i64,
+        /// Of the `.use`, if there is one.
+        published: Option<i64>,
+    },
 }
 
 impl Stored {
@@ -71,14 +78,24 @@ impl Stored {
     pub fn top(self) -> Option<i64> {
         match self {
             Self::Missing | Self::Mismatch => None,
-            Self::Waiting { top } | Self::Ready { top, .. } => Some(top),
+            Self::Waiting { top } | Self::Ready { top, .. } | Self::NotJson { top, .. } => Some(top),
+        }
+    }
+
+    /// Seconds since 1970 of the `.use`'s last change, if there is one.
+    #[must_use]
+    pub fn published(self) -> Option<i64> {
+        match self {
+            Self::Missing | Self::Mismatch | Self::Waiting { .. } => None,
+            Self::Ready { published, .. } => Some(published),
+            Self::NotJson { published, .. } => published,
         }
     }
 
     /// Whether there is a `.use` of this `.top`; an older one is of the `.top` before.
     #[must_use]
     pub fn is_usable(self) -> bool {
-        matches!(self, Self::Ready { top, published } if published >= top)
+        self.published().is_some_and(|published| self.top().is_some_and(|top| published >= top))
     }
 }
 
@@ -175,12 +192,21 @@ impl Credd {
         &self.program
     }
 
-    fn run(&self, verb: &str, request: &Request, secret: Option<&Zeroizing<String>>) -> Result<Ended, StoreError> {
+    /// `request`: none: all of the user's.
+    fn run(
+        &self,
+        verb: &str,
+        request: Option<&Request>,
+        secret: Option<&Zeroizing<String>>,
+    ) -> Result<Ended, StoreError> {
         let mut command = Command::new(&self.program);
-        command.arg(verb).arg("-s").arg(request.name());
-        for (option, value) in [("-S", &request.scopes), ("-A", &request.audience)] {
-            if let Some(value) = value {
-                command.arg(option).arg(value);
+        command.arg(verb);
+        if let Some(request) = request {
+            command.arg("-s").arg(request.name());
+            for (option, value) in [("-S", &request.scopes), ("-A", &request.audience)] {
+                if let Some(value) = value {
+                    command.arg(option).arg(value);
+                }
             }
         }
         command.args(&self.further);
@@ -207,9 +233,18 @@ impl Credd {
     /// # Errors
     /// [`StoreError`]: no answer, or one that says nothing about the credential.
     pub fn query(&self, request: &Request) -> Result<Stored, StoreError> {
-        let ended = self.run("query-oauth", request, None)?;
-        stored(&ended, &request.name())
-            .ok_or_else(|| StoreError::Refused { what: format!("answer about {}", request.name()), said: said(&ended) })
+        let name = request.name();
+        let ended = self.run("query-oauth", Some(request), None)?;
+        let told = match stored(&ended, &name) {
+            None if ended.says(NOT_JSON) => {
+                // What holds no scopes of its own is for others than these, as credd has it of what it can read.
+                let asked = request.scopes.is_some() || request.audience.is_some();
+                let all = || Ok::<_, StoreError>(listed(&self.run("query-oauth", None, None)?, &name));
+                if asked { Some(Stored::Mismatch) } else { all()? }
+            }
+            told => told,
+        };
+        told.ok_or_else(|| StoreError::Refused { what: format!("answer about {name}"), said: said(&ended) })
     }
 
     /// Store a `.top`, one JSON object.
@@ -217,7 +252,7 @@ impl Credd {
     /// # Errors
     /// [`StoreError`]: it was not stored.
     pub fn store(&self, request: &Request, top: &Zeroizing<String>) -> Result<(), StoreError> {
-        let ended = self.run("add-oauth", request, Some(top))?;
+        let ended = self.run("add-oauth", Some(request), Some(top))?;
         if ended.code == Some(0) {
             return Ok(());
         }
@@ -237,6 +272,15 @@ fn further(environment: impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
     let options = environment("SEC_CREDENTIAL_STORECRED_OPTS").unwrap_or_default();
     further.extend(options.to_string_lossy().split_whitespace().map(OsString::from));
     further
+}
+
+/// credd's answer about a `.top` that it cannot look into (contract §2.5).
+const NOT_JSON: &str = "Failure parsing credential as JSON";
+
+/// What the list of all that the user has says of one whose `.top` is no JSON: it reads none of them.
+fn listed(ended: &Ended, name: &str) -> Option<Stored> {
+    let time = |end: &str| time_of(&ended.stdout, &format!("{name}.{end}"));
+    Some(Stored::NotJson { top: time("top")?, published: time("use") })
 }
 
 /// What an answer to `query-oauth` says (contract §3.4, 5); `None`: nothing about the credential.
@@ -302,6 +346,18 @@ mod tests {
         assert_eq!(stored(&answer(2, "Account: x\n"), "helm"), Some(Stored::Mismatch));
         let quoted = READY.replace("helm_h-x =", "'helm_h-x' =").replace("Tophelm_h-xTime", "'Tophelm_h-xTime'");
         assert!(matches!(stored(&answer(0, &quoted), "helm_h-x"), Some(Stored::Ready { .. })));
+    }
+
+    #[test]
+    fn a_top_that_is_no_json_is_found_in_the_list_of_all() {
+        let list = |text: &str| listed(&answer(0, &format!("Credential info:\n{text}")), "helm");
+        let both = "'helm_x.top' = 7\n'helm.top' = 1795558760\n'helm.use' = 1795558761\n";
+        assert_eq!(list(both), Some(Stored::NotJson { top: 1_795_558_760, published: Some(1_795_558_761) }));
+        assert!(list(both).is_some_and(Stored::is_usable));
+        let alone = list("helm.top = 1795558760\n");
+        assert_eq!(alone, Some(Stored::NotJson { top: 1_795_558_760, published: None }));
+        assert!(!alone.is_some_and(Stored::is_usable));
+        assert_eq!(list("helm_x.top = 7\nhelm.use = 7\n"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     io::{Read, Write},
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    process::Stdio,
     sync::{Mutex, mpsc},
     time::Instant,
 };
@@ -37,7 +38,7 @@ use crate::{
 
 /// What HTCondor 25.14.1 says, over files beside the script.
 const STORE_CRED: &str = r#"#!/bin/sh
-dir=${0%/*} verb=$1 scopes= audience=
+dir=${0%/*} verb=$1 name= scopes= audience=
 [ $# -gt 0 ] && shift
 while [ $# -gt 0 ]; do
     case $1 in
@@ -52,7 +53,18 @@ printf 'Account: <current> (alice)\nCredType: oauth\n\n'
 [ -n "$verb" ] && echo "$verb $name" >> "$dir/calls"
 case $verb in
     query-oauth)
+        if [ -z "$name" ]; then
+            echo 'A credential was stored and is valid.'; printf '\nCredential info:\n'
+            for file in "$dir"/*.top "$dir"/*.use; do
+                [ -e "$file" ] && printf "'%s' = %s\n" "${file##*/}" "$(stat -c %Y "$file")"
+            done
+            exit 0
+        fi
         [ -e "$dir/$name.top" ] || { echo 'No credential is stored.'; exit 1; }
+        case $(cat "$dir/$name.top") in
+            "{"*) ;;
+            *) echo 'Operation failed.'; echo '    Failure parsing credential as JSON'; exit 1;;
+        esac
         [ "$scopes|$audience" = "$(cat "$dir/$name.wish")" ] || exit 2
         if [ -e "$dir/$name.use" ]; then echo 'A credential was stored and is valid.'
         else echo 'A credential was stored and is waiting for processing.'; fi
@@ -67,6 +79,15 @@ case $verb in
 esac
 "#;
 
+fn put_script(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A fork of another test may hold the file open for writing for a moment.
+    while std::process::Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).status().is_err() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A place to submit from.
 pub(crate) struct Desk {
     dir: tempfile::TempDir,
@@ -80,13 +101,7 @@ impl Desk {
     pub(crate) fn new(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let issuer = Issuer::start(&Options::default()).unwrap();
-        let script = dir.path().join("condor_store_cred");
-        std::fs::write(&script, STORE_CRED).unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        // A fork of another test may hold the file open for writing for a moment.
-        while std::process::Command::new(&script).stdout(std::process::Stdio::null()).status().is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        put_script(&dir.path().join("condor_store_cred"), STORE_CRED);
         let text = format!(
             "[storer]\nuse_wait = \"3s\"\n[provider.helmholtz]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\n\
              issuer = \"{url}\"\n{more}\n[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
@@ -95,7 +110,7 @@ impl Desk {
             url = issuer.url()
         );
         let settings = settings_of(dir.path(), &text);
-        Self { dir, issuer, settings, keeper: Mutex::new(None), cancelled: AtomicBool::new(false) }
+        Self { dir, issuer, settings, keeper: Mutex::new(Known::Nowhere), cancelled: AtomicBool::new(false) }
     }
 
     /// Let this file be older.
@@ -147,7 +162,14 @@ impl Desk {
             flagged: None,
             replicas: Vec::new(),
         };
-        *self.keeper.lock().unwrap() = Some(HashMap::from([("helmholtz".to_owned(), credential)]));
+        *self.keeper.lock().unwrap() = Known::Told(HashMap::from([("helmholtz".to_owned(), credential)]));
+    }
+
+    /// Let the keeper say something else of what it knows.
+    fn keeper_says(&self, otherwise: impl FnMut(&mut Credential)) {
+        if let Known::Told(credentials) = &mut *self.keeper.lock().unwrap() {
+            credentials.values_mut().for_each(otherwise);
+        }
     }
 
     /// As a credmon and credd leave it.
@@ -398,6 +420,64 @@ fn where_no_keeper_can_be_asked_no_more_is_said_than_is_known() {
 }
 
 #[test]
+fn a_keeper_that_is_there_and_does_not_answer_is_told_also_without_a_terminal() {
+    let desk = Desk::new("");
+    desk.stored();
+    *desk.keeper.lock().unwrap() = Known::Silent;
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert!(warning.starts_with("evercred: the credential monitor of this host does not answer"), "{warning}");
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    // About what is not there it has nothing to say.
+    let error = desk.submit("wlcg", None, recorder().1).unwrap_err();
+    assert_eq!(error.code(), 3);
+}
+
+/// Readers in their order, each answered with one of these; `None`: kept waiting. The last one stays.
+fn keeper_socket(dir: &Path, answers: Vec<Option<Vec<u8>>>) -> PathBuf {
+    let path = dir.join("status.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        let mut hanging = Vec::new();
+        for (number, reader) in listener.incoming().enumerate() {
+            let mut reader = reader.unwrap();
+            match &answers[number.min(answers.len() - 1)] {
+                // One that was turned away gets nothing.
+                Some(answer) => drop(reader.write_all(answer)),
+                None => hanging.push(reader),
+            }
+        }
+    });
+    path
+}
+
+#[test]
+fn only_a_host_without_the_socket_has_no_keeper_and_one_that_turns_away_is_asked_again() {
+    let status = json!({
+        "schema": 1, "version": "0", "pid": 1, "now": "2026-11-24T22:09:50.123Z", "started": "2026-11-24T22:09:50.123Z",
+        "everybody": false, "courier": true, "providers": [], "credentials": [],
+    });
+    let told = || Some(serde_json::to_vec(&status).unwrap());
+    let nothing = || Some(Vec::new());
+    let soon = Duration::from_millis(400);
+    let ask = |answers: Vec<Option<Vec<u8>>>, patience| {
+        let dir = tempfile::tempdir().unwrap();
+        asked(&keeper_socket(dir.path(), answers), "alice", patience)
+    };
+    assert!(matches!(ask(vec![nothing()], soon), Known::Silent), "it closes at once");
+    assert!(matches!(ask(vec![None], soon), Known::Silent), "it hangs");
+    let long = Duration::from_secs(60);
+    assert!(matches!(ask(vec![nothing(), nothing(), told()], long), Known::Told(_)), "it was full");
+    assert!(matches!(ask(vec![None, told()], long), Known::Told(_)), "the first one hangs");
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("status.sock");
+    assert!(matches!(asked(&socket, "alice", long), Known::Nowhere), "no socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(matches!(asked(&socket, "alice", soon), Known::Silent), "nobody listens any more");
+}
+
+#[test]
 fn a_keeper_of_another_credd_is_not_believed() {
     let desk = Desk::new("");
     desk.stored();
@@ -412,7 +492,7 @@ fn a_keeper_of_another_credd_is_not_believed() {
         desk.stored();
     }
     // Nor if it has none of that name.
-    *desk.keeper.lock().unwrap() = Some(HashMap::new());
+    *desk.keeper.lock().unwrap() = Known::Told(HashMap::new());
     assert!(desk.on_terminal("helmholtz", |_, _| ()).contains("and how long, is not known"));
 }
 
@@ -424,9 +504,7 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
     desk.age("helmholtz.use", 7200);
     let ended = |ago: i64, kind| {
         desk.knows(86_400 * 5, kind);
-        for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
-            credential.expires = Some(Timestamp(now().0 - ago * 1000));
-        }
+        desk.keeper_says(|credential| credential.expires = Some(Timestamp(now().0 - ago * 1000)));
     };
     // It comes while we wait.
     ended(3600, None);
@@ -450,11 +528,26 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
     let warning = said();
     assert!(warning.starts_with("evercred: helmholtz: Its access token ended 1 hour"), "{warning}");
     assert_eq!(warning.lines().count(), 1, "{warning}");
+    // It does not, and only somebody can mend that: the jobs do not go.
+    for (kind, times) in [(Kind::ClientRefused, 1), (Kind::ClientRefused, 9), (Kind::Revoked, 1)] {
+        ended(3600, Some(kind));
+        desk.keeper_says(|credential| credential.error.as_mut().unwrap().times = times);
+        let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+        let line = error.line(Purpose::Submit);
+        assert_eq!((error.code(), error.label()), (1, "not-usable"), "{line}");
+        assert!(
+            line.starts_with("The credential for helmholtz was stored, but its access token ended 1 hour"),
+            "{line}"
+        );
+        assert!(line.ends_with(&format!("({kind}: so it says); see `evercred explain {kind}`.")), "{line}");
+    }
     // No keeper: by its age.
-    *desk.keeper.lock().unwrap() = None;
+    *desk.keeper.lock().unwrap() = Known::Nowhere;
+    desk.age("helmholtz.top", 3600);
+    desk.age("helmholtz.use", 3600);
     let (said, messages) = recorder();
     desk.submit("helmholtz", None, messages).unwrap();
-    assert_eq!(said(), "", "two hours are no reason");
+    assert_eq!(said(), "", "an hour is no reason");
     desk.age("helmholtz.top", 3 * 86_400);
     desk.age("helmholtz.use", 3 * 86_400);
     let text = desk.on_terminal("helmholtz", |_, _| ());
@@ -597,6 +690,26 @@ fn without_a_terminal_a_missing_credential_names_the_command_at_once() {
     );
     assert_eq!(said(), "");
     assert_eq!(desk.issuer.control().stats().requests, 0, "nobody was asked");
+}
+
+#[test]
+fn without_a_terminal_a_missing_second_credential_is_told_before_the_first_is_waited_for() {
+    let desk = Desk::new("");
+    // Its `.use` is not there yet, or is over: both are waited for.
+    for over in [false, true] {
+        desk.stored();
+        if over {
+            desk.knows(86_400 * 5, None);
+            desk.keeper_says(|credential| credential.expires = Some(Timestamp(now().0 - 60_000)));
+        } else {
+            std::fs::remove_file(desk.file("helmholtz.use")).unwrap();
+        }
+        let asked = desk.calls("query-oauth");
+        let error = desk.submit("helmholtz + wlcg", None, recorder().1).unwrap_err();
+        assert_eq!(error.code(), 3, "{error}");
+        assert!(error.to_string().starts_with("evercred: wlcg: No credential has been found!"), "{error}");
+        assert_eq!(desk.calls("query-oauth"), asked + 2, "each once: nothing was waited for");
+    }
 }
 
 #[test]
@@ -800,6 +913,38 @@ fn a_yes_to_renew_counts_as_done_when_another_submit_has_renewed() {
 }
 
 #[test]
+fn a_revoked_credential_is_not_let_pass_because_the_keeper_falls_silent_while_another_submit_is_waited_for() {
+    for kind in [Kind::Revoked, Kind::Expired, Kind::ReauthNeeded, Kind::ScopeShortfall] {
+        let desk = Desk::new("");
+        desk.stored();
+        desk.knows(86_400 * 5, Some(kind));
+        let other = desk.busy(Duration::from_secs(60));
+        let text = desk.on_terminal("helmholtz", |desk, screen| {
+            screen.wait_for("waiting for it ...");
+            *desk.keeper.lock().unwrap() = Known::Silent;
+            drop(other);
+            approving(desk, screen);
+        });
+        assert!(text.contains(words::VISIT) && text.contains("successfully created"), "{kind}: {text}");
+        assert_eq!(desk.calls("add-oauth"), 1, "{kind}");
+    }
+}
+
+#[test]
+fn a_credential_that_the_keeper_calls_good_by_now_is_not_asked_for() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(86_400 * 5, Some(Kind::Revoked));
+    let other = desk.busy(Duration::from_secs(60));
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for("waiting for it ...");
+        desk.knows(86_400 * 5, None);
+        drop(other);
+    });
+    assert!(!text.contains(words::VISIT) && text.ends_with("will now be submitted!\n"), "{text}");
+}
+
+#[test]
 fn a_use_that_is_older_than_the_top_is_waited_for() {
     let desk = Desk::new("");
     desk.stored();
@@ -835,13 +980,45 @@ fn a_credential_that_gives_less_than_is_asked_for_is_replaced() {
 }
 
 #[test]
+fn a_top_that_is_no_json_is_good_by_the_keepers_word_else_replaced_by_an_approval() {
+    let desk = Desk::new("");
+    let bare = |desk: &Desk| {
+        desk.stored();
+        std::fs::write(desk.file("helmholtz.top"), "gAAAAAsealed").unwrap();
+        desk.age("helmholtz.top", 60);
+    };
+    // The keeper renews it, as it does a bare token.
+    bare(&desk);
+    desk.knows(86_401 * 2, None);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    assert_eq!(said(), "");
+    // What it has no scopes for is for others.
+    assert_eq!(desk.submit("helmholtz&scopes=a", None, recorder().1).unwrap_err().code(), 3);
+    // The keeper cannot use it; it tells no time then.
+    desk.knows(86_401 * 2, Some(Kind::TopSealed));
+    desk.keeper_says(|credential| (credential.state, credential.stored) = (State::Unusable, None));
+    let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
+    assert_eq!(error.code(), 3, "{error}");
+    assert!(error.to_string().contains("no usable credential (top-sealed)"), "{error}");
+    let text = desk.on_terminal("helmholtz", approving);
+    assert!(text.ends_with("will now be submitted!\n"), "{text}");
+    assert!(desk.top("helmholtz").unwrap()["mytoken"].as_str().unwrap().starts_with("eyJ"));
+    // Without a keeper nothing came of it.
+    bare(&desk);
+    std::fs::remove_file(desk.file("helmholtz.use")).unwrap();
+    *desk.keeper.lock().unwrap() = Known::Nowhere;
+    assert_eq!(desk.submit("helmholtz", None, recorder().1).unwrap_err().code(), 3);
+    desk.on_terminal("helmholtz", approving);
+    assert!(desk.top("helmholtz").is_some());
+}
+
+#[test]
 fn one_refusal_is_told_and_the_jobs_go() {
     let desk = Desk::new("");
     desk.stored();
     desk.knows(86_400 * 5, Some(Kind::Revoked));
-    for credential in desk.keeper.lock().unwrap().iter_mut().flat_map(HashMap::values_mut) {
-        credential.error.as_mut().unwrap().times = 1;
-    }
+    desk.keeper_says(|credential| credential.error.as_mut().unwrap().times = 1);
     insta::assert_snapshot!(desk.on_terminal("helmholtz", |_, _| ()));
     let (said, messages) = recorder();
     desk.submit("helmholtz", None, messages).unwrap();
@@ -891,10 +1068,55 @@ fn ctrl_c_at_the_second_service_is_130_and_says_what_is_stored() {
 }
 
 #[test]
+fn what_was_approved_and_is_not_stored_is_given_back() {
+    // credd refuses it, without and after a Ctrl-C; and it has it although it says no.
+    let slow = "sleep 1; echo no >&2; exit 1";
+    for (store, cancel, alive) in [
+        ("echo no >&2; exit 1", false, 0),
+        (slow, true, 0),
+        ("cat > \"$dir/$name.top\"; printf '|' > \"$dir/$name.wish\"; exit 1", false, 1),
+    ] {
+        let desk = Desk::new("");
+        let failing = STORE_CRED.replace("add-oauth)\n", &format!("add-oauth)\n        {store}\n"));
+        put_script(&desk.file("condor_store_cred"), &failing);
+        let text = desk.on_terminal("helmholtz", |desk, screen| {
+            approving(desk, screen);
+            if cancel {
+                while desk.calls("add-oauth") == 0 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                desk.cancel();
+            }
+        });
+        assert!(text.contains("store helmholtz") && !text.contains("revoke"), "{text}");
+        let records = desk.issuer.control().records(None);
+        let living = records.iter().filter(|record| !record.revoked).count();
+        assert_eq!((records.len(), living), (1, alive), "{store}");
+    }
+}
+
+#[test]
+fn what_cannot_be_given_back_is_said() {
+    let mut desk = Desk::new("");
+    let failing = STORE_CRED.replace("add-oauth)\n", "add-oauth)\n        touch \"$dir/tried\"; sleep 2; exit 1\n");
+    put_script(&desk.file("condor_store_cred"), &failing);
+    let issuer = Mutex::new(Some(std::mem::replace(&mut desk.issuer, Issuer::start(&Options::default()).unwrap())));
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        approving(desk, screen);
+        while !desk.file("tried").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(issuer.lock().unwrap().take());
+    });
+    assert!(text.contains("evercred: helmholtz: what you approved is not stored, and could not be revoked"), "{text}");
+    assert!(text.contains("revoke it at"), "{text}");
+}
+
+#[test]
 fn a_store_that_fails_after_ctrl_c_is_130_in_its_own_words() {
     let desk = Desk::new("");
     let failing = STORE_CRED.replace("add-oauth)\n", "add-oauth)\n        sleep 1; echo no >&2; exit 1\n");
-    std::fs::write(desk.file("condor_store_cred"), failing).unwrap();
+    put_script(&desk.file("condor_store_cred"), &failing);
     let text = desk.on_terminal("helmholtz", |desk, screen| {
         approving(desk, screen);
         while desk.calls("add-oauth") == 0 {
@@ -972,6 +1194,44 @@ fn services_of_others_go_to_the_stock_storer_as_they_came() {
     // Nobody to ask: told, and left to credd.
     std::fs::remove_file(stock).unwrap();
     run(&requests, &desk.settings).unwrap();
+}
+
+/// Where the test below runs itself with another environment.
+const HANDS_ON: &str = "EVERCRED_TEST_HANDS_ON";
+
+#[test]
+fn every_mode_and_either_name_of_the_stock_storer_is_handed_on_to() {
+    let requests = ["vault&handle=x&options=-v -d".to_owned(), "pelican".to_owned()];
+    if let Some(dir) = std::env::var_os(HANDS_ON).map(PathBuf::from) {
+        let stock = dir.join("condor_credential_storer");
+        let text = format!(
+            "[storer]\nstock_storer = \"{}\"\n[provider.p]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\n",
+            stock.display()
+        );
+        return run(&requests, &settings_of(&dir, &text)).unwrap();
+    }
+    const MODE: &str = "CONDOR_CREDENTIAL_STORER_MODE";
+    for name in ["condor_vault_storer", "condor_credential_storer"] {
+        let dir = tempfile::tempdir().unwrap();
+        let stock = dir.path().join(name);
+        let script = format!("#!/bin/sh\nprintf '<%s>' \"${{{MODE}-none}}\" \"$@\" > \"${{0%/*}}/args\"\n");
+        put_script(&stock, &script);
+        // Unset before HTCondor 25.14; and one that nobody knows yet.
+        for mode in [None, Some(""), Some("vault"), Some("pelican"), Some("another one")] {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let own = "submit::tests::every_mode_and_either_name_of_the_stock_storer_is_handed_on_to";
+            again.args(["--exact", own]).env(HANDS_ON, dir.path()).env_remove(MODE);
+            if let Some(mode) = mode {
+                again.env(MODE, mode);
+            }
+            let ended = again.output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+            assert!(ended.status.success() && said.contains("1 passed"), "{name} {mode:?}: {said}");
+            let args = std::fs::read_to_string(dir.path().join("args")).unwrap();
+            assert_eq!(args, format!("<{}><vault&handle=x&options=-v -d><pelican>", mode.unwrap_or("none")), "{name}");
+            std::fs::remove_file(dir.path().join("args")).unwrap();
+        }
+    }
 }
 
 /// Messages into memory.

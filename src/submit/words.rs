@@ -73,15 +73,29 @@ pub fn case(case: Case) -> Vec<String> {
 /// A credential that is good, and whose access token is not.
 #[must_use]
 pub fn stale(stale: Stale) -> String {
-    let what = match stale {
-        Stale::Ended(ago) => format!("Its access token ended {} ago, and no new one has come", spoken(ago)),
-        Stale::Old(age) => format!("Its access token was made {} ago, and is probably over", spoken(age)),
+    let rest = match stale {
+        Stale::Ended(_) => "and no new one has come",
+        Stale::Old(_) => "and may be over",
     };
     format!(
-        "{what}: the access point's credential monitor may not run, or its issuer is down. Jobs that start before it is \
-         renewed may fail; `evercred status` on the access point may know more."
+        "Its {}, {rest}: the access point's credential monitor may not run, or its issuer is down. Jobs that start before \
+         it is renewed may fail; `evercred status` on the access point may know more.",
+        over(stale)
     )
 }
+
+/// What is known of an access token that is no good any more; after "its".
+#[must_use]
+pub fn over(stale: Stale) -> String {
+    match stale {
+        Stale::Ended(ago) => format!("access token ended {} ago", spoken(ago)),
+        Stale::Old(age) => format!("access token was made {} ago", spoken(age)),
+    }
+}
+
+/// A keeper that is there and does not answer.
+pub const SILENT: &str = "the credential monitor of this host does not answer, so whether what is stored still works \
+    is not known; `evercred status` may know later";
 
 /// Who has the lock.
 #[must_use]

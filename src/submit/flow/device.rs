@@ -9,7 +9,10 @@ use sha2::{Digest, Sha256};
 use url::form_urlencoded::Serializer;
 use zeroize::Zeroizing;
 
-use super::{Bad, Fresh, Polled, Post, Started, Wish, later, left_until, page::Page, public_client, refused, top};
+use super::{
+    Bad, Fresh, Polled, Post, Started, Unfit, Wish, interval, later, left_until, page::Page, public_client, refused,
+    top,
+};
 use crate::{
     config::settings::{AudienceStyle, OAuth2},
     core::{
@@ -24,8 +27,6 @@ use crate::{
 
 pub(super) const WHO: &str = "The issuer";
 const FORM: &str = "application/x-www-form-urlencoded";
-/// RFC 8628 §3.2: without `interval`.
-const INTERVAL: u64 = 5;
 
 /// An issuer, discovered.
 pub(super) struct Flow<'a> {
@@ -161,7 +162,7 @@ impl Flow<'_> {
             },
             code: Zeroizing::new(good.device_code),
             verifier: self.verifier.clone(),
-            interval: Duration::from_secs(good.interval.filter(|secs| *secs > 0).unwrap_or(INTERVAL)),
+            interval: interval(good.interval),
             expires_in,
         })
     }
@@ -181,7 +182,7 @@ impl Flow<'_> {
         if (200..300).contains(&answer.status) {
             return match if self.exchange { subject(answer) } else { fresh(answer) } {
                 Ok(fresh) => Polled::Done(Box::new(fresh)),
-                Err(why) => Polled::Over(SubmitError::Unsuitable(why)),
+                Err(why) => Polled::Unfit(Unfit::without_token(why)),
             };
         }
         let Some(bad) = Bad::of(answer) else { return later(answer) };

@@ -2,7 +2,8 @@
 //!
 //! Two flows, each one file of what is asked and what answers mean (pure), and this driver. The network follows the
 //! courier's rules (no redirects, capped bodies, https or loopback). A token exists in this process only between the
-//! issuer's answer and credd; interrupted before, nothing is stored anywhere.
+//! issuer's answer and credd; interrupted before, nothing is stored anywhere. One that is not stored is given back to the
+//! issuer, as far as it takes it within some seconds.
 
 mod device;
 mod mytoken;
@@ -11,6 +12,7 @@ mod page;
 mod tests;
 
 use std::{
+    ops::RangeInclusive,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -23,17 +25,23 @@ pub use page::Invitation;
 use super::{cases::Left, error::SubmitError, request::Request};
 use crate::{
     config::settings::{OAuth2, Provider, ProviderKind},
-    core::answer::ExchangeError,
-    courier::http,
+    core::{answer::ExchangeError, secret::RefreshToken, top::Top},
+    courier::http::{self, Caller},
     issuer::{TokenAnswer, client},
 };
 
 /// How often the user's Ctrl-C is looked for and the time left is told.
 const TICK: Duration = Duration::from_millis(100);
+/// RFC 8628 §3.2: without `interval`.
+const INTERVAL: u64 = 5;
+/// Between two questions, in seconds: what an issuer wants beyond that would break it, or wait for ever.
+const INTERVALS: RangeInclusive<u64> = 1..=60;
 /// RFC 8628 §3.5.
 const SLOW_DOWN: Duration = Duration::from_secs(5);
 /// No approval page is open longer, whatever the issuer says.
 pub(super) const LONGEST: Duration = Duration::from_secs(3600);
+/// How long giving a token back may take, while the user waits.
+const BACK: Duration = Duration::from_secs(10);
 /// Codes that ran out, or an answer that got lost, are replaced once.
 const ATTEMPTS: u32 = 2;
 
@@ -98,9 +106,25 @@ enum Polled {
     Declined,
     /// The code ran out.
     RanOut,
+    /// Approved, and of no use.
+    Unfit(Unfit),
     /// The code is unknown: used, or its answer got lost.
     Gone(String),
     Over(SubmitError),
+}
+
+/// What was approved and cannot do what it is for.
+struct Unfit {
+    why: String,
+    /// What lives on at the issuer, if anything that we can name.
+    token: Option<RefreshToken>,
+}
+
+impl Unfit {
+    /// Of an answer that holds no token to give back.
+    fn without_token(why: impl Into<String>) -> Self {
+        Self { why: why.into(), token: None }
+    }
 }
 
 enum Flow<'a> {
@@ -139,6 +163,43 @@ pub fn approve(wish: &Wish<'_>, watcher: &mut dyn Watcher, cancelled: &AtomicBoo
             () = until(cancelled) => Err(SubmitError::Cancelled),
         }
     })
+}
+
+/// Give a token back that was approved and is not stored, within [`BACK`].
+///
+/// # Errors
+/// Why it may live on, in one line.
+pub fn give_back(provider: &Provider, fresh: &Fresh) -> Result<(), String> {
+    let top = Top::parse(fresh.top.as_bytes()).map_err(|kind| kind.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(given_back(provider, top.refresh_token()))
+}
+
+async fn given_back(provider: &Provider, token: &RefreshToken) -> Result<(), String> {
+    let mut provider = provider.clone();
+    if let ProviderKind::OAuth2(oauth2) = &mut provider.kind
+        && let Some(login_client) = oauth2.login_client.take()
+    {
+        // It is that client's, and users cannot act as the other one.
+        oauth2.client_id = login_client;
+        oauth2.client_secret = None;
+    }
+    let caller = Caller::new(provider)?;
+    match tokio::time::timeout(BACK, caller.revoke(token)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(printable(&error.detail)),
+        Err(_) => Err(format!("no answer within {} seconds", BACK.as_secs())),
+    }
+}
+
+async fn unsuitable(provider: &Provider, unfit: Unfit) -> SubmitError {
+    let Unfit { mut why, token } = unfit;
+    if let Some(token) = token
+        && let Err(error) = given_back(provider, &token).await
+    {
+        why = format!("{why}; nor could it be revoked ({error}): revoke it at the provider");
+    }
+    SubmitError::Unsuitable(why)
 }
 
 /// When the user gives up.
@@ -184,7 +245,7 @@ async fn drive(
             };
             match polled {
                 Polled::Pending => {}
-                Polled::SlowDown => interval += SLOW_DOWN,
+                Polled::SlowDown => interval = interval.saturating_add(SLOW_DOWN),
                 Polled::Later(after) => {
                     let longer = after.and_then(|after| after.checked_sub(interval)).unwrap_or_default();
                     if !wait(longer, end, watcher, cancelled).await {
@@ -192,6 +253,7 @@ async fn drive(
                     }
                 }
                 Polled::Done(fresh) => return Ok(*fresh),
+                Polled::Unfit(unfit) => return Err(unsuitable(wish.provider, unfit).await),
                 Polled::Declined => return Err(SubmitError::Declined),
                 Polled::RanOut => break false,
                 Polled::Gone(_) if lost => break true,
@@ -209,7 +271,7 @@ async fn drive(
 
 /// Wait, telling the time left; false: the end came first.
 async fn wait(length: Duration, end: Instant, watcher: &mut dyn Watcher, cancelled: &AtomicBool) -> bool {
-    let until = Instant::now() + length;
+    let until = Instant::now().checked_add(length).unwrap_or(end);
     loop {
         let now = Instant::now();
         watcher.left(end.saturating_duration_since(now));
@@ -268,6 +330,12 @@ struct Started {
     verifier: Option<Zeroizing<String>>,
     interval: Duration,
     expires_in: Duration,
+}
+
+/// How often to ask, whatever an issuer says.
+fn interval(told: Option<u64>) -> Duration {
+    let told = told.filter(|secs| *secs > 0).unwrap_or(INTERVAL);
+    Duration::from_secs(told.clamp(*INTERVALS.start(), *INTERVALS.end()))
 }
 
 async fn send(client: &Client, post: Post) -> Result<TokenAnswer, ExchangeError> {

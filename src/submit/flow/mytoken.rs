@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{Bad, Fresh, Polled, Post, Started, Wish, later, left_until, page::Page, refused, top};
+use super::{Bad, Fresh, Polled, Post, Started, Unfit, Wish, interval, later, left_until, page::Page, refused, top};
 use crate::{
     config::settings::Provider,
     core::secret::RefreshToken,
@@ -122,7 +122,7 @@ impl Flow<'_> {
             page: Page { url, complete: None, code: None, expires_in },
             code: Zeroizing::new(good.polling_code),
             verifier: None,
-            interval: Duration::from_secs(good.interval.filter(|secs| *secs > 0).unwrap_or(5)),
+            interval: interval(good.interval),
             expires_in,
         })
     }
@@ -135,7 +135,7 @@ impl Flow<'_> {
         if (200..300).contains(&answer.status) {
             return match fresh(answer) {
                 Ok(fresh) => Polled::Done(Box::new(fresh)),
-                Err(why) => Polled::Over(SubmitError::Unsuitable(why)),
+                Err(unfit) => Polled::Unfit(unfit),
             };
         }
         let Some(bad) = Bad::of(answer) else { return later(answer) };
@@ -152,7 +152,7 @@ impl Flow<'_> {
 }
 
 /// The mytoken that was made: what counts is what the user left in it, not what was asked for.
-fn fresh(answer: &TokenAnswer) -> Result<Fresh, String> {
+fn fresh(answer: &TokenAnswer) -> Result<Fresh, Unfit> {
     #[derive(Deserialize)]
     struct Good {
         mytoken: String,
@@ -161,16 +161,17 @@ fn fresh(answer: &TokenAnswer) -> Result<Fresh, String> {
         #[serde(default)]
         capabilities: Vec<String>,
     }
-    let good: Good =
-        serde_json::from_slice(&answer.body).map_err(|_| "the server's answer holds no mytoken".to_owned())?;
+    let good: Good = serde_json::from_slice(&answer.body)
+        .map_err(|_| Unfit::without_token("the server's answer holds no mytoken"))?;
     let mytoken = Zeroizing::new(good.mytoken);
     if good.mytoken_type.as_deref() == Some("transfer_code") {
-        return Err("the server gave a transfer code in its place".to_owned());
+        return Err(Unfit::without_token("the server gave a transfer code in its place"));
     }
+    let token = RefreshToken::parse(&mytoken).map_err(|e| Unfit::without_token(e.to_string()))?;
     if !good.capabilities.is_empty() && !good.capabilities.iter().any(|capability| capability == "AT") {
-        return Err("it may not make access tokens (the capability AT was taken away)".to_owned());
+        let why = "it may not make access tokens (the capability AT was taken away)".to_owned();
+        return Err(Unfit { why, token: Some(token) });
     }
-    let token = RefreshToken::parse(&mytoken).map_err(|e| e.to_string())?;
     let end = good.expires_in.filter(|secs| *secs > 0).map(|secs| http::now().secs().saturating_add(secs));
     let left = if end.is_none() { Left::Unlimited } else { left_until(end) };
     Ok(Fresh { top: top("mytoken", token.expose(), end), left })

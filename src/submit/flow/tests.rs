@@ -49,7 +49,7 @@ impl Server {
                 let answer = if head.starts_with("GET") {
                     format!(
                         "200 {{\"issuer\":\"{base}\",\"mytoken_endpoint\":\"{base}/my\",\"token_endpoint\":\"{base}/t\",\
-                         \"device_authorization_endpoint\":\"{base}/d\"}}"
+                         \"device_authorization_endpoint\":\"{base}/d\",\"revocation_endpoint\":\"{base}/r\"}}"
                     )
                 } else {
                     let mut seen = seen.lock().unwrap();
@@ -161,11 +161,33 @@ fn a_mytoken_that_does_not_end_is_unlimited() {
 }
 
 #[test]
-fn what_the_user_took_away_makes_a_mytoken_useless() {
-    let server =
-        Server::start(&[STARTED, "200 {\"mytoken\":\"mt-canary-0123456789\",\"capabilities\":[\"tokeninfo\"]}"]);
+fn what_the_user_took_away_makes_a_mytoken_useless_and_it_is_given_back() {
+    let useless = "200 {\"mytoken\":\"mt-canary-0123456789\",\"capabilities\":[\"tokeninfo\"]}";
+    let server = Server::start(&[STARTED, useless, "204 "]);
     let said = approve_at(&server, MYTOKEN).0.err().unwrap().to_string();
-    assert!(said.contains("capability AT") && !said.contains("canary"), "{said}");
+    assert!(said.contains("capability AT") && !said.contains("canary") && !said.contains("revoke"), "{said}");
+    let body: serde_json::Value = serde_json::from_str(&server.post(2)).unwrap();
+    assert_eq!((&body["token"], &body["recursive"]), (&"mt-canary-0123456789".into(), &true.into()));
+    let server = Server::start(&[STARTED, useless, "500 mt-canary-0123456789"]);
+    let said = approve_at(&server, MYTOKEN).0.err().unwrap().to_string();
+    assert!(said.contains("nor could it be revoked (the issuer answers HTTP 500): revoke it at"), "{said}");
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[test]
+fn what_is_not_stored_is_given_back_as_the_client_that_it_was_given_to() {
+    let give = |kind: &str, key: &str| {
+        let server = Server::start(&["200 {}"]);
+        let provider = server.provider(kind);
+        give_back(&provider, &Fresh { top: top(key, "rt-canary", None), left: Left::Unknown }).unwrap();
+        let body = server.post(0);
+        url::form_urlencoded::parse(body.as_bytes()).into_owned().collect::<std::collections::HashMap<_, _>>()
+    };
+    let form = give(DEVICE, "refresh_token");
+    assert_eq!((form["token"].as_str(), form["client_id"].as_str()), ("rt-canary", "public"));
+    let exchange = DEVICE.replace("oauth2", "token-exchange") + "\nlogin_client_id = \"of-users\"";
+    let form = give(&exchange, "subject_token");
+    assert_eq!((form["token"].as_str(), form["client_id"].as_str()), ("rt-canary", "of-users"));
 }
 
 #[test]
@@ -222,6 +244,36 @@ fn slow_down_means_five_seconds_more() {
     let begin = Instant::now();
     assert!(approve_at(&server, DEVICE).0.is_ok());
     assert!(begin.elapsed() >= Duration::from_secs(7), "1 s, then 1 + 5 s: {:?}", begin.elapsed());
+}
+
+#[test]
+fn an_interval_of_any_length_neither_breaks_the_flow_nor_outlasts_it() {
+    for (told, length) in
+        [(None, 5), (Some(0), 5), (Some(1), 1), (Some(61), 60), (Some(86_400), 60), (Some(u64::MAX), 60)]
+    {
+        assert_eq!(interval(told), Duration::from_secs(length), "{told:?}");
+    }
+    // The page is open for a second, so what comes of it is that nobody approved in time.
+    for most in ["86400", "18446744073709551615"] {
+        let of = |start: &str| {
+            start
+                .replace("\"interval\":1", &format!("\"interval\":{most}"))
+                .replace("\"expires_in\":60", "\"expires_in\":1")
+        };
+        for (start, next, kind) in [(STARTED, PENDING, MYTOKEN), (CODE, "400 {\"error\":\"slow_down\"}", DEVICE)] {
+            let outcome = approve_at(&Server::start(&[&of(start), next]), kind).0;
+            // A device code that ran out is asked for once more, and the script has no other one.
+            assert!(matches!(outcome, Err(SubmitError::NotInTime | SubmitError::Refused { .. })), "{most}: {kind}");
+        }
+    }
+}
+
+#[test]
+fn a_length_that_no_clock_can_hold_ends_with_the_page() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let end = Instant::now() + Duration::from_millis(50);
+    let in_time = runtime.block_on(wait(Duration::MAX, end, &mut Seen::default(), &AtomicBool::new(false)));
+    assert!(!in_time);
 }
 
 #[test]
