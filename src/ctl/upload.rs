@@ -235,7 +235,7 @@ fn vouched(token: Checked, provider: &Provider, cancelled: &AtomicBool) -> Resul
         ProviderKind::Mytoken { .. } => "The mytoken server",
         ProviderKind::OAuth2(_) => return Ok(token),
     };
-    let caller = Caller::new(provider.clone()).map_err(SubmitError::NotSetUp)?;
+    let caller = Caller::new(provider.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -524,7 +524,7 @@ mod tests {
     #[test]
     fn an_approval_that_was_given_and_brought_nothing_fails_the_tour() {
         let dir = tempfile::tempdir().unwrap();
-        let of = |user: &str| Watched::store(dir.path(), user, "mytoken", &json!({})).unwrap();
+        let of = |user: &'static str| Watched::store(dir.path(), user, "mytoken", &json!({})).unwrap();
         let mut all = vec![of("alice")];
         assert!(unapproved(&all, true).is_some_and(|(tone, _)| tone == Tone::Bad));
         assert!(unapproved(&all, false).is_none(), "nobody needs to approve");

@@ -8,6 +8,7 @@ use crate::{
     config::settings::Provider,
     core::{
         answer::{ExchangeError, Grant, Outcome},
+        secret::RefreshToken,
         time::Timestamp,
     },
     error::Kind,

@@ -184,7 +184,7 @@ async fn given_back(provider: &Provider, token: &RefreshToken) -> Result<(), Str
         oauth2.client_id = login_client;
         oauth2.client_secret = None;
     }
-    let caller = Caller::new(provider)?;
+    let caller = Caller::new(provider);
     match tokio::time::timeout(BACK, caller.revoke(token)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(printable(&error.detail)),
