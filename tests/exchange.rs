@@ -1,11 +1,7 @@
 //! Where an approval brings no refresh token (`kind = "token-exchange"`): storer and credmon together, against the
 //! embedded issuer. credd is stood in for by a script that stores into the credmon's directory.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test: it may stop at the first thing that is wrong"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
 mod site;
 
@@ -76,6 +72,7 @@ impl Place {
         let mut command = Command::new(program);
         let path = format!("{}:{}", home.join("bin").display(), std::env::var("PATH").unwrap());
         command.args(arguments).env("PATH", path).env("EVERCRED_CONFIG", home.join("evercred.toml")).env("HOME", home);
+        command.env_remove("XDG_CACHE_HOME");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

@@ -439,7 +439,9 @@ fn reloads_that_add_and_remove_providers_send_no_refresh_token_to_another_ones_i
         // Looks are on their way whenever the settings change.
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) && Instant::now() < end {
-                users.iter().for_each(|user| site.store(user, "grid", token.as_bytes()));
+                for user in &users {
+                    site.store(user, "grid", token.as_bytes());
+                }
             }
         });
         for round in 1..=6 {
@@ -512,7 +514,9 @@ fn once_ends_with_a_clear_word_when_only_an_issuer_that_is_down_is_left() {
         ),
     );
     site.grid("alice");
-    (0..50).for_each(|n| site.store(&format!("u{n}"), "gone", b"{\"refresh_token\":\"t\"}"));
+    for n in 0..50 {
+        site.store(&format!("u{n}"), "gone", b"{\"refresh_token\":\"t\"}");
+    }
     let mut child = site.command().arg("--once").stderr(Stdio::piped()).spawn().unwrap();
     let end = Instant::now() + Duration::from_secs(120);
     let status = loop {

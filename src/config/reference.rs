@@ -132,7 +132,7 @@ pub const KEYS: &[Key] = &[
         NOTICES,
         "steps",
         "`[\"7d\", \"2d\", \"6h\"]`",
-        "How long before a refresh token ends its user is told. Of a token that lives little longer than a step that step is left out; if none remains, its last quarter is one.",
+        "How long before a refresh token ends its user is told. Of a token that lives little longer than a step, that step is left out; if none remains, its last quarter is one.",
     ),
     key(NOTICES, "after_failures", "3", "So many failures in a row are told; fewer are a passing thing. 1 to 1000."),
     key(

@@ -603,7 +603,9 @@ mod tests {
         settle(&policy(), memory, all);
         let (notices, waiting) = decide(&policy(), memory, now, all, jobs, usize::MAX);
         assert_eq!(waiting, 0);
-        notices.iter().for_each(|notice| memory.note(notice));
+        for notice in &notices {
+            memory.note(notice);
+        }
         notices
     }
 
@@ -827,7 +829,9 @@ mod tests {
         let (notices, waiting) = decided(&memory, 1);
         assert_eq!((words(notices.clone()), waiting), (vec!["a 1".to_owned(), "admins of grid 1 1".to_owned()], 1));
         assert_eq!(decided(&memory, 1).0, notices, "nobody has noted that they were told");
-        notices.iter().for_each(|notice| memory.note(notice));
+        for notice in &notices {
+            memory.note(notice);
+        }
         let (notices, waiting) = decided(&memory, 1);
         assert_eq!((words(notices), waiting), (vec!["b 1".to_owned(), "admins of grid 1 0".to_owned()], 0));
         let (notices, waiting) = decided(&Memory::default(), 0);
@@ -843,7 +847,9 @@ mod tests {
             settle(&policy(), &mut memory, &well);
             let (notices, waiting) = decide(&policy(), &memory, NOW, &well, &Jobs::Unknown, room);
             assert_eq!(waiting, expected);
-            notices.iter().for_each(|notice| memory.note(notice));
+            for notice in &notices {
+                memory.note(notice);
+            }
         }
         assert_eq!(memory, Memory::default());
     }

@@ -139,7 +139,9 @@ impl Outbox {
     pub fn tell(&mut self, now: Timestamp, memory: Memory, letters: Vec<Letter>) -> Result<(), OutboxError> {
         let before = self.letters.len();
         let memory = std::mem::replace(&mut self.memory, memory);
-        letters.into_iter().for_each(|letter| self.post(now, letter));
+        for letter in letters {
+            self.post(now, letter);
+        }
         if let Err(error) = self.save() {
             self.letters.truncate(before);
             self.memory = memory;

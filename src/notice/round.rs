@@ -278,8 +278,9 @@ impl Rounds {
             _ => Jobs::Unknown,
         };
         let Some(outbox) = &self.outbox else { return };
-        // A user gets at most a mail and a document for the webhook.
-        let room = outbox.room(false) / 2;
+        // A user gets a mail, and the webhook a document of it.
+        let ways = [mail_way(&recipe.notices).is_some(), recipe.notices.post.webhook.is_some()];
+        let room = outbox.room(false) / ways.into_iter().filter(|way| *way).count().max(1);
         let (mut notices, mut waiting) = notice::decide(policy, &memory, now(), &standings, &jobs, room);
         let mut why = "too many letters wait".to_owned();
         let mut map = HashMap::new();
@@ -300,7 +301,9 @@ impl Rounds {
             return self.not_told(recipe, whom, "too many letters wait".into());
         }
         let without: Vec<String> = notices.iter().filter_map(|one| has_no_address(one, recipe, &map)).collect();
-        notices.iter().for_each(|notice| memory.note(notice));
+        for notice in &notices {
+            memory.note(notice);
+        }
         if (memory != outbox.memory || !letters.is_empty()) && !self.tell(memory, letters) {
             return;
         }

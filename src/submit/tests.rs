@@ -1198,6 +1198,8 @@ fn services_of_others_go_to_the_stock_storer_as_they_came() {
 
 /// Where the test below runs itself with another environment.
 const HANDS_ON: &str = "EVERCRED_TEST_HANDS_ON";
+/// What HTCondor says to a storer since 25.14.
+const MODE: &str = "CONDOR_CREDENTIAL_STORER_MODE";
 
 #[test]
 fn every_mode_and_either_name_of_the_stock_storer_is_handed_on_to() {
@@ -1210,7 +1212,6 @@ fn every_mode_and_either_name_of_the_stock_storer_is_handed_on_to() {
         );
         return run(&requests, &settings_of(&dir, &text)).unwrap();
     }
-    const MODE: &str = "CONDOR_CREDENTIAL_STORER_MODE";
     for name in ["condor_vault_storer", "condor_credential_storer"] {
         let dir = tempfile::tempdir().unwrap();
         let stock = dir.path().join(name);
