@@ -496,9 +496,7 @@ impl Driver {
             Input::CourierDown { generation, why } if generation == self.link.generation() => {
                 tracing::error!(why, lost = self.asked.len(), "courier is down; starting another");
                 self.announcer.tally.courier_restarts += 1;
-                for outcome in self.revoker.lost(now.tick) {
-                    self.revoked(now, &outcome);
-                }
+                self.revocations_lost(now);
                 self.courier_up = false;
                 for number in std::mem::take(&mut self.asked) {
                     self.lost(now, number);
@@ -578,9 +576,11 @@ impl Driver {
         self.planner.is_idle() || (reload && self.planner.waits_only_for_the_disk())
     }
 
-    /// Go on from where the driver before a reload was: with its numbers, and with the refresh tokens that the disk
-    /// has not taken yet.
+    /// Go on from where the driver before a reload was: with its numbers, with the refresh tokens that the disk has not
+    /// taken yet, and with the admins who wait. What its courier had been asked is lost with that one.
     pub fn inherit(&mut self, before: &mut Self) {
+        self.waiting = std::mem::take(&mut before.waiting);
+        self.revocations_lost(self.clock.now());
         let now_at = |unkept: Unkept| {
             let name = before.owners.get(unkept.provider).map(|owner| &owner.provider.name);
             let index = self.owners.iter().position(|owner| Some(&owner.provider.name) == name);

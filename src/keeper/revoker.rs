@@ -233,6 +233,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_lost_courier_was_asked_leaves_its_place_and_orders_are_answered() {
+        let mut revoker = with(&[("grid", "t")]);
+        revoker.left(Tick(0), &id("grid"), Duration::ZERO);
+        for n in 1..AT_ONCE {
+            revoker.order(Tick(0), id(&format!("grid_{n}")), held("t"), 0);
+        }
+        while revoker.next(Tick(1)).is_some() {}
+        assert!(revoker.is_full());
+        let told = revoker.lost(Tick(1));
+        assert_eq!(told.len(), AT_ONCE - 1);
+        assert!(told.iter().all(|outcome| outcome.by.is_some() && outcome.result.is_err()));
+        assert_eq!(revoker.wait(Tick(1)), Some(AGAIN), "the one that left is asked again");
+    }
+
+    #[test]
     fn one_that_comes_back_keeps_its_token() {
         let mut revoker = with(&[("grid", "t")]);
         revoker.left(Tick(0), &id("grid"), WAIT);

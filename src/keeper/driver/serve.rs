@@ -218,6 +218,13 @@ impl Driver {
         }
     }
 
+    /// The courier is gone: what it had been asked is asked again, and who ordered it is told.
+    pub(super) fn revocations_lost(&mut self, now: Now) {
+        for outcome in self.revoker.lost(now.tick) {
+            self.revoked(now, &outcome);
+        }
+    }
+
     /// Read the refresh tokens of credentials whose providers give them back at the end.
     pub(super) fn learn(&mut self, found: &[Found]) {
         for found in found {
