@@ -96,6 +96,29 @@ fn known(site: &Site) -> String {
 }
 
 #[test]
+fn a_reload_that_switches_it_off_holds_for_what_was_known_and_for_what_had_left_before() {
+    let mut site = Site::new(600, Rotation::None);
+    site.configure_with("", "revoke_at_end = true\nrevoke_after = \"8s\"", "");
+    for user in ["alice", "bob"] {
+        site.grid(user);
+    }
+    site.start();
+    site.wait("tokens", 20, |s| ["alice", "bob"].iter().all(|user| s.file(user, "grid.use").is_some()));
+    std::thread::sleep(Duration::from_millis(500));
+    sweep(&site, "bob");
+    site.wait("bob forgotten", 20, |s| s.log().lines().any(|l| l.contains("forgotten") && l.contains("user=bob")));
+    // Without the wait, that is as long as it can be: what would be given back would be so at once.
+    site.configure("revoke_after = \"1s\"");
+    site.signal("-HUP");
+    site.wait("the reload", 20, |s| s.log().contains("configuration reloaded"));
+    site.wait("alice", 20, |s| known(s).contains("alice"));
+    sweep(&site, "alice");
+    site.wait("alice forgotten", 20, |s| s.log().lines().any(|l| l.contains("forgotten") && l.contains("user=alice")));
+    std::thread::sleep(Duration::from_secs(9));
+    assert!(!is_revoked(&site, "alice") && !is_revoked(&site, "bob"), "{}", site.log());
+}
+
+#[test]
 fn a_reload_while_the_issuer_hangs_answers_those_who_wait_and_the_next_one_is_revoked() {
     let users: Vec<String> = (0..9).map(|n| format!("user{n}")).collect();
     let names: Vec<&str> = users.iter().map(String::as_str).collect();

@@ -581,6 +581,7 @@ impl Driver {
     pub fn inherit(&mut self, before: &mut Self) {
         self.waiting = std::mem::take(&mut before.waiting);
         self.revocations_lost(self.clock.now());
+        self.keep_what_may_be_revoked();
         let now_at = |unkept: Unkept| {
             let name = before.owners.get(unkept.provider).map(|owner| &owner.provider.name);
             let index = self.owners.iter().position(|owner| Some(&owner.provider.name) == name);

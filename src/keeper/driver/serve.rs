@@ -211,11 +211,14 @@ impl Driver {
     }
 
     pub(super) fn forgotten(&mut self, now: Now, id: &CredentialId) {
-        let name = self.revoker.provider_of(id).map(str::to_owned);
-        let owner = self.owners.iter().find(|owner| Some(&owner.provider.name) == name.as_ref());
-        if let Some(owner) = owner {
-            self.revoker.left(now.tick, id, owner.provider.revoke_after);
+        if let Some(wait) = self.revoker.provider_of(id).and_then(|name| revokes(&self.owners, id, name)) {
+            self.revoker.left(now.tick, id, wait);
         }
+    }
+
+    /// After a reload: what is not to be given back any more is not held any longer either.
+    pub(super) fn keep_what_may_be_revoked(&mut self) {
+        self.revoker.retain(|id, provider| revokes(&self.owners, id, provider).is_some());
     }
 
     /// The courier is gone: what it had been asked is asked again, and who ordered it is told.
@@ -245,7 +248,12 @@ impl Driver {
         order: Option<u32>,
     ) {
         match (found, order) {
-            (Ok((identity, held)), None) => self.revoker.learned(id, identity, held),
+            // It may have been read for the settings before a reload.
+            (Ok((identity, held)), None) => {
+                if revokes(&self.owners, &id, &held.provider).is_some() {
+                    self.revoker.learned(id, identity, held);
+                }
+            }
             (Ok((_, held)), Some(uid)) => self.revoker.order(now.tick, id, held, uid),
             // What cannot be read cannot be given back; the planner tells what is wrong with it.
             (Err(_), None) => {}
@@ -437,4 +445,11 @@ impl Driver {
         }
         Reply::Done { credentials }
     }
+}
+
+/// After which time the refresh token of a credential that left is given back; none: it is not, or another provider has
+/// the credential now.
+fn revokes(owners: &[Arc<Owner>], id: &CredentialId, provider: &str) -> Option<Duration> {
+    let owner = scanner::owner(owners, &id.base())?;
+    (owner.provider.name == provider && owner.provider.revoke_at_end).then_some(owner.provider.revoke_after)
 }
