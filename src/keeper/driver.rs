@@ -414,6 +414,7 @@ impl Driver {
             if let Some((_, end)) = self.stop_by.take_if(|(by, _)| home || Instant::now() >= *by) {
                 if !matches!(end, End::Reload) {
                     self.tell_unkept();
+                    self.announcer.tell_held(Tick(u64::MAX));
                 }
                 return end;
             }
@@ -421,8 +422,12 @@ impl Driver {
                 return End::Done { failed: self.failed };
             }
             self.revoke(now);
+            self.announcer.tell_held(now.tick);
             let mut wait = self.planner.next_deadline(now);
             if let Some(other) = self.revocations_wait(now) {
+                wait = wait.min(other.max(Duration::from_millis(1)));
+            }
+            if let Some(other) = self.announcer.held_wait(now.tick) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
             }
             if let Some((by, _)) = &self.stop_by {
