@@ -347,6 +347,8 @@ pub struct Driver {
     pub revoker: Revoker,
     /// Admins who wait for a revocation.
     waiting: HashMap<CredentialId, SyncSender<Reply>>,
+    /// What the courier did not take for its readers, told already.
+    unshown: BTreeSet<&'static str>,
     stop_by: Option<(Instant, End)>,
     failed: bool,
 }
@@ -398,6 +400,7 @@ impl Driver {
             announcer,
             revoker,
             waiting: HashMap::new(),
+            unshown: BTreeSet::new(),
             stop_by: None,
             failed: false,
         }
