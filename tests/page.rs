@@ -27,7 +27,10 @@ fn showing(keys: &str) -> (Site, String) {
     site.store("erin", "grid", b"{}");
     site.start();
     site.wait("the endpoint", 30, |s| s.log().contains("metrics are at http://"));
-    site.wait("tokens", 30, |s| s.file("carol", "grid.use").is_some() && s.log().contains("kind=revoked"));
+    site.wait("tokens", 30, |s| {
+        ["alice", "bob", "carol"].iter().all(|user| s.file(user, "grid.use").is_some())
+            && s.log().contains("kind=revoked")
+    });
     let log = site.log();
     let address = log.split("metrics are at http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
     (site, address)
