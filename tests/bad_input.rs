@@ -379,3 +379,33 @@ fn the_network_process_has_given_up_everything_in_each_of_its_threads() {
         assert!(!file.contains("credentials") && !file.contains("/log"), "it holds {file}");
     }
 }
+
+#[test]
+fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
+    use std::process::Stdio;
+
+    let mut site = Site::new(600, Rotation::None);
+    let users: Vec<String> = (0..60).map(|n| format!("user{n}")).collect();
+    for user in &users {
+        site.grid(user);
+    }
+    // Of one page, so that far fewer lines than there will be fill it.
+    let (unread, theirs) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_condor_credmon_evercred"));
+    command.arg("--config").arg(site.home.path().join("evercred.toml")).args(["--log", "journal"]);
+    site.credmon = Some(command.stdin(Stdio::null()).stderr(theirs).spawn().unwrap());
+    drop(command);
+    site.wait("all tokens", 60, |s| users.iter().all(|user| s.file(user, "grid.use").is_some()));
+    site.signal("-TERM");
+    let mut ended = None;
+    let mut child = site.credmon.take().unwrap();
+    let by = Instant::now() + Duration::from_secs(20);
+    while ended.is_none() && Instant::now() < by {
+        ended = child.try_wait().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().ok();
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    drop(unread);
+}

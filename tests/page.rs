@@ -27,7 +27,10 @@ fn showing(keys: &str) -> (Site, String) {
     site.store("erin", "grid", b"{}");
     site.start();
     site.wait("the endpoint", 30, |s| s.log().contains("metrics are at http://"));
-    site.wait("tokens", 30, |s| s.file("carol", "grid.use").is_some() && s.log().contains("kind=revoked"));
+    site.wait("tokens", 30, |s| {
+        ["alice", "bob", "carol"].iter().all(|user| s.file(user, "grid.use").is_some())
+            && s.log().contains("kind=revoked")
+    });
     let log = site.log();
     let address = log.split("metrics are at http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
     (site, address)
@@ -75,6 +78,34 @@ fn the_page_tells_states_in_words_needs_no_script_and_no_secret_is_in_it() {
         assert!(!body.contains(secret), "a secret is on the page");
     }
     assert!(get(&address, "/page.css").0.contains("text/css"));
+}
+
+#[test]
+fn with_a_hundred_sites_that_are_down_and_five_hundred_credentials_there_is_a_page() {
+    let mut site = Site::new(600, Rotation::None);
+    let home = site.home.path().display().to_string();
+    let section = |n| {
+        let name = format!("a-site-whose-name-is-of-some-length-{n}");
+        format!("[site.{name}]\nkind = \"directory\"\nservices = [\"grid\"]\ndirectory = \"{home}/not-there-{n}\"\n")
+    };
+    let sections: String = (0..100).map(section).collect();
+    let keys = format!(
+        "metrics_listen = \"127.0.0.1:0\"\nstatus_page = true\nreplicate_user = \"nobody\"\nstate_directory = \"{home}/state\""
+    );
+    site.configure_with(&keys, "", &sections);
+    for n in 0..500 {
+        site.grid(&format!("user{n}"));
+    }
+    site.start();
+    site.wait("the endpoint", 60, |s| s.log().contains("metrics are at http://"));
+    let log = site.log();
+    let address = log.split("metrics are at http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    site.wait("the copies", 120, |_| {
+        let (head, body) = get(&address, "/");
+        head.starts_with("HTTP/1.1 200 ") && body.matches("100 of 100 replicas behind").count() >= 500
+    });
+    assert!(get(&address, "/").1.contains(" and 97 more"));
+    assert!(!site.log().contains("does not take the"), "{}", site.log());
 }
 
 #[test]

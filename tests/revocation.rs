@@ -89,6 +89,76 @@ fn without_the_key_nothing_is_revoked() {
     assert!(!is_revoked(&site, "alice"));
 }
 
+fn known(site: &Site) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    let output = command.args(["status", "--json", "--socket"]).arg(site.socket()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_reload_that_switches_it_off_holds_for_what_was_known_and_for_what_had_left_before() {
+    let mut site = Site::new(600, Rotation::None);
+    site.configure_with("", "revoke_at_end = true\nrevoke_after = \"8s\"", "");
+    for user in ["alice", "bob"] {
+        site.grid(user);
+    }
+    site.start();
+    site.wait("tokens", 20, |s| ["alice", "bob"].iter().all(|user| s.file(user, "grid.use").is_some()));
+    std::thread::sleep(Duration::from_millis(500));
+    sweep(&site, "bob");
+    site.wait("bob forgotten", 20, |s| s.log().lines().any(|l| l.contains("forgotten") && l.contains("user=bob")));
+    // Without the wait, that is as long as it can be: what would be given back would be so at once.
+    site.configure("revoke_after = \"1s\"");
+    site.signal("-HUP");
+    site.wait("the reload", 20, |s| s.log().contains("configuration reloaded"));
+    site.wait("alice", 20, |s| known(s).contains("alice"));
+    sweep(&site, "alice");
+    site.wait("alice forgotten", 20, |s| s.log().lines().any(|l| l.contains("forgotten") && l.contains("user=alice")));
+    std::thread::sleep(Duration::from_secs(9));
+    assert!(!is_revoked(&site, "alice") && !is_revoked(&site, "bob"), "{}", site.log());
+}
+
+#[test]
+fn a_reload_while_the_issuer_hangs_answers_those_who_wait_and_the_next_one_is_revoked() {
+    let users: Vec<String> = (0..9).map(|n| format!("user{n}")).collect();
+    let names: Vec<&str> = users.iter().map(String::as_str).collect();
+    let mut site = Site::new(600, Rotation::None);
+    let config = site.home.path().join("evercred.toml");
+    let patient = fs::read_to_string(&config).unwrap().replace("timeout = \"3s\"", "timeout = \"40s\"");
+    // Without discovery, which is one request for all of them.
+    let url = site.issuer.url();
+    let patient = patient.replace("max_per_second", &format!("revocation_endpoint = \"{url}/revoke\"\nmax_per_second"));
+    fs::write(&config, &patient).unwrap();
+    for user in &names {
+        site.grid(user);
+    }
+    site.start();
+    site.wait("tokens", 30, |s| names.iter().all(|user| s.file(user, "grid.use").is_some()));
+    let revoke = |user: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+        command.arg("revoke").arg(format!("{user}/grid")).arg("--socket").arg(site.socket());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+    };
+    site.issuer.control().set_latency(Duration::from_secs(60));
+    let orders: Vec<_> = names.iter().take(8).map(|user| revoke(user).spawn().unwrap()).collect();
+    site.wait("all of them at the issuer", 20, |s| s.issuer.control().stats().in_flight >= 8);
+    site.issuer.control().set_latency(Duration::ZERO);
+    fs::write(&config, patient.replace("max_per_second = 1000", "max_per_second = 999")).unwrap();
+    site.signal("-HUP");
+    for order in orders {
+        let output = order.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("not revoked, courier-lost"), "{text}");
+    }
+    site.wait("the next courier", 20, |s| s.log().matches("courier is ready").count() >= 2);
+    site.wait("the last one", 20, |s| known(s).contains("user8"));
+    let output = revoke("user8").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}\n{}", site.log());
+    assert!(is_revoked(&site, "user8"));
+}
+
 #[test]
 fn an_admin_revokes_one_and_is_told_how_it_ended_and_the_files_stay() {
     let site = revoking(&["alice", "bob"]);

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evercred::demo::issuer::{Outage, Rotation};
+use evercred::demo::issuer::{MytokenWish, Outage, Restriction, Rotation};
 use serde_json::Value;
 
 use self::site::Site;
@@ -102,6 +102,28 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
     let output = evercred(&gone, &["needs-renewal", "grid"]);
     assert_eq!(output.status.code(), Some(4));
     assert!(text(&output).contains("What to do"), "{}", text(&output));
+}
+
+#[test]
+fn an_approval_that_ends_soon_is_exit_code_1_and_told_though_every_renewal_goes_well() {
+    let mut site = Site::new(600, Rotation::None);
+    let ends = u64::try_from(jiff::Timestamp::now().as_second()).unwrap() + 3600;
+    let mut restriction = Restriction::default();
+    restriction.exp = Some(ends);
+    let wish = MytokenWish { user: "alice".into(), restrictions: vec![restriction], ..MytokenWish::default() };
+    let mytoken = site.issuer.control().mytoken(wish).unwrap();
+    site.store("alice", "mt", mytoken.as_bytes());
+    site.start();
+    site.wait("a token", 20, |s| s.file("alice", "mt.use").is_some());
+    let needs = |min: &str| evercred(&site, &["needs-renewal", "alice/mt", "--min", min]);
+    site.wait("its end", 10, |_| needs("2h").status.code() == Some(1));
+    let soon = text(&needs("2h"));
+    assert!(soon.contains("alice/mt: soon, refresh token left: 59m"), "{soon}");
+    assert_eq!(needs("10m").status.code(), Some(0));
+    let shown = text(&evercred(&site, &["status"]));
+    for part in ["fresh, ends soon", "alice/mt: its approval ends in 59m", "evercred login mt"] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
 }
 
 #[test]

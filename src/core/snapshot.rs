@@ -3,6 +3,8 @@
 //! [`SCHEMA`] counts; fields are added, never renamed and never given another meaning. Times are RFC 3339, durations
 //! seconds. No secret is in it, nor anything from which one could be guessed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,6 +15,10 @@ use crate::error::Kind;
 
 /// Grows when a reader of old must know better.
 pub const SCHEMA: u32 = 1;
+/// An approval that ends within this time is told of before anything fails.
+pub const SOON: Duration = Duration::from_secs(86_400);
+/// So many late sites of one credential are named on the status page.
+const NAMED: usize = 3;
 
 /// The whole document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,15 +48,52 @@ pub struct Status {
     pub credentials: Vec<Credential>,
 }
 
-/// A part of it, for the status page.
+/// What the status page shows. Its size depends on the number of rows and sites, not on their product.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Page {
     /// Name of the host.
     pub host: String,
     /// Credentials in all.
     pub total: usize,
-    /// With the credentials that need most attention, those first.
+    /// Of these, such whose approval ends soon.
+    pub ending: usize,
+    /// All but the credentials.
     pub status: Status,
+    /// The credentials that need most attention, those first.
+    pub rows: Vec<PageRow>,
+}
+
+/// A credential on the status page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PageRow {
+    /// Without its copies, and without the words of its trouble.
+    pub credential: Credential,
+    /// Its copies, in numbers.
+    pub copies: Copies,
+}
+
+/// The copies of a credential, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copies {
+    /// How many.
+    pub total: usize,
+    /// Those that wait for a newer generation.
+    pub behind: usize,
+    /// The first few sites of these.
+    pub late: Vec<String>,
+}
+
+impl Copies {
+    /// Count them.
+    #[must_use]
+    pub fn of(replicas: &[Replica]) -> Self {
+        let late = || replicas.iter().filter(|replica| replica.behind);
+        Self {
+            total: replicas.len(),
+            behind: late().count(),
+            late: late().take(NAMED).map(|replica| replica.site.clone()).collect(),
+        }
+    }
 }
 
 /// A provider and how its issuer does.
@@ -191,11 +234,24 @@ impl Credential {
         self.refresh_token_expires.filter(|_| self.rolling != Some(true) || self.error.is_some())
     }
 
+    /// See [`ends_soon`].
+    #[must_use]
+    pub fn ends_soon(&self, now: Timestamp) -> Option<Timestamp> {
+        ends_soon(self.state, self.refresh_token_expires, self.rolling, now)
+    }
+
     /// Whether jobs have a token that lives at `now`.
     #[must_use]
     pub fn lives(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|expires| expires > now)
     }
+}
+
+/// When the refresh token of a credential that is renewed ends, if that is soon (or was) and renewals do not move it on:
+/// a person must approve again, whatever the issuer says until then.
+#[must_use]
+pub fn ends_soon(state: State, ends: Option<Timestamp>, rolling: Option<bool>, now: Timestamp) -> Option<Timestamp> {
+    ends.filter(|ends| state.lives() && rolling == Some(false) && *ends <= now.plus(SOON))
 }
 
 /// What went wrong last.

@@ -109,6 +109,7 @@ pub fn state(credential: &Credential, now: Timestamp) -> String {
     let word = credential.state.word();
     match credential.state {
         State::Renewing if credential.renewed.is_none() && credential.expires.is_none() => "waiting".into(),
+        State::Renewing | State::Fresh if credential.ends_soon(now).is_some() => format!("{word}, ends soon"),
         State::Renewing | State::Fresh if credential.flagged.is_some() => format!("{word}, flagged"),
         State::Renewing | State::Fresh => word.into(),
         _ if credential.lives(now) => word.into(),
@@ -143,6 +144,7 @@ impl Colour {
             State::Parked | State::Unusable => ("\x1b[31m", "\x1b[0m"),
             State::Retrying if !credential.lives(now) => ("\x1b[31m", "\x1b[0m"),
             State::Retrying => ("\x1b[33m", "\x1b[0m"),
+            _ if credential.ends_soon(now).is_some() => ("\x1b[33m", "\x1b[0m"),
             State::Fresh | State::Renewing => ("", ""),
         }
     }

@@ -162,7 +162,10 @@ fn page(status: &Status, chosen: &[&Credential], colour: Colour, width: Option<u
         let (begin, end) = colour.around(credential, now);
         text.extend([begin, line, end, "\n"]);
     }
-    let troubles: String = chosen.iter().map(|credential| trouble(credential, status.everybody, now)).collect();
+    let wrong = |credential: &&Credential| {
+        trouble(credential, status.everybody, now) + &ending(credential, status.everybody, now)
+    };
+    let troubles: String = chosen.iter().map(wrong).collect();
     text + &show::fold(&(troubles + &sites(status, chosen) + &foot(status)), width, 2)
 }
 
@@ -271,6 +274,22 @@ fn trouble(credential: &Credential, everybody: bool, now: Timestamp) -> String {
         writeln!(text, "  What to do: {}", todo.replace("SERVICE", &credential.base())).ok();
     }
     text
+}
+
+/// An approval that ends soon, whatever renewals bring: told before anything fails.
+fn ending(credential: &Credential, everybody: bool, now: Timestamp) -> String {
+    let Some(end) = credential.ends_soon(now) else { return String::new() };
+    let name = if everybody { credential.name() } else { credential.base() };
+    let when = match end.since(now) {
+        left if left.is_zero() => "has ended".to_owned(),
+        left => format!("ends in {}", show::short(left)),
+    };
+    let whose = if everybody { "its user approves again" } else { "approve again" };
+    format!(
+        "\n{name}: its approval {when}\n  Renewals do not move that end on; after it there are no more tokens.\n  \
+         What to do: {whose}: evercred login {}\n",
+        credential.base()
+    )
 }
 
 /// The state of issuers that are down, and of the daemon.
@@ -418,6 +437,22 @@ mod tests {
         assert!(table.iter().all(|line| line.chars().count() <= 80), "{table:#?}");
         let wide = page(&status, &all, Colour::none(), None);
         assert!(wide.starts_with("CREDENTIAL       PROVIDER   STATE "), "{wide}");
+    }
+
+    #[test]
+    fn an_approval_that_ends_soon_is_told_with_what_to_do_unless_renewals_move_it_on() {
+        let mut status = status();
+        status.credentials.remove(0);
+        status.credentials[0].refresh_token_expires = Some(NOW.plus(Duration::from_secs(600)));
+        for (rolling, told) in [(Some(true), false), (None, false), (Some(false), true)] {
+            status.credentials[0].rolling = rolling;
+            let all: Vec<_> = chosen(&status, None).collect();
+            let text = page(&status, &all, Colour::none(), None);
+            assert_eq!(text.contains("fresh, ends soon"), told, "{text}");
+            let advice = "\nwlcg: its approval ends in 10m\n  Renewals do not move that end on; after it there are no more \
+                          tokens.\n  What to do: approve again: evercred login wlcg\n";
+            assert_eq!(text.contains(advice), told, "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Announcements become log lines, audit lines and counts. One log line per renewal, the same field names everywhere;
 //! the same error of the same credential is told once, then once an hour (at debug level in between), and once more
-//! when it ends. Where many credentials of a provider fail alike, twenty a minute are told one by one, and then how
-//! many more there were. A client that is refused is its provider's trouble and told once, as that.
+//! when it ends. Where many credentials of a provider fail alike, twenty a minute are told one by one, and when that
+//! minute is over, how many more there were. A client that is refused is its provider's trouble and told once, as that.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -39,7 +39,8 @@ pub struct Announcer {
     last: HashMap<String, String>,
     /// The `jti`, hashed, of tokens that are being published.
     hashes: HashMap<CredentialId, String>,
-    floods: HashMap<(usize, Kind), Flood>,
+    /// By the provider's name, which a reload leaves as it is.
+    floods: HashMap<(String, Kind), Flood>,
 }
 
 /// Lines of one provider and kind in a window.
@@ -181,7 +182,7 @@ impl Announcer {
                 let (next_in, issuer) = (next_in.map_or(0, |d| d.as_secs()), issuer(owners, *p));
                 let told = kind.class() != Class::Ours
                     && self.is_news(now.tick, id, *kind)
-                    && self.may_tell(now.tick, owners, *p, *kind);
+                    && self.may_tell(now.tick, provider(*p), *kind);
                 let (detail, provider) = (self.detail(id), provider(*p));
                 if told {
                     tracing::warn!(
@@ -231,15 +232,9 @@ impl Announcer {
     }
 
     /// Whether one more line of this provider and kind is told one by one.
-    fn may_tell(&mut self, now: Tick, owners: &[Arc<Owner>], index: usize, kind: Kind) -> bool {
-        let flood = self.floods.entry((index, kind)).or_insert(Flood { since: now, told: 0, held: 0 });
-        if now.since(flood.since) >= WINDOW {
-            if flood.held > 0 {
-                let provider = owners.get(index).map_or("?", |owner| owner.provider.name.as_str());
-                tracing::warn!(provider, %kind, more = flood.held, "not renewed: that many more, for the same reason");
-            }
-            *flood = Flood { since: now, told: 0, held: 0 };
-        }
+    fn may_tell(&mut self, now: Tick, provider: &str, kind: Kind) -> bool {
+        self.tell_held(now);
+        let flood = self.floods.entry((provider.to_owned(), kind)).or_insert(Flood { since: now, told: 0, held: 0 });
         let told = flood.told < ALIKE;
         if told {
             flood.told += 1;
@@ -247,6 +242,24 @@ impl Announcer {
             flood.held += 1;
         }
         told
+    }
+
+    /// Tell how many lines were not told one by one, once their minute is over.
+    pub fn tell_held(&mut self, now: Tick) {
+        self.floods.retain(|(provider, kind), flood| {
+            let over = now.since(flood.since) >= WINDOW;
+            if over && flood.held > 0 {
+                tracing::warn!(provider, %kind, more = flood.held, "not renewed: that many more, for the same reason");
+            }
+            !over
+        });
+    }
+
+    /// How long nothing of that kind is to be told; none: until something fails.
+    #[must_use]
+    pub fn held_wait(&self, now: Tick) -> Option<Duration> {
+        let waiting = self.floods.values().filter(|flood| flood.held > 0);
+        waiting.map(|flood| WINDOW.saturating_sub(now.since(flood.since))).min()
     }
 
     /// The audit line, if it is a decision of the issuer's or ours (a network that fails decides nothing).
@@ -288,14 +301,35 @@ pub(super) fn names(id: &CredentialId) -> (&str, &str, &str) {
 mod tests {
     use super::*;
 
+    fn told(announcer: &mut Announcer, tick: u64, kind: Kind) -> bool {
+        announcer.may_tell(Tick(tick), "grid", kind)
+    }
+
     #[test]
     fn twenty_errors_alike_a_minute_are_told_one_by_one_and_another_kind_has_its_own_count() {
         let mut announcer = Announcer::default();
-        let told = |announcer: &mut Announcer, tick, kind| announcer.may_tell(Tick(tick), &[], 0, kind);
         let first: u32 = (0..100).map(|tick| u32::from(told(&mut announcer, tick, Kind::Timeout))).sum();
         assert_eq!(first, ALIKE);
         assert!(told(&mut announcer, 100, Kind::Network));
         assert!(!told(&mut announcer, 59_000, Kind::Timeout));
         assert!(told(&mut announcer, 60_000, Kind::Timeout), "a new minute");
+    }
+
+    #[test]
+    fn how_many_more_there_were_is_told_when_the_minute_is_over_though_nothing_fails_again() {
+        let mut announcer = Announcer::default();
+        assert_eq!((0..30).filter(|_| told(&mut announcer, 1000, Kind::Timeout)).count(), 20);
+        assert_eq!(announcer.held_wait(Tick(2000)), Some(Duration::from_secs(59)));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        super::super::log::logging_to(&path, || {
+            announcer.tell_held(Tick(2000));
+            announcer.tell_held(Tick(61_000));
+            announcer.tell_held(Tick(62_000));
+        });
+        assert_eq!(announcer.held_wait(Tick(62_000)), None);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("more=10") && text.contains("provider=grid"), "{text}");
     }
 }

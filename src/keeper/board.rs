@@ -9,7 +9,7 @@ use std::{
 use crate::core::{
     id::CredentialId,
     site::{Counts, Site},
-    snapshot::Replica,
+    snapshot::{Copies, Replica},
 };
 
 /// Clones share it. Counts outlive a reload, the rest is taken down with the thread.
@@ -33,6 +33,12 @@ impl Board {
     #[must_use]
     pub fn of(&self, id: &CredentialId) -> Vec<Replica> {
         self.open().replicas.get(id).cloned().unwrap_or_default()
+    }
+
+    /// The same in numbers, which costs no copy of all of them.
+    #[must_use]
+    pub fn copies(&self, id: &CredentialId) -> Copies {
+        self.open().replicas.get(id).map(|replicas| Copies::of(replicas)).unwrap_or_default()
     }
 
     /// How the sites do, with what was counted.

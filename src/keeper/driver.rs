@@ -356,6 +356,8 @@ pub struct Driver {
     pub revoker: Revoker,
     /// Admins who wait for a revocation.
     waiting: HashMap<CredentialId, SyncSender<Reply>>,
+    /// What the courier did not take for its readers, told already.
+    unshown: BTreeSet<&'static str>,
     stop_by: Option<(Instant, End)>,
     failed: bool,
     /// When something last went on, for `--once`.
@@ -411,6 +413,7 @@ impl Driver {
             announcer,
             revoker,
             waiting: HashMap::new(),
+            unshown: BTreeSet::new(),
             stop_by: None,
             failed: false,
             moved: Instant::now(),
@@ -428,6 +431,7 @@ impl Driver {
             if let Some((_, end)) = self.stop_by.take_if(|(by, _)| home || Instant::now() >= *by) {
                 if !matches!(end, End::Reload) {
                     self.tell_unkept();
+                    self.announcer.tell_held(Tick(u64::MAX));
                 }
                 return end;
             }
@@ -445,12 +449,16 @@ impl Driver {
                 continue;
             }
             self.revoke(now);
+            self.announcer.tell_held(now.tick);
             let mut wait = self.planner.next_deadline(now);
             if let Some(other) = self.revocations_wait(now) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
             }
             if self.once {
                 wait = wait.min(STANDSTILL.saturating_sub(self.moved.elapsed()).max(Duration::from_millis(10)));
+            }
+            if let Some(other) = self.announcer.held_wait(now.tick) {
+                wait = wait.min(other.max(Duration::from_millis(1)));
             }
             if let Some((by, _)) = &self.stop_by {
                 wait = wait.min(by.saturating_duration_since(Instant::now())).max(Duration::from_millis(1));
@@ -565,9 +573,7 @@ impl Driver {
             Input::CourierDown { generation, why } if generation == self.link.generation() => {
                 tracing::error!(why, lost = self.asked.len(), "courier is down; starting another");
                 self.announcer.tally.courier_restarts += 1;
-                for outcome in self.revoker.lost(now.tick) {
-                    self.revoked(now, &outcome);
-                }
+                self.revocations_lost(now);
                 self.courier_up = false;
                 for number in std::mem::take(&mut self.asked) {
                     self.lost(now, number);
@@ -647,9 +653,12 @@ impl Driver {
         self.planner.is_idle() || (reload && self.planner.waits_only_for_the_disk())
     }
 
-    /// Go on from where the driver before a reload was: with its numbers, and with the refresh tokens that the disk
-    /// has not taken yet.
+    /// Go on from where the driver before a reload was: with its numbers, with the refresh tokens that the disk has not
+    /// taken yet, and with the admins who wait. What its courier had been asked is lost with that one.
     pub fn inherit(&mut self, before: &mut Self) {
+        self.waiting = std::mem::take(&mut before.waiting);
+        self.revocations_lost(self.clock.now());
+        self.keep_what_may_be_revoked();
         let now_at = |unkept: Unkept| {
             let index = scanner::provider_of(&self.owners, &unkept.id);
             (unkept, index)

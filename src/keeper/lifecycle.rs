@@ -42,7 +42,7 @@ use crate::{
     spool::{Owners, Spool, Watch},
 };
 
-/// How long a stop waits for the last lines of the audit log.
+/// How long a stop waits for the last lines of the audit log, and of the log.
 const LAST_LINES: Duration = Duration::from_millis(300);
 /// At most one reload in this time.
 const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
@@ -52,12 +52,14 @@ const ONCE_PATIENCE: Duration = Duration::from_secs(60);
 /// Run the credmon; `courier_args` make this same binary a courier.
 #[must_use]
 pub fn run(args: &cli::Credmon, courier_args: &[&str]) -> ExitCode {
-    match start(args, courier_args) {
+    let mut log = None;
+    let ended = start(args, courier_args, &mut log).inspect_err(|report| tracing::error!("{}", report.line()));
+    let written = log.is_none_or(|log: log::LogHandle| log.flush(LAST_LINES));
+    match ended {
         Ok(()) => ExitCode::from(exit::OK),
-        Err(report) => {
-            tracing::error!("{}", report.line());
-            report.print("condor_credmon_evercred")
-        }
+        Err(report) if written => report.print("condor_credmon_evercred"),
+        // Standard error may be where nobody reads: an end does not wait for that.
+        Err(report) => ExitCode::from(report.code()),
     }
 }
 
@@ -71,7 +73,7 @@ fn failed(error: impl std::error::Error) -> Report {
 }
 
 #[expect(clippy::too_many_lines, reason = "the start and every reload, from top to bottom")]
-fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
+fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogHandle>) -> Result<(), Report> {
     environ::scrub().map_err(failed)?;
     let sources =
         Sources { config: args.config.clone(), credential_directory: args.cred_dir.clone(), ..Sources::default() };
@@ -82,6 +84,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str]) -> Result<(), Report> {
     })?;
     let log = log::start(&log_target(args, &settings), settings.daemon.log_format, "evercred")
         .map_err(|error| Report::of(&error, error.exit_code()))?;
+    *logs = Some(log.clone());
     harden().map_err(failed)?;
     let started_with = settings.daemon.clone();
     let (inputs, queue) = channel();

@@ -172,6 +172,12 @@ impl Revoker {
         Some(Outcome { id, provider: held.provider, by, jti_sha256, result })
     }
 
+    /// Let go of the tokens that this does not hold for (of a credential, and a provider's name); orders stay.
+    pub fn retain(&mut self, may: impl Fn(&CredentialId, &str) -> bool) {
+        self.known.retain(|id, known| may(id, &known.held.provider));
+        self.ended.retain(|id, ended| ended.by.is_some() || may(id, &ended.held.provider));
+    }
+
     /// The courier died: what was under way is asked again.
     pub fn lost(&mut self, now: Tick) -> Vec<Outcome> {
         let flying: Vec<u64> = self.ended.values().filter_map(|ended| ended.flying).collect();
@@ -230,6 +236,31 @@ mod tests {
         assert_eq!((asks.len(), revoker.wait(Tick(1))), (AT_ONCE, None));
         revoker.answered(Tick(1), asks[0].number, Ok(()));
         assert_eq!(revoker.wait(Tick(1)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_a_lost_courier_was_asked_leaves_its_place_and_orders_are_answered() {
+        let mut revoker = with(&[("grid", "t")]);
+        revoker.left(Tick(0), &id("grid"), Duration::ZERO);
+        for n in 1..AT_ONCE {
+            revoker.order(Tick(0), id(&format!("grid_{n}")), held("t"), 0);
+        }
+        while revoker.next(Tick(1)).is_some() {}
+        assert!(revoker.is_full());
+        let told = revoker.lost(Tick(1));
+        assert_eq!(told.len(), AT_ONCE - 1);
+        assert!(told.iter().all(|outcome| outcome.by.is_some() && outcome.result.is_err()));
+        assert_eq!(revoker.wait(Tick(1)), Some(AGAIN), "the one that left is asked again");
+    }
+
+    #[test]
+    fn what_may_not_be_given_back_any_more_is_let_go_and_orders_stay() {
+        let mut revoker = with(&[("grid", "t"), ("other", "u"), ("grid_x", "v")]);
+        revoker.left(Tick(0), &id("grid_x"), WAIT);
+        revoker.order(Tick(0), id("grid_y"), held("w"), 0);
+        revoker.retain(|id, provider| provider == "grid" && id.base() == "other");
+        assert_eq!(revoker.known.keys().map(CredentialId::base).collect::<Vec<_>>(), ["other"]);
+        assert_eq!(revoker.ended.keys().map(CredentialId::base).collect::<Vec<_>>(), ["grid_y"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     advice::advice,
     core::{
         figures::{Figures, ProviderFigures},
-        snapshot::{Credential, Issuer, Page, SiteStanding, State, Status},
+        snapshot::{Credential, Issuer, Page, PageRow, SiteStanding, State, Status},
         time::Timestamp,
     },
     ctl::show,
@@ -56,6 +56,7 @@ fn look(credential: &Credential, now: Timestamp) -> Look {
         State::Parked | State::Unusable => Look::Bad,
         State::Retrying if !credential.lives(now) => Look::Bad,
         State::Retrying => Look::Warn,
+        State::Fresh | State::Renewing if credential.ends_soon(now).is_some() => Look::Warn,
         State::Fresh if credential.flagged.is_some() => Look::Warn,
         State::Fresh => Look::Good,
         State::Renewing => Look::Busy,
@@ -74,7 +75,7 @@ pub(super) fn render(page: &Page, figures: &Figures) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="refresh" content=(REFRESH);
-                title { (title(status, figures)) " – evercred on " (page.host) }
+                title { (title(page, figures)) " – evercred on " (page.host) }
                 link rel="stylesheet" href="/page.css";
             }
             body {
@@ -83,7 +84,7 @@ pub(super) fn render(page: &Page, figures: &Figures) -> String {
                     p { "as of " time datetime=(rfc3339(now)) { (shown(now)) } ", renewed every " (REFRESH) " s" }
                 }
                 main {
-                    (verdict(status, figures))
+                    (verdict(page, figures))
                     h2 { "Providers" }
                     (providers(status, figures, now))
                     @if !status.sites.is_empty() {
@@ -118,9 +119,11 @@ fn counts(figures: &Figures) -> (u64, u64) {
     (of(&[State::Parked, State::Unusable]), of(&[State::Retrying]))
 }
 
-fn title(status: &Status, figures: &Figures) -> String {
+fn title(page: &Page, figures: &Figures) -> String {
+    let status = &page.status;
     match counts(figures) {
         _ if !status.courier => "network process down".into(),
+        (0, _) if page.ending > 0 => format!("{} end soon", page.ending),
         (0, 0) if status.sites.iter().any(|site| site.down) => "a site is down".into(),
         (0, 0) => "all well".into(),
         (0, retrying) => format!("{retrying} retrying"),
@@ -128,7 +131,8 @@ fn title(status: &Status, figures: &Figures) -> String {
     }
 }
 
-fn verdict(status: &Status, figures: &Figures) -> Markup {
+fn verdict(page: &Page, figures: &Figures) -> Markup {
+    let status = &page.status;
     let (bad, retrying) = counts(figures);
     let down: Vec<&str> =
         status.providers.iter().filter(|issuer| issuer.down).map(|issuer| issuer.provider.as_str()).collect();
@@ -141,6 +145,12 @@ fn verdict(status: &Status, figures: &Figures) -> Markup {
         let words =
             if bad == 1 { "1 credential needs a person.".into() } else { format!("{bad} credentials need a person.") };
         (Look::Bad, words, "What to do is told below; all others are renewed.".into())
+    } else if page.ending > 0 {
+        let words = match page.ending {
+            1 => "1 approval ends within a day.".into(),
+            many => format!("{many} approvals end within a day."),
+        };
+        (Look::Warn, words, "Renewals do not move these ends on: their users must approve again.".into())
     } else if retrying > 0 {
         let words = format!("{retrying} being tried again.");
         (Look::Warn, words, "Jobs have their tokens until these end.".into())
@@ -254,7 +264,7 @@ fn of_site(site: &SiteStanding, now: Timestamp) -> Markup {
 }
 
 fn credentials(page: &Page, now: Timestamp) -> Markup {
-    let all = &page.status.credentials;
+    let all = &page.rows;
     if all.is_empty() {
         return html! { div class="scroll" { p class="empty" { "There are none yet: a job with use_oauth_services brings one." } } };
     }
@@ -281,8 +291,9 @@ fn credentials(page: &Page, now: Timestamp) -> Markup {
     }
 }
 
-fn credential(one: &Credential, now: Timestamp) -> Markup {
-    let behind = one.replicas.iter().filter(|replica| replica.behind).count();
+fn credential(row: &PageRow, now: Timestamp) -> Markup {
+    let PageRow { credential: one, copies } = row;
+    let unnamed = copies.behind.saturating_sub(copies.late.len());
     let next = match (one.renews, one.state) {
         (Some(at), _) if at > now => format!("in {}", show::short(at.since(now))),
         (Some(_), _) | (None, State::Renewing) => "now".into(),
@@ -302,10 +313,12 @@ fn credential(one: &Credential, now: Timestamp) -> Markup {
                     @let words = advice(error.kind);
                     @let todo = if words.admin.is_empty() { words.user } else { words.admin };
                     small { (todo.replace("SERVICE", &one.base())) }
-                } @else if behind > 0 {
-                    (behind) " of " (one.replicas.len()) " replicas behind"
-                    @let late = one.replicas.iter().filter(|replica| replica.behind);
-                    small { (late.map(|replica| replica.site.as_str()).collect::<Vec<_>>().join(", ")) }
+                } @else if let Some(end) = one.ends_soon(now) {
+                    "Renewals do not move the end of its refresh token on: " (left(Some(end), now))
+                    small { "Its user approves again: evercred login " (one.base()) }
+                } @else if copies.behind > 0 {
+                    (copies.behind) " of " (copies.total) " replicas behind"
+                    small { (copies.late.join(", ")) @if unnamed > 0 { " and " (unnamed) " more" } }
                 }
             }
         }
@@ -332,7 +345,11 @@ fn shown(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{core::snapshot::Trouble, error::Kind};
+    use crate::{
+        core::snapshot::{Copies, Replica, Trouble},
+        courier::frame::{MAX_FRAME, ToCourier, encode},
+        error::Kind,
+    };
 
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -370,14 +387,15 @@ mod tests {
             courier: true,
             providers: Vec::new(),
             sites: Vec::new(),
-            credentials: vec![credential],
+            credentials: Vec::new(),
         };
         let mut provider = ProviderFigures::default();
         if let Some(count) = State::ALL.iter().position(|s| *s == state).and_then(|p| provider.states.get_mut(p)) {
             *count = 1;
         }
         let figures = Figures { providers: vec![provider], ..Figures::default() };
-        (Page { host: "ap1".into(), total: 1, status }, figures)
+        let rows = vec![PageRow { credential, copies: Copies::default() }];
+        (Page { host: "ap1".into(), total: 1, ending: 0, status, rows }, figures)
     }
 
     #[test]
@@ -417,5 +435,45 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("<i>"), "{text}");
+    }
+
+    #[test]
+    fn five_hundred_rows_with_copies_at_a_hundred_sites_fit_into_a_frame_and_are_told_in_numbers() {
+        let (mut told, figures) = page(State::Fresh);
+        let replica = |n: usize| Replica {
+            site: format!("a-site-with-a-name-of-some-length-{n}"),
+            generation: Some(1),
+            confirmed: Some(NOW),
+            behind: true,
+            behind_since: Some(NOW),
+            kind: Some(Kind::SiteUnreachable),
+            error: Some("site-unreachable: Connection timed out".into()),
+        };
+        let replicas: Vec<Replica> = (0..100).map(replica).collect();
+        let mut row = told.rows.remove(0);
+        row.credential.user = "u".repeat(32);
+        row.copies = Copies::of(&replicas);
+        told.rows = vec![row; 500];
+        let bytes = encode(&ToCourier::Page(Box::new(told.clone()))).unwrap();
+        assert!(bytes.len() < MAX_FRAME / 4, "{}", bytes.len());
+        let text = render(&told, &figures);
+        assert!(text.contains("100 of 100 replicas behind") && text.contains("length-2 and 97 more"), "{text}");
+        assert!(!text.contains("length-3,"), "{text}");
+    }
+
+    #[test]
+    fn an_approval_that_ends_within_a_day_is_told_of_before_anything_fails() {
+        let (mut told, figures) = page(State::Fresh);
+        told.ending = 1;
+        let credential = &mut told.rows[0].credential;
+        credential.refresh_token_expires = Some(Timestamp(NOW.0 + 600_000));
+        credential.rolling = Some(false);
+        let text = render(&told, &figures);
+        let parts =
+            ["1 approval ends within a day.", "1 end soon", "data-sign=\"!\"", "fresh, ends soon", "login wlcg_prod"];
+        for part in parts {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains("All is well"), "{text}");
     }
 }

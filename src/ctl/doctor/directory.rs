@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::Finding;
-use crate::spool::TEMPORARY;
+use crate::{config::settings::Settings, spool::TEMPORARY};
 
 const AREA: &str = "Credential directory";
 /// Less than this share free is worth a warning, where it is less than `SPACE` or `INODES` as well.
@@ -25,6 +25,9 @@ struct Limits {
     /// So much is enough for any number of credentials, however large the file system.
     plenty: u64,
 }
+
+/// What is said where the credential directory has no room.
+const ADVICE: &str = "make room: without it no token is renewed (none is lost either: space is reserved first)";
 
 const SPACE: Limits = Limits { nothing: 1 << 20, plenty: 1 << 30 };
 const INODES: Limits = Limits { nothing: 16, plenty: 100_000 };
@@ -48,7 +51,7 @@ pub(super) fn examine(path: &Path) -> Vec<Finding> {
     let who = Accepted::here(meta.uid());
     let mut findings = vec![owner(path, meta.uid(), meta.gid(), geteuid().as_raw()), mode(meta.permissions().mode())];
     findings.push(group(meta.permissions().mode(), meta.gid(), &who));
-    findings.extend(room(path));
+    findings.extend(room(AREA, path, "", ADVICE));
     findings.extend(contents(path, &who));
     findings
 }
@@ -123,31 +126,69 @@ fn mode(mode: u32) -> Finding {
     }
 }
 
-/// Room for data and for files.
-fn room(path: &Path) -> Vec<Finding> {
-    let stat = match statvfs(path) {
-        Ok(stat) => stat,
-        Err(e) => return vec![Finding::skipped(AREA, "space", format!("room on its file system: {e}"))],
-    };
-    let (free, all) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
-    let mut findings =
-        vec![share("space", &format!("{} MiB of {} MiB free", free >> 20, all >> 20), free, all, &SPACE)];
-    // Some file systems have no fixed number of inodes and say 0.
-    if stat.files() > 0 {
-        let (free, all) = (stat.files_available(), stat.files());
-        findings.push(share("inodes", &format!("{free} of {all} inodes free"), free, all, &INODES));
+/// Room where the daemon writes besides, on file systems that were not looked at yet.
+pub(super) fn room_besides(settings: &Settings) -> Vec<Finding> {
+    const AREA: &str = "Room";
+    let daemon = &settings.daemon;
+    let log = daemon.log.as_deref().map(Path::new).filter(|path| path.is_absolute());
+    let places = [
+        (Some(daemon.state_directory.as_path()), "make room: what was told and what sites have is not kept without it"),
+        (log.and_then(Path::parent), "make room: lines of the log are lost without it"),
+        (daemon.audit_log.as_deref().and_then(Path::parent), "make room: lines of the audit log are lost without it"),
+    ];
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
+    let mut seen = vec![device(&daemon.credential_directory)];
+    let mut findings = Vec::new();
+    for (path, advice) in places {
+        // One that the daemon has not made yet will be where the first that is there is.
+        let Some(path) = path.and_then(|path| path.ancestors().find(|path| path.exists())) else { continue };
+        let here = device(path);
+        if !seen.contains(&here) {
+            seen.push(here);
+            findings.extend(room(AREA, path, &format!("{}: ", path.display()), advice));
+        }
     }
     findings
 }
 
-fn share(check: &'static str, what: &str, free: u64, all: u64, limits: &Limits) -> Finding {
-    const ADVICE: &str = "make room: without it no token is renewed (none is lost either: space is reserved first)";
+/// Room for data and for files.
+fn room(area: &str, path: &Path, name: &str, advice: &str) -> Vec<Finding> {
+    let stat = match statvfs(path) {
+        Ok(stat) => stat,
+        Err(e) => return vec![Finding::skipped(area, "space", format!("{name}room on its file system: {e}"))],
+    };
+    let (free, all) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
+    let what = format!("{name}{} MiB of {} MiB free", free >> 20, all >> 20);
+    let mut findings = vec![share((area, "space"), &what, free, all, &SPACE, advice)];
+    // Some file systems have no fixed number of inodes and say 0.
+    if stat.files() > 0 {
+        let (free, all) = (stat.files_available(), stat.files());
+        findings.push(share(
+            (area, "inodes"),
+            &format!("{name}{free} of {all} inodes free"),
+            free,
+            all,
+            &INODES,
+            advice,
+        ));
+    }
+    findings
+}
+
+fn share(
+    (area, check): (&str, &'static str),
+    what: &str,
+    free: u64,
+    all: u64,
+    limits: &Limits,
+    advice: &str,
+) -> Finding {
     if free < limits.nothing {
-        Finding::failed(AREA, check, what).advise(ADVICE)
+        Finding::failed(area, check, what).advise(advice)
     } else if free < limits.plenty && u128::from(free) * 100 < u128::from(all) * u128::from(SCARCE_PERCENT) {
-        Finding::warning(AREA, check, what).advise(ADVICE)
+        Finding::warning(area, check, what).advise(advice)
     } else {
-        Finding::ok(AREA, check, what)
+        Finding::ok(area, check, what)
     }
 }
 
@@ -267,7 +308,30 @@ mod tests {
             (1000, 100_000, Verdict::Ok),
             (9, 10, Verdict::Failed),
         ] {
-            assert_eq!(share("space", "", free, all, &limits).verdict, verdict, "{free} of {all}");
+            assert_eq!(share((AREA, "space"), "", free, all, &limits, "").verdict, verdict, "{free} of {all}");
         }
+    }
+
+    #[test]
+    fn room_is_looked_at_once_for_each_file_system_that_the_daemon_writes_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let examined = |keys: &str| {
+            let text = format!(
+                "[daemon]\ncredential_directory = \"{}\"\n{keys}\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
+                 issuer = \"https://i.example.org/\"\n",
+                dir.path().display()
+            );
+            std::fs::write(&file, text).unwrap();
+            let sources = crate::config::Sources { config: Some(file.clone()), ..Default::default() };
+            room_besides(&crate::config::load_with(&sources, &crate::config::condor::Knobs::default()).unwrap())
+        };
+        let state = format!("state_directory = \"{}/not/yet\"", dir.path().display());
+        assert_eq!(examined(&state), [], "it is the credential directory's");
+        let findings = examined(&format!("{state}\naudit_log = \"/proc/audit\"\nlog = \"/proc/log\""));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!((findings[0].area.as_str(), findings[0].check), ("Room", "space"));
+        assert!(findings[0].what.starts_with("/proc: "), "{findings:?}");
+        assert!(findings[0].advice.contains("lines of the log"), "{findings:?}");
     }
 }

@@ -2,7 +2,7 @@
 //! leaves users time, jobs ask for fresh tokens. (Contract `HTCondor`, 3.7, 4 and 6.1; [`super::classification`] and
 //! [`super::encryption`] look at the rest.)
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use super::{
     Finding,
@@ -17,6 +17,8 @@ const AREA: &str = "HTCondor";
 const SHORT_SWEEP: u64 = 86_400;
 /// credd waits so long for a token at submit time, if nothing else is said.
 const USUAL_POLLING: u64 = 20;
+/// Jobs ask for fresh tokens so often, if nothing else is said.
+const USUAL_REFRESH: i64 = 300;
 /// Who reads the credential directory.
 const READERS: [&str; 4] = ["CREDD", "SCHEDD", "SHADOW", "MASTER"];
 
@@ -201,6 +203,21 @@ fn sweep(delay: Option<&str>) -> Finding {
     }
 }
 
+/// How often jobs on this host ask for fresh tokens: never is none, and where there is no HTCondor, `usual` is meant.
+pub(super) fn asks_every(usual: Duration) -> Option<Duration> {
+    let Some(program) = condor::program() else { return Some(usual) };
+    let [refresh] = condor::seen_by(&program, "STARTER", ["SEC_CREDENTIAL_REFRESH"]);
+    every(refresh.as_deref(), usual)
+}
+
+fn every(refresh: Option<&str>, usual: Duration) -> Option<Duration> {
+    match refresh.map_or(Ok(USUAL_REFRESH), |text| text.trim().parse::<i64>()) {
+        Ok(seconds) => u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs),
+        // What is wrong with it, `polling` tells.
+        Err(_) => Some(usual),
+    }
+}
+
 /// How long credd waits for a first token.
 fn waiting(timeout: Option<&str>) -> Option<Finding> {
     let seconds = timeout?.trim().parse::<u64>().ok();
@@ -232,7 +249,7 @@ fn old_mode(mode: Option<&str>) -> Option<Finding> {
 }
 
 fn polling(refresh: Option<&str>) -> Finding {
-    match refresh.map_or(Ok(300), |text| text.trim().parse::<i64>()) {
+    match refresh.map_or(Ok(USUAL_REFRESH), |text| text.trim().parse::<i64>()) {
         Ok(seconds) if seconds > 0 => Finding::ok(
             AREA,
             "refresh",
@@ -289,6 +306,11 @@ mod tests {
         assert_eq!(polling(Some("-1")).verdict, Verdict::Failed);
         assert_eq!(polling(Some("often")).verdict, Verdict::Failed);
         assert_eq!(polling(None).verdict, Verdict::Ok);
+        let secs = Duration::from_secs;
+        for (knob, expected) in [(None, Some(300)), (Some("60"), Some(60)), (Some("0"), None), (Some("often"), Some(7))]
+        {
+            assert_eq!(every(knob, secs(7)), expected.map(secs), "{knob:?}");
+        }
         assert_eq!(trust(false, Some(64)).verdict, Verdict::Failed);
         assert_eq!(trust(false, Some(0)).verdict, Verdict::Ok);
         assert_eq!(credd("MASTER SCHEDD", false).verdict, Verdict::Failed);

@@ -69,6 +69,7 @@ fn examine(sources: &Sources) -> Vec<Finding> {
     findings.push(Finding::ok("Configuration", "file", what));
     let directory = &settings.daemon.credential_directory;
     findings.extend(directory::examine(directory));
+    findings.extend(directory::room_besides(&settings));
     let shared = settings.daemon.share_directory;
     findings.extend(if shared { process::examine_beside(directory) } else { process::examine(directory) });
     let by_page = |provider: &Provider| {
@@ -86,7 +87,7 @@ fn examine(sources: &Sources) -> Vec<Finding> {
         shared,
         runs: process::is_ours(directory),
     }));
-    findings.extend(tokens::examine(&settings));
+    findings.extend(tokens::examine(&settings, htcondor::asks_every(settings.daemon.refresh)));
     findings.extend(sites::examine(&settings, &config::status_socket(sources)));
     findings.extend(issuers::examine(&settings));
     findings

@@ -47,7 +47,12 @@ struct Told {
     audience: Option<Vec<String>>,
 }
 
-pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
+/// `every`: how often jobs ask for fresh tokens; none: never.
+pub(super) fn examine(settings: &Settings, every: Option<Duration>) -> Vec<Finding> {
+    examine_some(settings, every, USERS)
+}
+
+fn examine_some(settings: &Settings, every: Option<Duration>, most: usize) -> Vec<Finding> {
     let directory = &settings.daemon.credential_directory;
     let Ok(entries) = std::fs::read_dir(directory) else {
         return vec![Finding::skipped(AREA, "tokens", "the credential directory cannot be read by this user")];
@@ -55,16 +60,19 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = Timestamp(i64::try_from(wall.as_millis()).unwrap_or(i64::MAX));
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
-    let users = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    for entry in users.take(USERS) {
-        if entry.file_name().to_str().is_some_and(|name| UserName::parse(name).is_ok()) {
-            look(&entry.path(), &settings.providers, now, &mut tallies);
-        }
+    let is_user = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| UserName::parse(name).is_ok());
+    let mut users = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && is_user(&entry.file_name()));
+    for entry in users.by_ref().take(most) {
+        look(&entry.path(), &settings.providers, now, &mut tallies);
     }
+    // A part is not told as the whole.
+    let of = if users.next().is_some() { format!(" of the first {most} users") } else { String::new() };
     settings
         .providers
         .iter()
-        .flat_map(|p| verdict(p, tallies.remove(p.name.as_str()).unwrap_or_default(), settings.daemon.refresh))
+        .flat_map(|p| verdict(p, tallies.remove(p.name.as_str()).unwrap_or_default(), every, &of))
         .collect()
 }
 
@@ -153,7 +161,7 @@ fn grants(name: &str, provider: &Provider, tally: &Tally) -> Option<Finding> {
     (!told.is_empty()).then(|| Finding::ok(AREA, "grants", format!("{name}: of {tokens} tokens {}", told.join(", "))))
 }
 
-fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding> {
+fn verdict(provider: &Provider, tally: Tally, every: Option<Duration>, of: &str) -> Vec<Finding> {
     let name = &provider.name;
     let mut findings = Vec::new();
     let total = tally.tokens + tally.without_use;
@@ -162,16 +170,16 @@ fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding>
             "{name}: what the issuer really grants shows in the first token; to ask now would spend a refresh token"
         );
         return vec![
-            Finding::skipped(AREA, "tokens", format!("{name}: nobody has a credential yet")),
+            Finding::skipped(AREA, "tokens", format!("{name}: nobody{of} has a credential yet")),
             Finding::skipped(AREA, "grants", granted),
         ];
     }
     let bad = tally.expired + tally.without_use;
     if bad == 0 {
-        findings.push(Finding::ok(AREA, "tokens", format!("{name}: {total} credentials, all with a living token")));
+        findings.push(Finding::ok(AREA, "tokens", format!("{name}: {total} credentials{of}, all with a living token")));
     } else {
         let what = format!(
-            "{name}: of {total} credentials {} have an expired token and {} none yet",
+            "{name}: of {total} credentials{of} {} have an expired token and {} none yet",
             tally.expired, tally.without_use
         );
         findings.push(Finding::warning(AREA, "tokens", what).advise("see which and why: evercred status"));
@@ -192,11 +200,13 @@ fn verdict(provider: &Provider, tally: Tally, refresh: Duration) -> Vec<Finding>
         );
     }
     if let Some(life) = tally.shortest {
-        let what = format!(
-            "{name}: the shortest access token lives {} s, jobs ask every {} s",
-            life.as_secs(),
-            refresh.as_secs()
-        );
+        let what = format!("{name}: the shortest access token lives {} s", life.as_secs());
+        let Some(refresh) = every else {
+            let finding = Finding::warning(AREA, "lifetime", format!("{what}, and jobs never ask for another one"));
+            findings.push(finding.advise("set SEC_CREDENTIAL_REFRESH = 300, here and on the execution points"));
+            return findings;
+        };
+        let what = format!("{what}, jobs ask every {} s", refresh.as_secs());
         if life < refresh * 2 {
             findings
                 .push(Finding::failed(AREA, "lifetime", what).advise(
@@ -224,6 +234,8 @@ mod tests {
         ctl::doctor::Verdict,
     };
 
+    const EVERY: Option<Duration> = Some(Duration::from_secs(300));
+
     #[test]
     fn expired_missing_short_and_lesser_tokens_are_found() {
         let dir = tempfile::tempdir().unwrap();
@@ -237,7 +249,7 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let sources = Sources { config: Some(file), ..Sources::default() };
         let settings = load_with(&sources, &Knobs::default()).unwrap();
-        assert_eq!(examine(&settings)[0].verdict, Verdict::Skipped);
+        assert_eq!(examine(&settings, EVERY)[0].verdict, Verdict::Skipped);
         let now = jiff::Timestamp::now().as_second();
         for (user, issued, expires) in [("alice", now, now + 500), ("bob", now - 7200, now - 3600)] {
             let home = dir.path().join(user);
@@ -251,7 +263,7 @@ mod tests {
             );
             std::fs::write(home.join("w.use"), line).unwrap();
         }
-        let findings = examine(&settings);
+        let findings = examine(&settings, EVERY);
         let found: Vec<_> = findings.iter().map(|f| (f.check, f.verdict)).collect();
         let expected = [
             ("tokens", Verdict::Warning),
@@ -263,5 +275,11 @@ mod tests {
         assert_eq!(findings[0].what, "w: of 4 credentials 1 have an expired token and 2 none yet");
         assert!(findings[1].what.ends_with("asked for: compute.read"), "{}", findings[1].what);
         assert_eq!(findings[2].what, "w: tokens that are not for https://se.example.org");
+        assert!(findings[3].what.ends_with("lives 500 s, jobs ask every 300 s"), "{}", findings[3].what);
+        let never = examine(&settings, None);
+        assert!(never[3].what.ends_with("lives 500 s, and jobs never ask for another one"), "{}", never[3].what);
+        // One of the two users: not all there is.
+        let part = examine_some(&settings, EVERY, 1);
+        assert!(part[0].what.starts_with("w: of 2 credentials of the first 1 users "), "{}", part[0].what);
     }
 }

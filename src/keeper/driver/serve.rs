@@ -18,7 +18,7 @@ use crate::{
         id::{CredentialId, UserName},
         notice::{Provider, Standing, Standings},
         planner::{Event, Found, Row},
-        snapshot::{Credential, Issuer, Page, SCHEMA, SiteStanding, Status, Trouble},
+        snapshot::{Credential, Issuer, Page, PageRow, Replica, SCHEMA, SiteStanding, Status, Trouble, ends_soon},
         time::Now,
         top::Identity,
     },
@@ -218,10 +218,20 @@ impl Driver {
     }
 
     pub(super) fn forgotten(&mut self, now: Now, id: &CredentialId) {
-        let name = self.revoker.provider_of(id).map(str::to_owned);
-        let owner = self.owners.iter().find(|owner| Some(&owner.provider.name) == name.as_ref());
-        if let Some(owner) = owner {
-            self.revoker.left(now.tick, id, owner.provider.revoke_after);
+        if let Some(wait) = self.revoker.provider_of(id).and_then(|name| revokes(&self.owners, id, name)) {
+            self.revoker.left(now.tick, id, wait);
+        }
+    }
+
+    /// After a reload: what is not to be given back any more is not held any longer either.
+    pub(super) fn keep_what_may_be_revoked(&mut self) {
+        self.revoker.retain(|id, provider| revokes(&self.owners, id, provider).is_some());
+    }
+
+    /// The courier is gone: what it had been asked is asked again, and who ordered it is told.
+    pub(super) fn revocations_lost(&mut self, now: Now) {
+        for outcome in self.revoker.lost(now.tick) {
+            self.revoked(now, &outcome);
         }
     }
 
@@ -245,7 +255,12 @@ impl Driver {
         order: Option<u32>,
     ) {
         match (found, order) {
-            (Ok((identity, held)), None) => self.revoker.learned(id, identity, held),
+            // It may have been read for the settings before a reload.
+            (Ok((identity, held)), None) => {
+                if revokes(&self.owners, &id, &held.provider).is_some() {
+                    self.revoker.learned(id, identity, held);
+                }
+            }
             (Ok((_, held)), Some(uid)) => self.revoker.order(now.tick, id, held, uid),
             // What cannot be read cannot be given back; the planner tells what is wrong with it.
             (Err(_), None) => {}
@@ -298,7 +313,7 @@ impl Driver {
     }
 
     /// Send the courier the figures that it asked for; it asks at most once a second.
-    fn tell_figures(&self, now: Now) {
+    fn tell_figures(&mut self, now: Now) {
         let (audit_written, audit_lost) = self.announcer.audit().counts();
         let figures = Figures {
             started: self.started,
@@ -310,26 +325,54 @@ impl Driver {
             replicator_restarts: self.replication.board.restarts(),
             ..self.announcer.tally.figures(now, &self.planner, &self.owners)
         };
-        if let Err(error) = self.link.send(&ToCourier::Figures(Box::new(figures))) {
-            tracing::debug!(%error, "the courier does not take the figures");
-        }
+        self.show("figures", &ToCourier::Figures(Box::new(figures)));
     }
 
     /// Send the courier what the status page shows; it asks at most once a second.
-    fn tell_page(&self, now: Now) {
+    fn tell_page(&mut self, now: Now) {
+        let page = self.page(now);
+        self.show("status page", &ToCourier::Page(Box::new(page)));
+    }
+
+    /// What readers of metrics or of the page do not get is told once, until they get it again.
+    fn show(&mut self, what: &'static str, frame: &ToCourier) {
+        match self.link.send(frame) {
+            Ok(()) => {
+                self.unshown.remove(what);
+            }
+            Err(error) => {
+                if self.unshown.insert(what) {
+                    tracing::warn!(%error, "the courier does not take the {what}: readers get an old one, or none");
+                }
+            }
+        }
+    }
+
+    fn page(&self, now: Now) -> Page {
         let mut rows: Vec<Row<'_>> = self.planner.rows(now, None).collect();
         let total = rows.len();
-        let order = |row: &Row<'_>| (row.state.urgency(), row.flagged.is_none(), row.expires, row.id.clone());
+        let ends = |row: &Row<'_>| ends_soon(row.state, row.refresh_token_expires, row.rolling, now.wall);
+        let ending = rows.iter().filter(|row| ends(row).is_some()).count();
+        let attention = |row: &Row<'_>| (row.state.urgency(), ends(row).is_none(), row.flagged.is_none(), row.expires);
         if total > ON_PAGE {
             // Sorting all of them would cost more than picking these.
-            rows.select_nth_unstable_by_key(ON_PAGE, |row| (row.state.urgency(), row.flagged.is_none(), row.expires));
+            rows.select_nth_unstable_by_key(ON_PAGE, attention);
             rows.truncate(ON_PAGE);
         }
-        rows.sort_by_cached_key(order);
-        let status = self.document(now, true, rows.into_iter());
-        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        if let Err(error) = self.link.send(&ToCourier::Page(Box::new(Page { host, total, status }))) {
-            tracing::debug!(%error, "the courier does not take the page");
+        rows.sort_by_cached_key(|row| (attention(row), row.id.clone()));
+        let shown = |row: Row<'_>| {
+            let mut credential = self.credential(&row, Vec::new());
+            if let Some(trouble) = &mut credential.error {
+                trouble.detail.clear();
+            }
+            PageRow { credential, copies: self.replication.board.copies(row.id) }
+        };
+        Page {
+            host: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default(),
+            total,
+            ending,
+            rows: rows.into_iter().map(shown).collect(),
+            status: self.document(now, true, std::iter::empty()),
         }
     }
 
@@ -350,7 +393,22 @@ impl Driver {
                 queued,
             }
         };
-        let credential = |row: Row<'_>| Credential {
+        Status {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            now: now.wall,
+            started: self.started,
+            everybody,
+            courier: self.courier_up,
+            providers: self.owners.iter().enumerate().map(issuer).collect(),
+            sites: self.replication.board.sites().iter().map(SiteStanding::from).collect(),
+            credentials: rows.map(|row| self.credential(&row, self.replication.board.of(row.id))).collect(),
+        }
+    }
+
+    fn credential(&self, row: &Row<'_>, replicas: Vec<Replica>) -> Credential {
+        Credential {
             user: row.id.user.to_string(),
             service: row.id.service.to_string(),
             handle: row.id.handle.as_ref().map(ToString::to_string),
@@ -370,19 +428,7 @@ impl Driver {
                 times,
             }),
             flagged: row.flagged,
-            replicas: self.replication.board.of(row.id),
-        };
-        Status {
-            schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            now: now.wall,
-            started: self.started,
-            everybody,
-            courier: self.courier_up,
-            providers: self.owners.iter().enumerate().map(issuer).collect(),
-            sites: self.replication.board.sites().iter().map(SiteStanding::from).collect(),
-            credentials: rows.map(credential).collect(),
+            replicas,
         }
     }
 
@@ -442,4 +488,11 @@ impl Driver {
         }
         Reply::Done { credentials }
     }
+}
+
+/// After which time the refresh token of a credential that left is given back; none: it is not, or another provider has
+/// the credential now.
+fn revokes(owners: &[Arc<Owner>], id: &CredentialId, provider: &str) -> Option<Duration> {
+    let owner = scanner::owner(owners, &id.base())?;
+    (owner.provider.name == provider && owner.provider.revoke_at_end).then_some(owner.provider.revoke_after)
 }

@@ -4,9 +4,11 @@ use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value};
 use tracing::{
-    Event,
+    Event, Level,
     field::{Field, Visit},
 };
+
+use super::Format;
 
 /// An event as text (`message key=value …`) or as a JSON object with time and level.
 pub(super) enum Line {
@@ -41,6 +43,17 @@ pub(super) fn json(event: &Event<'_>) -> Line {
         object.entry(name).or_insert(value);
     }
     Line::Json(Value::Object(object).to_string())
+}
+
+/// A line of the log's own, which is no event.
+pub(super) fn plain(format: Format, level: Level, at: jiff::Timestamp, message: &str, lost: u64) -> Line {
+    match format {
+        Format::Text => Line::Text(format!("{message} lost={lost}")),
+        Format::Json => {
+            let (time, level) = (format!("{at:.3}"), level.as_str());
+            Line::Json(serde_json::json!({"time": time, "level": level, "message": message, "lost": lost}).to_string())
+        }
+    }
 }
 
 /// An event's message and its ` key=value` pairs.

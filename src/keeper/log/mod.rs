@@ -3,8 +3,9 @@
 //! Text in a file and on standard error: `MM/DD/YY HH:MM:SS LEVEL message key=value …`, local time. Journal: the same
 //! without the time, after `<N>` (sd-daemon(3)), on standard error. Syslog: RFC 5424. JSON: one object a line, `time`
 //! (RFC 3339), `level`, `message`, then the fields. Control characters never reach the log as such, so that one event
-//! is one line. A log that cannot be written later on is no reason to stop renewing, and none to wait: lines are lost
-//! and counted, and the next one tries again.
+//! is one line. A log that cannot be written later on, or that nobody reads, is no reason to stop renewing,
+//! and none to wait: a thread of its own writes, what its queue does not hold is lost and counted, and once lines are
+//! taken again, one of them says how many were lost.
 
 mod file;
 mod line;
@@ -14,7 +15,12 @@ use std::{
     fmt,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant},
 };
 
 use thiserror::Error;
@@ -75,6 +81,12 @@ pub enum LogError {
         /// Why.
         source: io::Error,
     },
+    /// The system refuses a thread.
+    #[error("there is no thread for the log: {0}")]
+    Thread(io::Error),
+    /// What is written to takes nothing, so that it cannot be opened anew just now.
+    #[error("the log takes no lines at this moment")]
+    Stuck,
     /// Somebody logs in this process already.
     #[error("the log has been started already")]
     Twice,
@@ -88,23 +100,58 @@ impl LogError {
     }
 }
 
+/// Lines that wait to be written.
+const QUEUE: usize = 4096;
+/// How long opening it anew may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether the queue has room for an order.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// The running log.
 #[derive(Clone)]
-pub struct LogHandle(Arc<Mutex<Sink>>);
+pub struct LogHandle {
+    orders: SyncSender<Order>,
+    lost: Arc<AtomicU64>,
+}
+
+enum Order {
+    Write(Level, jiff::Timestamp, Line),
+    Reopen(SyncSender<Result<(), LogError>>),
+    Flush(SyncSender<()>),
+}
 
 impl LogHandle {
     /// Open the file anew (it may have been moved away) or connect to the log daemon again.
     ///
     /// # Errors
-    /// It cannot be opened; the old one stays in use.
+    /// It cannot be opened, or takes nothing just now; the old one stays in use.
     pub fn reopen(&self) -> Result<(), LogError> {
-        lock(&self.0).reopen()
+        self.ask(Order::Reopen, PATIENCE).unwrap_or(Err(LogError::Stuck))
+    }
+
+    /// Wait until what has been told is written, but not longer than `patience`: whether it is.
+    pub fn flush(&self, patience: Duration) -> bool {
+        self.ask(Order::Flush, patience).is_some()
     }
 
     /// Lines that could not be written.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        lock(&self.0).lost
+        self.lost.load(Relaxed)
+    }
+
+    fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order, patience: Duration) -> Option<T> {
+        let end = Instant::now() + patience;
+        let (reply, answer) = sync_channel(1);
+        let mut order = order(reply);
+        while let Err(TrySendError::Full(back)) = self.orders.try_send(order) {
+            if Instant::now() >= end {
+                return None;
+            }
+            order = back;
+            std::thread::sleep(PAUSE);
+        }
+        answer.recv_timeout(end.saturating_duration_since(Instant::now())).ok()
     }
 }
 
@@ -119,39 +166,98 @@ impl fmt::Debug for LogHandle {
 /// # Errors
 /// [`LogError`]: exit code 44.
 pub fn start(target: &Target, format: Format, name: &str) -> Result<LogHandle, LogError> {
-    let (subscriber, handle) = subscriber(Sink::open(target, format, name)?);
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Twice)?;
+    let (lines, handle, writer) = parts(format, Sink::open(target, name)?, QUEUE);
+    std::thread::Builder::new().name("log".into()).spawn(move || writer.run()).map_err(LogError::Thread)?;
+    tracing::subscriber::set_global_default(subscriber(lines)).map_err(|_| LogError::Twice)?;
     Ok(handle)
 }
 
-fn subscriber(sink: Sink) -> (impl Subscriber + Send + Sync + use<>, LogHandle) {
-    let sink = Arc::new(Mutex::new(sink));
-    let layer = Lines(Arc::clone(&sink)).with_filter(LevelFilter::INFO);
-    (tracing_subscriber::registry().with(layer), LogHandle(sink))
+fn parts(format: Format, sink: Sink, queue: usize) -> (Lines, LogHandle, Writer) {
+    let (orders, queue) = sync_channel(queue);
+    let handle = LogHandle { orders, lost: Arc::default() };
+    let writer = Writer { sink, format, queue, lost: Arc::clone(&handle.lost), told: 0, well: false };
+    (Lines { format, handle: handle.clone() }, handle, writer)
 }
 
-fn lock(sink: &Mutex<Sink>) -> MutexGuard<'_, Sink> {
-    sink.lock().unwrap_or_else(PoisonError::into_inner)
+fn subscriber(lines: Lines) -> impl Subscriber + Send + Sync {
+    tracing_subscriber::registry().with(lines.with_filter(LevelFilter::INFO))
 }
 
-struct Lines(Arc<Mutex<Sink>>);
+struct Lines {
+    format: Format,
+    handle: LogHandle,
+}
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let level = *event.metadata().level();
-        let mut sink = lock(&self.0);
-        let line = match sink.format {
+        let line = match self.format {
             Format::Text => line::text(event),
             Format::Json => line::json(event),
         };
-        sink.write(level, &line);
+        let order = Order::Write(*event.metadata().level(), jiff::Timestamp::now(), line);
+        if self.handle.orders.try_send(order).is_err() {
+            self.handle.lost.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// What the log's thread does.
+struct Writer {
+    sink: Sink,
+    format: Format,
+    queue: Receiver<Order>,
+    lost: Arc<AtomicU64>,
+    /// Of these, so many have been told.
+    told: u64,
+    /// The last line was taken.
+    well: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let order = match self.queue.try_recv() {
+                Ok(order) => Ok(order),
+                Err(TryRecvError::Empty) => {
+                    self.gap();
+                    self.queue.recv()
+                }
+                Err(TryRecvError::Disconnected) => return self.gap(),
+            };
+            match order {
+                Ok(Order::Write(level, at, line)) => {
+                    // Errors have nowhere to go but into the count: see the module's header.
+                    self.well = self.sink.write(level, at, &line).is_ok();
+                    self.lost.fetch_add(u64::from(!self.well), Relaxed);
+                }
+                // Who asked may have given up.
+                Ok(Order::Reopen(reply)) => drop(reply.try_send(self.sink.reopen())),
+                Ok(Order::Flush(reply)) => {
+                    self.gap();
+                    reply.try_send(()).ok();
+                }
+                Err(_) => return self.gap(),
+            }
+        }
+    }
+
+    /// Say how many lines are missing, once lines are taken again.
+    fn gap(&mut self) {
+        let lost = self.lost.load(Relaxed);
+        if !self.well || lost == self.told {
+            return;
+        }
+        let at = jiff::Timestamp::now();
+        let line = line::plain(self.format, Level::WARN, at, "lines of this log were lost", lost - self.told);
+        self.well = self.sink.write(Level::WARN, at, &line).is_ok();
+        if self.well {
+            self.told = lost;
+        }
     }
 }
 
 struct Sink {
     place: Place,
-    format: Format,
-    lost: u64,
 }
 
 enum Place {
@@ -162,14 +268,14 @@ enum Place {
 }
 
 impl Sink {
-    fn open(target: &Target, format: Format, name: &str) -> Result<Self, LogError> {
+    fn open(target: &Target, name: &str) -> Result<Self, LogError> {
         let place = match target {
             Target::File { path, rotation } => Place::File(LogFile::open(path, *rotation)?),
             Target::Syslog => Place::Syslog(Syslog::connect(Path::new(syslog::SOCKET), name)?),
             Target::Journal => Place::Journal,
             Target::Stderr => Place::Stderr,
         };
-        Ok(Self { place, format, lost: 0 })
+        Ok(Self { place })
     }
 
     fn reopen(&mut self) -> Result<(), LogError> {
@@ -180,24 +286,32 @@ impl Sink {
         }
     }
 
-    /// Errors have nowhere to go but into the count: see the module's header.
-    fn write(&mut self, level: Level, line: &Line) {
-        let written = match &mut self.place {
-            Place::File(file) => file.write(stamped(level, line).as_bytes()),
+    fn write(&mut self, level: Level, at: jiff::Timestamp, line: &Line) -> io::Result<()> {
+        match &mut self.place {
+            Place::File(file) => file.write(stamped(level, at, line).as_bytes()),
             Place::Syslog(syslog) => syslog.send(level, line.as_str()),
             Place::Journal => writeln!(io::stderr().lock(), "<{}>{}", syslog::severity(level), line.as_str()),
-            Place::Stderr => io::stderr().lock().write_all(stamped(level, line).as_bytes()),
-        };
-        self.lost += u64::from(written.is_err());
+            Place::Stderr => io::stderr().lock().write_all(stamped(level, at, line).as_bytes()),
+        }
     }
 }
 
 /// With the time and level in front, unless they are in it already.
-fn stamped(level: Level, line: &Line) -> String {
+fn stamped(level: Level, at: jiff::Timestamp, line: &Line) -> String {
     match line {
-        Line::Text(text) => format!("{} {level} {text}\n", jiff::ZonedDateTime::now().strftime("%m/%d/%y %H:%M:%S")),
+        Line::Text(text) => {
+            let local = at.to_zoned_datetime(jiff::tz::TimeZone::system());
+            format!("{} {level} {text}\n", local.strftime("%m/%d/%y %H:%M:%S"))
+        }
         Line::Json(text) => format!("{text}\n"),
     }
+}
+
+/// For tests elsewhere: what `act` logs, into a file.
+#[cfg(test)]
+pub(super) fn logging_to(path: &Path, act: impl FnOnce()) {
+    let target = Target::File { path: path.to_owned(), rotation: Rotation { limit: 0, keep: 1 } };
+    tests::logged(Format::Text, Sink::open(&target, "test").unwrap(), |_| act());
 }
 
 #[cfg(test)]
@@ -208,10 +322,20 @@ mod tests {
 
     const UNBOUNDED: Rotation = Rotation { limit: 0, keep: 1 };
 
+    const LONG: Duration = Duration::from_secs(20);
+
+    pub(super) fn logged(format: Format, sink: Sink, act: impl FnOnce(&LogHandle)) {
+        let (lines, handle, writer) = parts(format, sink, QUEUE);
+        let thread = std::thread::spawn(move || writer.run());
+        tracing::subscriber::with_default(subscriber(lines), || act(&handle));
+        assert!(handle.flush(LONG));
+        drop(handle);
+        thread.join().unwrap();
+    }
+
     fn logging_as(format: Format, path: &Path, rotation: Rotation, act: impl FnOnce(&LogHandle)) {
         let target = Target::File { path: path.to_owned(), rotation };
-        let (subscriber, handle) = subscriber(Sink::open(&target, format, "test").unwrap());
-        tracing::subscriber::with_default(subscriber, || act(&handle));
+        logged(format, Sink::open(&target, "test").unwrap(), act);
     }
 
     fn logging(path: &Path, rotation: Rotation, act: impl FnOnce(&LogHandle)) {
@@ -270,6 +394,7 @@ mod tests {
         std::fs::write(&path, "earlier\n").unwrap();
         logging(&path, UNBOUNDED, |handle| {
             tracing::info!("one");
+            assert!(handle.flush(LONG));
             std::fs::rename(&path, &moved).unwrap();
             handle.reopen().unwrap();
             tracing::info!("two");
@@ -290,12 +415,30 @@ mod tests {
 
     #[test]
     fn a_full_disk_loses_lines_counts_them_and_goes_on() {
-        let (subscriber, handle) = {
-            let target = Target::File { path: "/dev/full".into(), rotation: UNBOUNDED };
-            subscriber(Sink::open(&target, Format::Text, "test").unwrap())
-        };
-        tracing::subscriber::with_default(subscriber, || (0..5).for_each(|n| tracing::info!(n, "lost")));
-        assert_eq!(handle.lost(), 5);
+        let target = Target::File { path: "/dev/full".into(), rotation: UNBOUNDED };
+        logged(Format::Text, Sink::open(&target, "test").unwrap(), |handle| {
+            (0..5).for_each(|n| tracing::info!(n, "lost"));
+            assert!(handle.flush(LONG));
+            assert_eq!(handle.lost(), 5);
+        });
+    }
+
+    #[test]
+    fn what_the_queue_does_not_hold_is_counted_and_told_and_no_order_waits_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let target = Target::File { path: path.clone(), rotation: UNBOUNDED };
+        let (told, handle, writer) = parts(Format::Text, Sink::open(&target, "test").unwrap(), 2);
+        // Nobody writes yet: as if the file took nothing.
+        tracing::subscriber::with_default(subscriber(told), || (0..5).for_each(|n| tracing::info!(n, "line")));
+        assert_eq!(handle.lost(), 3);
+        assert!(!handle.flush(Duration::from_millis(20)));
+        drop(handle);
+        writer.run();
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[0].ends_with("line n=0") && lines[1].ends_with("line n=1"), "{lines:?}");
+        assert!(lines[2].ends_with("WARN lines of this log were lost lost=3"), "{lines:?}");
     }
 
     #[test]
@@ -304,14 +447,13 @@ mod tests {
         let path = dir.path().join("log.sock");
         let daemon = UnixDatagram::bind(&path).unwrap();
         let place = Place::Syslog(Syslog::connect(&path, "evercred").unwrap());
-        let (subscriber, handle) = subscriber(Sink { place, format: Format::Text, lost: 0 });
         let receive = |daemon: &UnixDatagram| {
             daemon.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
             let mut buffer = [0; 2048];
             let length = daemon.recv(&mut buffer).unwrap();
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         };
-        tracing::subscriber::with_default(subscriber, || {
+        logged(Format::Text, Sink { place }, |handle| {
             tracing::warn!(user = "alice", "first");
             let text = receive(&daemon);
             // <facility daemon 3 * 8 + severity 4>VERSION TIME HOST APP PID MSGID SD MSG
@@ -322,16 +464,18 @@ mod tests {
             assert_eq!(words[7], "first user=alice");
             drop(daemon);
             tracing::info!("nobody hears this");
+            assert!(handle.flush(LONG));
             std::fs::remove_file(&path).unwrap();
             tracing::info!("nor this");
+            assert!(handle.flush(LONG));
             let daemon = UnixDatagram::bind(&path).unwrap();
             tracing::info!("after the restart");
             assert!(receive(&daemon).ends_with(" after the restart"));
             assert_eq!(handle.lost(), 2);
+            assert!(receive(&daemon).ends_with(" lines of this log were lost lost=2"));
             // A log daemon that does not read costs lines, never time.
-            let began = std::time::Instant::now();
             (0..2000).for_each(|n| tracing::info!(n, "flood"));
-            assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+            assert!(handle.flush(LONG));
             assert!(handle.lost() > 2, "its queue is bounded");
         });
     }
@@ -342,7 +486,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", dir.path().join("link")).unwrap();
         for path in [dir.path().join("link"), dir.path().to_owned(), dir.path().join("none/log")] {
             let target = Target::File { path: path.clone(), rotation: UNBOUNDED };
-            let failed = Sink::open(&target, Format::Text, "test").err().unwrap();
+            let failed = Sink::open(&target, "test").err().unwrap();
             assert_eq!(failed.exit_code(), 44);
             assert!(failed.to_string().starts_with(&format!("the log {} cannot be written: ", path.display())));
         }
