@@ -206,7 +206,8 @@ fn sweep(delay: Option<&str>) -> Finding {
 /// How often jobs on this host ask for fresh tokens: never is none, and where there is no HTCondor, `usual` is meant.
 pub(super) fn asks_every(usual: Duration) -> Option<Duration> {
     let Some(program) = condor::program() else { return Some(usual) };
-    let [refresh] = condor::seen_by(&program, "STARTER", ["SEC_CREDENTIAL_REFRESH"]);
+    // That there is no answer is told by the checks of HTCondor's knobs.
+    let Ok([refresh]) = condor::seen_by(&program, "STARTER", ["SEC_CREDENTIAL_REFRESH"]) else { return Some(usual) };
     every(refresh.as_deref(), usual)
 }
 
