@@ -108,8 +108,7 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
 fn an_approval_that_ends_soon_is_exit_code_1_and_told_though_every_renewal_goes_well() {
     let mut site = Site::new(600, Rotation::None);
     let ends = u64::try_from(jiff::Timestamp::now().as_second()).unwrap() + 3600;
-    let mut restriction = Restriction::default();
-    restriction.exp = Some(ends);
+    let restriction = Restriction { exp: Some(ends), ..Restriction::default() };
     let wish = MytokenWish { user: "alice".into(), restrictions: vec![restriction], ..MytokenWish::default() };
     let mytoken = site.issuer.control().mytoken(wish).unwrap();
     site.store("alice", "mt", mytoken.as_bytes());

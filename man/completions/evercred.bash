@@ -193,7 +193,7 @@ _evercred() {
             return 0
             ;;
         evercred__subcmd__credmon)
-            opts="-h -V --config --cred-dir --once --foreground --log --courier --replicator --help --version"
+            opts="-h -V --config --cred-dir --once --foreground --log --confirm-after --courier --replicator --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -208,6 +208,10 @@ _evercred() {
                     return 0
                     ;;
                 --log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --confirm-after)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -111,6 +111,7 @@ complete -c evercred -n "__fish_evercred_using_subcommand demo" -s h -l help -d 
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l config -d 'Read this file instead of /etc/evercred/evercred.toml and /etc/evercred/conf.d' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l cred-dir -d 'The credential directory, instead of the configured one' -r -F
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l log -d 'Where to log: a file, syslog, journal or stderr' -r
+complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l confirm-after -d 'Two refusals this far apart park a credential; the demo and tests have no minute' -r
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l once -d 'Renew what is due, then exit'
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l foreground -d 'Stay in the foreground and log to standard error, unless --log says otherwise'
 complete -c evercred -n "__fish_evercred_using_subcommand credmon" -l courier -d 'Be the network process; the keeper starts it so'
