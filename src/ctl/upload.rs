@@ -399,6 +399,9 @@ mod tests {
     }
 
     /// A portal of one of a desk's services.
+    /// As the credmon leaves a `.top` behind.
+    const ROTATED: &str = r#"{"refresh_token":"rotated"}"#;
+
     struct Uploader<'d>(&'d Desk, &'static str);
 
     impl Uploader<'_> {
@@ -446,14 +449,14 @@ mod tests {
         let desk = Desk::new("");
         let portal = Uploader(&desk, "wlcg");
         portal.send("a-refresh-token").unwrap();
-        std::fs::write(desk.file("wlcg.top"), "rotated").unwrap();
+        std::fs::write(desk.file("wlcg.top"), ROTATED).unwrap();
         desk.age("wlcg.top", 60);
         portal.send("a-refresh-token").unwrap();
-        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), ("rotated", 1));
+        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), (ROTATED, 1));
         // Its `.use` is behind: waited for, not stored anew.
         desk.age("wlcg.use", 120);
         assert_eq!(portal.send("a-refresh-token").unwrap_err().label(), "not-usable");
-        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), ("rotated", 1));
+        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), (ROTATED, 1));
         // Removed by somebody: stored again.
         std::fs::remove_file(desk.file("wlcg.top")).unwrap();
         portal.send("a-refresh-token").unwrap();
@@ -466,7 +469,7 @@ mod tests {
         std::fs::write(desk.file("no-use"), "").unwrap();
         let portal = Uploader(&desk, "wlcg");
         assert_eq!(portal.send("a-refresh-token").unwrap_err().label(), "not-usable");
-        std::fs::write(desk.file("wlcg.top"), "rotated").unwrap();
+        std::fs::write(desk.file("wlcg.top"), ROTATED).unwrap();
         desk.age("wlcg.top", 60);
         std::fs::write(desk.file("wlcg.use"), "new").unwrap();
         portal.send("a-refresh-token").unwrap();
