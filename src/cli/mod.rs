@@ -31,7 +31,7 @@ is no terminal; 78 bad configuration; 130 cancelled.";
 const UPLOAD_EXIT: &str = "\
 The token must be of the server that is configured for the service, alive, and without rotation. A mytoken server is \
 asked once about a new token, before it is stored; the same token again costs next to nothing. A good credential is \
-replaced only by one that ends later. Installed as reana_upload_mytoken, too.
+replaced only by one that is known to end later, or when it ends soon. Installed as reana_upload_mytoken, too.
 
 Exit status: 0 a usable credential is in place, this token or a better one, and then one line says so; 1 there is none, \
 or the token is dead, or its server cannot be asked: nothing was stored, and one line says why; 78 bad configuration.";

@@ -169,7 +169,12 @@ pub const KEYS: &[Key] = &[
         "none",
         "A file with the URL of a Slack-compatible webhook, to which admins' notices are posted. Mode 0600.",
     ),
-    key(NOTICES, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(
+        NOTICES,
+        "ca_file",
+        "the system's certificates",
+        "PEM certificates in addition to the system's; read at the start and at a reload.",
+    ),
     key(
         DAEMON,
         "replicate_user",
@@ -333,7 +338,12 @@ pub const KEYS: &[Key] = &[
     key(SITE, "timeout", "by kind: 30 s to 10 min", "Of one delivery, whatever the site does. 1 s to 1 d."),
     key(SITE, "max_in_flight", "by kind: 2 to 64", "Deliveries under way to this site at once. 1 to 1,000."),
     key(SITE, "max_per_second", "by kind: 2 to 200", "Deliveries started in one second. 1 to 10,000."),
-    key(SITE, "ca_file", "the system's certificates", "PEM certificates in addition to the system's."),
+    key(
+        SITE,
+        "ca_file",
+        "the system's certificates",
+        "PEM certificates in addition to the system's; read at the start and at a reload.",
+    ),
     key(SITE, "key_files", "not sealed", "Fernet keys: the current one, then former ones. Mode 0600."),
     key(SITE, "max_age", "`1d`", "How late a sealed delivery may arrive. 60 s to 14 d."),
     key(DIRECTORY, "directory", "", "Where the files go, absolute; `{user}` and the like may stand in it."),

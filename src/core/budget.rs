@@ -159,6 +159,12 @@ impl Budget {
         true
     }
 
+    /// The issuer asked us to wait, until later than `now`.
+    #[must_use]
+    pub fn is_paused(&self, now: Tick) -> bool {
+        self.paused_until > now
+    }
+
     /// The issuer asked us to wait.
     pub fn pause(&mut self, now: Tick, wait: Duration) {
         self.paused_until = self.paused_until.max(now.plus(wait));

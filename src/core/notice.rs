@@ -371,7 +371,7 @@ pub fn decide(
 }
 
 /// Forget what is mended, or gone, and of which nobody wants to hear; take note of what needs no telling.
-pub fn settle(policy: &Policy, memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) {
+pub fn settle(memory: &mut Memory, Standings { credentials, providers, sites }: &Standings) {
     let by_name: BTreeMap<String, &Standing> = credentials.iter().map(|s| (s.id.to_string(), s)).collect();
     memory.credentials.retain(|name, told| {
         let Some(standing) = by_name.get(name) else { return false };
@@ -393,10 +393,6 @@ pub fn settle(policy: &Policy, memory: &mut Memory, Standings { credentials, pro
     for provider in providers {
         if provider.well {
             memory.outages.remove(&provider.name);
-        }
-        // Single credentials showed it before.
-        if provider.lasting(policy).is_some_and(|outage| memory.admins_know(&provider.name, outage.kind)) {
-            memory.outages.insert(provider.name.clone());
         }
     }
     // After a start it takes a moment until sites and their copies are known again.
@@ -512,7 +508,6 @@ fn troubles<'a>(policy: &Policy, memory: &Memory, all: &'a Standings) -> BTreeMa
         }
         if let Some(Outage { kind, since, .. }) = provider.lasting(policy)
             && !memory.outages.contains(name)
-            && !memory.admins_know(name, kind)
         {
             let failing = Failing { kind, count: *living, soonest: *soonest, down_since: Some(since) };
             troubles.entry(name).or_default().push(failing);
@@ -600,7 +595,7 @@ mod tests {
 
     /// Decide, and note that all of it is told.
     fn tell(memory: &mut Memory, now: Timestamp, all: &Standings, jobs: &Jobs) -> Vec<Notice> {
-        settle(&policy(), memory, all);
+        settle(memory, all);
         let (notices, waiting) = decide(&policy(), memory, now, all, jobs, usize::MAX);
         assert_eq!(waiting, 0);
         for notice in &notices {
@@ -844,7 +839,7 @@ mod tests {
         });
         let well = all(&[Standing { well: true, ..standing("c") }]);
         for (room, expected) in [(0, 1), (1, 0)] {
-            settle(&policy(), &mut memory, &well);
+            settle(&mut memory, &well);
             let (notices, waiting) = decide(&policy(), &memory, NOW, &well, &Jobs::Unknown, room);
             assert_eq!(waiting, expected);
             for notice in &notices {
@@ -904,5 +899,18 @@ mod tests {
         assert_eq!(words(decided(&mut memory, &all(&one[..2]))), over);
         assert_eq!(decided(&mut memory, &all(&one[..2])), []);
         assert_eq!(words(decided(&mut memory, &down(3, Kind::Timeout, &one[..2]))), ["admins of grid 0 1"]);
+    }
+
+    #[test]
+    fn one_credential_that_fails_for_ever_hides_no_outage_of_its_issuer() {
+        let mut memory = Memory::default();
+        let bad = [failing("alice", Kind::ServerError, 9)];
+        assert_eq!(words(tell(&mut memory, NOW, &all(&bad), &Jobs::Unknown)), ["admins of grid 0 1"]);
+        let mut down = all(&bad);
+        down.providers[0].outage = Some(Outage { kind: Kind::ServerError, since: NOW, times: 3 });
+        let notices = tell(&mut memory, NOW, &down, &Jobs::Unknown);
+        let [Notice::Admins { troubles, .. }] = &notices[..] else { panic!("{notices:?}") };
+        assert_eq!(troubles.iter().map(|trouble| trouble.down_since).collect::<Vec<_>>(), [Some(NOW)]);
+        assert_eq!(tell(&mut memory, NOW, &down, &Jobs::Unknown), [], "once");
     }
 }

@@ -327,6 +327,12 @@ impl Planner {
         self.budgets.get(provider).map_or((false, 0, 0), told)
     }
 
+    /// Whether a provider's issuer has asked us to wait, and the time is not over.
+    #[must_use]
+    pub fn is_paused(&self, now: Now, provider: usize) -> bool {
+        self.budgets.get(provider).is_some_and(|budget| budget.is_paused(now.tick))
+    }
+
     fn scanned(&mut self, now: Now, user: UserName, as_of: Tick, found: Vec<Found>) {
         let before = self.roster.users.remove(&user).unwrap_or_default().slots;
         // By name: a user may have thousands.

@@ -70,7 +70,7 @@ pub fn run(args: &cli::Upload) -> ExitCode {
                 if end == End::Kept {
                     let name = request.name();
                     let line = format!(
-                        "evercred: {name}: the stored credential is good and does not end before this token: it is kept"
+                        "evercred: {name}: the stored credential is good, and this token is not known to outlive it: it is kept"
                     );
                     // Nobody is left to be told if standard error is closed.
                     writeln!(io::stderr().lock(), "{line}").ok();
@@ -268,17 +268,18 @@ fn vouched(token: Checked, provider: &Provider, cancelled: &AtomicBool) -> Resul
     }
 }
 
-/// Whether what is stored is known to be good, and not to end before this token.
+/// Whether what is stored is known to be good, and this token not to end later. Where nobody can tell which of them does,
+/// a good one is kept, and one that ends soon is not.
 fn outlives(stored: Case, token: &Checked) -> bool {
-    let stored = match stored {
-        Case::Valid(left) | Case::Stored(left @ Left::For(_)) => left,
-        Case::Ending(left) => Left::For(left),
+    let (left, soon) = match stored {
+        Case::Valid(left) | Case::Stored(left @ Left::For(_)) => (left, false),
+        Case::Ending(left) => (Left::For(left), true),
         _ => return false,
     };
-    match (stored, token.left()) {
+    match (left, token.left()) {
         (Left::For(stored), Left::For(new)) => stored >= new,
         (Left::For(_), Left::Unlimited) => false,
-        _ => true,
+        _ => !soon,
     }
 }
 
@@ -398,10 +399,10 @@ mod tests {
         assert!(read(&b"\xff\xfe"[..]).is_err());
     }
 
-    /// A portal of one of a desk's services.
     /// As the credmon leaves a `.top` behind.
     const ROTATED: &str = r#"{"refresh_token":"rotated"}"#;
 
+    /// A portal of one of a desk's services.
     struct Uploader<'d>(&'d Desk, &'static str);
 
     impl Uploader<'_> {
@@ -442,6 +443,22 @@ mod tests {
             assert_eq!((asked, desk.issuer.control().stats().requests), (2, 2), "discovery and introspection, once");
         });
         assert_eq!(desk.calls("add-oauth"), 1, "the same token again changes nothing");
+    }
+
+    #[test]
+    fn where_nobody_can_tell_which_ends_later_a_good_credential_is_kept_and_one_that_ends_soon_is_not() {
+        let token = |hours: Option<i64>| Checked {
+            secret: RefreshToken::parse("a-refresh-token").unwrap(),
+            key: "refresh_token",
+            end: hours.map(|hours| now().secs() + hours * 3600),
+            endless: false,
+        };
+        let day = Left::For(Duration::from_secs(86_400));
+        let (unknown, hour) = (token(None), Case::Ending(Duration::from_secs(3600)));
+        assert!(outlives(Case::Valid(Left::Unknown), &unknown) && outlives(Case::Valid(day), &unknown));
+        assert!(!outlives(hour, &unknown) && !outlives(hour, &token(Some(2))));
+        assert!(outlives(Case::Valid(day), &token(Some(2))) && !outlives(Case::Valid(day), &token(Some(48))));
+        assert!(!outlives(Case::Revoked, &unknown) && !outlives(Case::Stored(Left::Unknown), &unknown));
     }
 
     #[test]

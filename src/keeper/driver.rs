@@ -436,9 +436,10 @@ impl Driver {
                 return end;
             }
             if self.once && self.first_scan.is_over() && self.settled() {
+                self.announcer.tell_held(Tick(u64::MAX));
                 return End::Done { failed: self.failed };
             }
-            if self.once && self.asks_somebody() {
+            if self.once && self.asks_somebody(now) {
                 self.moved = Instant::now();
             }
             if self.once && self.stop_by.is_none() && self.moved.elapsed() >= STANDSTILL {
@@ -454,7 +455,7 @@ impl Driver {
             if let Some(other) = self.revocations_wait(now) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
             }
-            if self.once {
+            if self.once && self.stop_by.is_none() {
                 wait = wait.min(STANDSTILL.saturating_sub(self.moved.elapsed()).max(Duration::from_millis(10)));
             }
             if let Some(other) = self.announcer.held_wait(now.tick) {
@@ -482,9 +483,14 @@ impl Driver {
         s.queued == 0 && s.in_flight == 0 && self.planner.is_idle()
     }
 
-    /// A request is with an issuer that is not down: its end comes, if only by its timeout.
-    fn asks_somebody(&self) -> bool {
-        self.courier_up && (0..self.owners.len()).any(|issuer| matches!(self.planner.issuer(issuer), (false, 1.., _)))
+    /// A request is with an issuer that is not down: its end comes, if only by its timeout. Or one that answers has asked
+    /// us to wait: that ends, too.
+    fn asks_somebody(&self, now: Now) -> bool {
+        self.courier_up
+            && (0..self.owners.len()).any(|issuer| match self.planner.issuer(issuer) {
+                (false, in_flight, queued) => in_flight > 0 || (queued > 0 && self.planner.is_paused(now, issuer)),
+                (true, ..) => false,
+            })
     }
 
     /// How many credentials wait, and for what.
@@ -496,6 +502,8 @@ impl Driver {
         };
         let why = if !self.courier_up {
             "the network process does not start".to_owned()
+        } else if !self.first_scan.is_over() {
+            "the credential directory cannot be listed".to_owned()
         } else if self.planner.waits_only_for_the_disk() && s.in_flight > 0 {
             "the disk takes no refresh token".to_owned()
         } else {

@@ -271,7 +271,7 @@ impl Rounds {
         }
         let Ok(standings) = answer.recv_timeout(ANSWER) else { return };
         let mut memory = outbox.memory.clone();
-        notice::settle(policy, &mut memory, &standings);
+        notice::settle(&mut memory, &standings);
         let users = notice::asks_for_jobs(policy, &memory, now(), &standings.credentials);
         let jobs = match (users.is_empty(), recipe.notices.jobs) {
             (false, true) => self.who_has_jobs(jobs::of(jobs::program().as_deref(), recipe.ids, &users)),

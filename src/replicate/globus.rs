@@ -37,7 +37,7 @@ use crate::{
 /// Of the service itself (contract §3.1).
 const SCOPE: &str = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all";
 /// 20 requests in 10 s are allowed; this leaves room for others who use the client.
-const PACE: Pace = Pace { gap: Duration::from_millis(600), burst: 6 };
+const PACE: Pace = Pace { gap: Duration::from_millis(750), burst: 6 };
 /// Between two looks at pending tasks.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 const LOOK_MOST: Duration = Duration::from_secs(20);

@@ -122,6 +122,8 @@ impl Sessions {
             Ok(end) => {
                 if usable {
                     session.used = Instant::now();
+                    // Whether or not anything was handed over: who waits idly is not starting.
+                    session.starting = None;
                     *held = Some(session);
                 }
                 end

@@ -42,8 +42,10 @@ const THREADS: usize = 4;
 /// Threads for everything else that blocks, such as the look-up of names.
 const OTHER_THREADS: usize = 256;
 
-/// Between two questions how a site's endpoint is.
+/// Between two questions how a site's endpoint is, at least.
 const ENDPOINT_LOOK: Duration = Duration::from_secs(60);
+/// With many sites so much of it for each: most of what a service allows us is for deliveries.
+const ENDPOINT_SHARE: Duration = Duration::from_secs(6);
 
 /// A site and what is kept for it between deliveries.
 struct Place {
@@ -178,10 +180,13 @@ async fn serve(
 ) -> io::Result<()> {
     let places: Vec<Arc<Place>> = places.into_iter().map(Arc::new).collect();
     let (mut requests, sender) = child::frames(stream, ended)?;
-    for (site, place) in places.iter().enumerate() {
-        if matches!(place.site.kind, SiteKind::GlobusCompute(_)) {
-            tokio::spawn(look_at_endpoint(site, Arc::clone(place), done.clone()));
-        }
+    let with_endpoints = places.iter().enumerate().filter(|(_, at)| matches!(at.site.kind, SiteKind::GlobusCompute(_)));
+    let looks: Vec<_> = with_endpoints.map(|(site, place)| (site, Arc::clone(place))).collect();
+    let many = u32::try_from(looks.len()).unwrap_or(u32::MAX);
+    let every = ENDPOINT_LOOK.max(ENDPOINT_SHARE.saturating_mul(many));
+    for (turn, (site, place)) in (0_u32..).zip(looks) {
+        let first = every / many * turn;
+        tokio::spawn(look_at_endpoint(site, place, done.clone(), first, every));
     }
     while let Some(frame) = requests.next().await? {
         let (number, site, user, base, job) = match frame {
@@ -211,8 +216,15 @@ async fn serve(
 }
 
 /// Ask for as long as we run how a site's endpoint is, and tell what is news.
-async fn look_at_endpoint(site: usize, place: Arc<Place>, to: mpsc::Sender<FromReplicator>) {
+async fn look_at_endpoint(
+    site: usize,
+    place: Arc<Place>,
+    to: mpsc::Sender<FromReplicator>,
+    first: Duration,
+    every: Duration,
+) {
     let SiteKind::GlobusCompute(globus) = &place.site.kind else { return };
+    tokio::time::sleep(first).await;
     let mut before = None;
     loop {
         let state = match super::globus::account(&place.shared.globus, &place.site, globus) {
@@ -230,7 +242,7 @@ async fn look_at_endpoint(site: usize, place: Arc<Place>, to: mpsc::Sender<FromR
                 return;
             }
         }
-        tokio::time::sleep(ENDPOINT_LOOK).await;
+        tokio::time::sleep(every).await;
     }
 }
 

@@ -154,8 +154,9 @@ pub enum Stale {
     Old(Duration),
 }
 
-/// Most access tokens live for an hour, and are renewed at half of that: an older one may be over.
-const OLD: Duration = Duration::from_secs(2 * 3600);
+/// Most access tokens live for an hour and the longest of the field for six, and they are renewed at about half of that:
+/// an older one may be over.
+const OLD: Duration = Duration::from_secs(4 * 3600);
 
 /// Whether the `.use` that is there is of no use any more; `known`: what the keeper says of it, if it can be asked.
 #[must_use]
@@ -294,8 +295,8 @@ mod tests {
             let published = NOW.minus(Duration::from_secs(ago)).secs();
             stale(Stored::Ready { top: 0, published }, None, NOW)
         };
-        assert_eq!(made(2 * 3600), None);
-        assert_eq!(made(2 * 3600 + 1), Some(Stale::Old(Duration::from_secs(2 * 3600 + 1))));
+        assert_eq!(made(4 * 3600), None);
+        assert_eq!(made(4 * 3600 + 1), Some(Stale::Old(Duration::from_secs(4 * 3600 + 1))));
         assert_eq!(made(86_400), Some(Stale::Old(Duration::from_secs(86_400))));
         assert_eq!(stale(Stored::Waiting { top: 0 }, None, NOW), None);
     }

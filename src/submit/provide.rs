@@ -204,7 +204,10 @@ impl Counter<'_> {
         let case = self.judge(request, stored, &(self.keeper)());
         // Of the very `.top` that was bad only the keeper can say that it is not: a keeper that cannot be asked now says
         // nothing.
-        let replaced = stored.top() != before.0.top();
+        // A keeper that rotates gives it another time, too: where a new approval is wanted, only a stored one counts.
+        let wanted = self.renew || matches!(before.1, Case::Ending(_));
+        let noted = || Note::read(&self.note_places, request).map(|note| note.top) == stored.top();
+        let replaced = stored.top() != before.0.top() && (!wanted || noted());
         let recovered = !before.1.is_good() && matches!(case, Case::Valid(_) | Case::Ending(_));
         if case.is_good() && (replaced || recovered) {
             voice.tell(Event::Found(request, case));
@@ -219,10 +222,12 @@ impl Counter<'_> {
             Left::Unlimited | Left::Unknown => None,
         };
         let made = self.made.borrow().len();
-        let put = self.put(request, &fresh);
+        let ready = self.make_ready(request);
+        let begun = ready.is_ok();
+        let put = ready.and_then(|()| self.put_now(request, &fresh));
         if let Err(error) = &put
             && self.made.borrow().len() == made
-            && !self.may_be_stored(request, stored, error)
+            && !(begun && self.may_be_stored(request, stored, error))
             && let Err(why) = flow::give_back(provider, &fresh)
         {
             voice.tell(Event::Note(&format!(
@@ -273,6 +278,12 @@ impl Counter<'_> {
     /// # Errors
     /// It was not stored, or no `.use` came of it.
     pub fn put(&self, request: &Request, fresh: &Fresh) -> Result<i64, SubmitError> {
+        self.make_ready(request)?;
+        self.put_now(request, fresh)
+    }
+
+    /// What comes before a store; nothing is sent yet.
+    fn make_ready(&self, request: &Request) -> Result<(), SubmitError> {
         if let Some(published) = self.credd.query(request)?.published() {
             // credd tells whole seconds: the new .top must be younger than the .use that is there, so that a .use as
             // old as the .top is known to be of it.
@@ -280,9 +291,10 @@ impl Counter<'_> {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        if self.cancelled.load(Relaxed) {
-            return Err(SubmitError::Cancelled);
-        }
+        if self.cancelled.load(Relaxed) { Err(SubmitError::Cancelled) } else { Ok(()) }
+    }
+
+    fn put_now(&self, request: &Request, fresh: &Fresh) -> Result<i64, SubmitError> {
         let since = now();
         self.credd.store(request, &fresh.top).map_err(|error| {
             let error = SubmitError::from(error);
@@ -298,8 +310,9 @@ impl Counter<'_> {
         match error {
             SubmitError::Interrupted(error) => self.may_be_stored(request, before, error),
             SubmitError::Store(StoreError::Slow) => true,
-            SubmitError::Store(StoreError::Refused { .. }) => {
-                self.credd.query(request).is_ok_and(|there| there.top().is_some() && there.top() != before.top())
+            // Its answer may have been lost; one that cannot be asked may have it.
+            SubmitError::Store(StoreError::Refused { .. } | StoreError::Run { .. }) => {
+                self.credd.query(request).map_or(true, |there| there.top().is_some() && there.top() != before.top())
             }
             _ => false,
         }
@@ -322,13 +335,15 @@ impl Counter<'_> {
             let credential = spoken_of(request, stored, known);
             let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
             let trouble = credential.and_then(|credential| credential.error.as_ref());
+            // One refusal is not believed yet: it is asked again.
+            let doubted = trouble.is_some_and(|trouble| trouble.kind.class() == Class::Refused && trouble.times < 2);
             if let Some(trouble) =
-                trouble.filter(|trouble| matches!(trouble.kind.class(), Class::Ours | Class::Refused))
+                trouble.filter(|trouble| !doubted && matches!(trouble.kind.class(), Class::Ours | Class::Refused))
             {
                 let why = format!("its {}, and {}", words::over(stale), no_token(trouble));
                 return Err(SubmitError::NotUsable { name: request.name(), why });
             }
-            let is_at_it = credential.is_some() && trouble.is_none();
+            let is_at_it = credential.is_some() && (trouble.is_none() || doubted);
             if !is_at_it || Instant::now() + pause > end {
                 voice.tell(Event::Stale(request, stale));
                 return Ok(());

@@ -529,7 +529,7 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
     assert!(warning.starts_with("evercred: helmholtz: Its access token ended 1 hour"), "{warning}");
     assert_eq!(warning.lines().count(), 1, "{warning}");
     // It does not, and only somebody can mend that: the jobs do not go.
-    for (kind, times) in [(Kind::ClientRefused, 1), (Kind::ClientRefused, 9), (Kind::Revoked, 1)] {
+    for (kind, times) in [(Kind::ClientRefused, 1), (Kind::ClientRefused, 9)] {
         ended(3600, Some(kind));
         desk.keeper_says(|credential| credential.error.as_mut().unwrap().times = times);
         let error = desk.submit("helmholtz", None, recorder().1).unwrap_err();
@@ -541,6 +541,13 @@ fn an_access_token_that_is_over_is_waited_for_while_the_keeper_is_at_it_else_tol
         );
         assert!(line.ends_with(&format!("({kind}: so it says); see `evercred explain {kind}`.")), "{line}");
     }
+    // A single refusal does not count yet: it is waited for as usual, and told.
+    ended(3600, Some(Kind::Revoked));
+    desk.keeper_says(|credential| credential.error.as_mut().unwrap().times = 1);
+    let (said, messages) = recorder();
+    desk.submit("helmholtz", None, messages).unwrap();
+    let warning = said();
+    assert!(warning.contains("Its access token ended 1 hour"), "{warning}");
     // No keeper: by its age.
     *desk.keeper.lock().unwrap() = Known::Nowhere;
     desk.age("helmholtz.top", 3600);
@@ -945,6 +952,25 @@ fn a_credential_that_the_keeper_calls_good_by_now_is_not_asked_for() {
 }
 
 #[test]
+fn a_rotation_by_the_keeper_is_not_the_approval_that_was_asked_for() {
+    let desk = Desk::new("");
+    desk.stored();
+    desk.knows(7199, None);
+    let other = desk.busy(Duration::from_secs(60));
+    let text = desk.on_terminal("helmholtz", |desk, screen| {
+        screen.wait_for(words::RENEW);
+        screen.type_line("yes");
+        screen.wait_for("waiting for it ...");
+        std::fs::write(desk.file("helmholtz.top"), r#"{"mytoken":"rotated"}"#).unwrap();
+        desk.age("helmholtz.top", 30);
+        desk.knows(7199, None);
+        drop(other);
+        approving(desk, screen);
+    });
+    assert!(text.contains(words::VISIT), "{text}");
+}
+
+#[test]
 fn a_use_that_is_older_than_the_top_is_waited_for() {
     let desk = Desk::new("");
     desk.stored();
@@ -1069,17 +1095,28 @@ fn ctrl_c_at_the_second_service_is_130_and_says_what_is_stored() {
 
 #[test]
 fn what_was_approved_and_is_not_stored_is_given_back() {
-    // credd refuses it, without and after a Ctrl-C; and it has it although it says no.
+    // credd refuses it, without and after a Ctrl-C; it has it although it says no; it may have it, and cannot be asked;
+    // and it could not be asked before, so that nothing was sent.
     let slow = "sleep 1; echo no >&2; exit 1";
-    for (store, cancel, alive) in [
-        ("echo no >&2; exit 1", false, 0),
-        (slow, true, 0),
-        ("cat > \"$dir/$name.top\"; printf '|' > \"$dir/$name.wish\"; exit 1", false, 1),
+    let deaf = "touch \"$dir/deaf\"; exit 1";
+    for (store, cancel, deaf_before, alive) in [
+        ("echo no >&2; exit 1", false, false, 0),
+        (slow, true, false, 0),
+        ("cat > \"$dir/$name.top\"; printf '|' > \"$dir/$name.wish\"; exit 1", false, false, 1),
+        (deaf, false, false, 1),
+        (deaf, false, true, 0),
     ] {
         let desk = Desk::new("");
-        let failing = STORE_CRED.replace("add-oauth)\n", &format!("add-oauth)\n        {store}\n"));
+        let failing = STORE_CRED.replace("add-oauth)\n", &format!("add-oauth)\n        {store}\n")).replace(
+            "query-oauth)\n",
+            "query-oauth)\n        [ -e \"$dir/deaf\" ] && { echo 'no answer' >&2; exit 1; }\n",
+        );
         put_script(&desk.file("condor_store_cred"), &failing);
         let text = desk.on_terminal("helmholtz", |desk, screen| {
+            if deaf_before {
+                screen.wait_for(words::POLLING);
+                std::fs::write(desk.file("deaf"), "").unwrap();
+            }
             approving(desk, screen);
             if cancel {
                 while desk.calls("add-oauth") == 0 {
@@ -1088,7 +1125,8 @@ fn what_was_approved_and_is_not_stored_is_given_back() {
                 desk.cancel();
             }
         });
-        assert!(text.contains("store helmholtz") && !text.contains("revoke"), "{text}");
+        let refused = if deaf_before { "answer about helmholtz" } else { "store helmholtz" };
+        assert!(text.contains(refused) && !text.contains("revoke"), "{text}");
         let records = desk.issuer.control().records(None);
         let living = records.iter().filter(|record| !record.revoked).count();
         assert_eq!((records.len(), living), (1, alive), "{store}");

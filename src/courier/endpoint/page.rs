@@ -123,6 +123,7 @@ fn title(page: &Page, figures: &Figures) -> String {
     let status = &page.status;
     match counts(figures) {
         _ if !status.courier => "network process down".into(),
+        _ if status.providers.iter().any(|issuer| issuer.down) => "an issuer is down".into(),
         (0, _) if page.ending > 0 => format!("{} end soon", page.ending),
         (0, 0) if status.sites.iter().any(|site| site.down) => "a site is down".into(),
         (0, 0) => "all well".into(),

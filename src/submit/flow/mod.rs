@@ -165,7 +165,7 @@ pub fn approve(wish: &Wish<'_>, watcher: &mut dyn Watcher, cancelled: &AtomicBoo
     })
 }
 
-/// Give a token back that was approved and is not stored, within [`BACK`].
+/// Give a token back that was approved and is not stored, within ten seconds.
 ///
 /// # Errors
 /// Why it may live on, in one line.
