@@ -204,10 +204,12 @@ impl Counter<'_> {
         let case = self.judge(request, stored, &(self.keeper)());
         // Of the very `.top` that was bad only the keeper can say that it is not: a keeper that cannot be asked now says
         // nothing.
-        // A keeper that rotates gives it another time, too: where a new approval is wanted, only a stored one counts.
-        let wanted = self.renew || matches!(before.1, Case::Ending(_));
+        // A keeper that rotates gives it another time, too: where a new approval is wanted, it counts if it was noted by who
+        // stored it, or ends soon no more.
+        let wanted = self.renew || before.1.ending().is_some();
         let noted = || Note::read(&self.note_places, request).map(|note| note.top) == stored.top();
-        let replaced = stored.top() != before.0.top() && (!wanted || noted());
+        let longer = before.1.ending().is_some() && case.ending().is_none();
+        let replaced = stored.top() != before.0.top() && (!wanted || noted() || longer);
         let recovered = !before.1.is_good() && matches!(case, Case::Valid(_) | Case::Ending(_));
         if case.is_good() && (replaced || recovered) {
             voice.tell(Event::Found(request, case));
