@@ -1,13 +1,16 @@
 //! Who is to be told what, before it hurts: pure decisions over how credentials stand and what was told before.
 //!
-//! A person is told once a step before a refresh token ends (of the steps that are less than nine tenths of its life: who has
-//! just approved is told nothing; if none is, once when its last quarter begins), once when the issuer refuses it while jobs need it, and once
-//! when it is renewed again after that;
-//! What may be the user's fault or the admins' (a scope, a key) is told to the user as long as no other user of the provider
-//! has it, and to the admins alone once several have;
-//! admins are told once a provider, and once a site, for each kind of trouble, once for an issuer that is down (whatever else its
-//! credentials show meanwhile), and once when it works again. What was told is [`Memory`], which outlives restarts. It is cleared
-//! only by what mends the trouble (a renewal, another end, the credential gone), never by time.
+//! A user is told
+//! - once a step before a refresh token ends; of the steps only those that are less than nine tenths of its life, so that
+//!   who has just approved is told nothing; where none is, once when its last quarter begins;
+//! - once when the issuer refuses it while jobs need it, and once when it is renewed again after that;
+//! - what may be the user's fault or the admins' (a scope, a key) as long as no other user of the provider has it.
+//!
+//! Admins are told, once a provider and once a site, each kind of trouble that is theirs to mend; once that an issuer is
+//! down, whatever its credentials show meanwhile; and once that it works again.
+//!
+//! What was told is [`Memory`], which outlives restarts. It is cleared only by what mends the trouble (a renewal, another
+//! end, the credential gone), never by time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +19,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use super::standing::{Jobs, Policy, Provider, Queue, Standing, Standings};
 use super::{
     budget::Outage,
     ending::same_end,
@@ -25,87 +29,6 @@ use super::{
     time::Timestamp,
 };
 use crate::error::Kind;
-
-/// When to tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// Before a refresh token ends, longest first.
-    pub steps: Vec<Duration>,
-    /// So many failures in a row are no passing thing.
-    pub after_failures: u32,
-    /// A site that is behind for so long stays behind.
-    pub site_behind: Duration,
-}
-
-/// How one credential stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// Which.
-    pub id: CredentialId,
-    /// Name of its provider.
-    pub provider: String,
-    /// When the access token ends.
-    pub expires: Option<Timestamp>,
-    /// When the refresh token ends, if that is known.
-    pub refresh_ends: Option<Timestamp>,
-    /// Whether each renewal moves that end on, so that it comes only if renewals fail; none: that has not shown yet.
-    pub rolling: Option<bool>,
-    /// When it was stored, if that is known: by whoever approved, as far as the daemon saw it.
-    pub approved: Option<Timestamp>,
-    /// We have replaced what was stored then: after a restart nothing tells any more when that was.
-    pub rotated: bool,
-    /// What is wrong, and how often in a row; not what may only be left of an issuer's outage that is over.
-    pub error: Option<(Kind, u32)>,
-    /// Nothing is asked any more.
-    pub parked: bool,
-    /// It was renewed since the daemon started, and nothing is wrong since.
-    pub well: bool,
-}
-
-impl Standing {
-    fn item(&self, matter: Matter, step: Option<u64>) -> Item {
-        let (id, provider) = (self.id.clone(), self.provider.clone());
-        Item { id, provider, matter, step, expires: self.expires }
-    }
-
-    /// What fails so often in a row is no passing thing; nor is what nobody tries again.
-    fn stays(&self, policy: &Policy, times: u32) -> bool {
-        self.parked || times >= policy.after_failures
-    }
-}
-
-/// How a provider stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Provider {
-    /// Its name.
-    pub name: String,
-    /// Its issuer is down, or refuses our client.
-    pub outage: Option<Outage>,
-    /// Credentials that need it.
-    pub living: usize,
-    /// The soonest end of their access tokens.
-    pub soonest: Option<Timestamp>,
-    /// Its issuer is not down, and has renewed a credential since the daemon started with which nothing is wrong since.
-    pub well: bool,
-}
-
-impl Provider {
-    /// An outage that is no passing thing.
-    fn lasting(&self, policy: &Policy) -> Option<Outage> {
-        self.outage.filter(|outage| outage.times >= policy.after_failures)
-    }
-}
-
-/// How everything stands that notices look at.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Standings {
-    /// Credentials that are in trouble, will be, or were: others need not be there.
-    pub credentials: Vec<Standing>,
-    /// All providers.
-    pub providers: Vec<Provider>,
-    /// All sites.
-    pub sites: Vec<Site>,
-}
 
 /// What people have been told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,42 +65,6 @@ impl Told {
     }
 }
 
-/// Jobs of one user.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Queue {
-    /// How many there are.
-    pub count: u64,
-    /// Some of them, as `cluster.proc`.
-    pub named: Vec<String>,
-}
-
-/// Jobs by user; a user who is not in it has none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Jobs {
-    /// Nobody could be asked: everybody may have some.
-    Unknown,
-    /// These.
-    Known(BTreeMap<String, Queue>),
-}
-
-impl Jobs {
-    /// The user's.
-    #[must_use]
-    pub fn of(&self, user: &UserName) -> Queue {
-        match self {
-            Self::Unknown => Queue::default(),
-            Self::Known(jobs) => jobs.get(user.as_str()).cloned().unwrap_or_default(),
-        }
-    }
-
-    fn may_have(&self, user: &UserName) -> bool {
-        match self {
-            Self::Unknown => true,
-            Self::Known(jobs) => jobs.get(user.as_str()).is_some_and(|queue| queue.count > 0),
-        }
-    }
-}
-
 /// What is wrong with a credential, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Matter {
@@ -203,6 +90,11 @@ pub struct Item {
 }
 
 impl Item {
+    fn of(standing: &Standing, matter: Matter, step: Option<u64>) -> Self {
+        let (id, provider) = (standing.id.clone(), standing.provider.clone());
+        Self { id, provider, matter, step, expires: standing.expires }
+    }
+
     /// What is wrong with it already.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
@@ -466,7 +358,7 @@ fn due<'a, 'm>(
             && standing.stays(policy, times)
         {
             // Another kind of refusal is no news.
-            return told.refused.is_none().then(|| standing.item(Matter::Refused(kind), None));
+            return told.refused.is_none().then(|| Item::of(standing, Matter::Refused(kind), None));
         }
         let at = standing.refresh_ends.filter(|_| !standing.parked)?;
         let since = told.since(standing, at);
@@ -476,7 +368,7 @@ fn due<'a, 'm>(
         let fails = standing.error.is_some_and(|(_, times)| times >= policy.after_failures);
         let step = step(policy, now, at, since).filter(|_| stays || fails)?;
         let heard = told.is_some_and(|(_, least)| least <= step);
-        (!heard).then(|| standing.item(Matter::Ending(at), Some(step)))
+        (!heard).then(|| Item::of(standing, Matter::Ending(at), Some(step)))
     })
 }
 
@@ -554,6 +446,7 @@ fn stays_behind(policy: &Policy, memory: &Memory, now: Timestamp, site: &Site) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::standing::of_tests as standing;
 
     const DAY: u64 = 86_400;
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -561,21 +454,6 @@ mod tests {
     fn policy() -> Policy {
         let steps = [7 * DAY, 2 * DAY, 6 * 3600].map(Duration::from_secs).to_vec();
         Policy { steps, after_failures: 3, site_behind: Duration::from_secs(1800) }
-    }
-
-    fn standing(user: &str) -> Standing {
-        Standing {
-            id: CredentialId::from_base(UserName::parse(user).unwrap(), "grid").unwrap(),
-            provider: "grid".into(),
-            expires: None,
-            refresh_ends: None,
-            rolling: Some(false),
-            approved: None,
-            rotated: false,
-            error: None,
-            parked: false,
-            well: false,
-        }
     }
 
     fn ending(user: &str, left: u64) -> Standing {
@@ -835,7 +713,7 @@ mod tests {
         memory.note(&Notice::User {
             user: UserName::parse("c").unwrap(),
             jobs: Queue::default(),
-            items: vec![standing("c").item(Matter::Refused(Kind::Revoked), None)],
+            items: vec![Item::of(&standing("c"), Matter::Refused(Kind::Revoked), None)],
         });
         let well = all(&[Standing { well: true, ..standing("c") }]);
         for (room, expected) in [(0, 1), (1, 0)] {

@@ -3,4 +3,5 @@
 mod approval;
 mod far;
 pub mod issuer;
+mod screen;
 pub mod tour;

@@ -4,9 +4,8 @@
 //! system's temporary directory, without anything of value in it.
 
 use std::{
-    fmt::Write as _,
     fs,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
@@ -30,8 +29,8 @@ use super::{
     approval::{self, News},
     far::Far,
     issuer::{Issuer, MytokenWish, Options, Outage, Rotation, Running, TokenWish},
+    screen::{Screen, Tone},
 };
-use crate::submit::terminal::Look;
 
 const LIFETIME: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(200);
@@ -199,72 +198,15 @@ impl Drop for Monitor {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tone {
-    Quiet,
-    Good,
-    Bad,
-    Story,
-}
-
-/// The terminal or pipe: lines that stay, and a table below them that is drawn anew.
-struct Screen {
-    start: Instant,
-    colour: bool,
-    live: bool,
-    drawn: usize,
-}
-
-impl Screen {
-    fn new(plain: bool) -> Self {
-        let terminal = io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let live = terminal && !plain;
-        let colour = live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { start: Instant::now(), colour, live, drawn: 0 }
-    }
-
-    /// For the prompt: as wide as usual, without the QR code, whose square would fill the screen.
-    fn look(&self) -> Look {
-        Look { columns: 80, rows: 24, colour: self.colour, live: false, blocks: false }
-    }
-
-    fn erase(&mut self, text: &mut String) -> std::fmt::Result {
-        if self.drawn > 0 {
-            write!(text, "\x1b[{}A\x1b[J", self.drawn)?;
-            self.drawn = 0;
-        }
-        Ok(())
-    }
-
-    fn print(&mut self, lines: &[(Tone, String)], table: Option<&[Watched]>) -> io::Result<()> {
-        let mut text = String::new();
-        self.erase(&mut text).map_err(io::Error::other)?;
-        let at = self.start.elapsed().as_secs_f64();
-        for (tone, line) in lines {
-            let (on, off) = match tone {
-                _ if !self.colour => ("", ""),
-                Tone::Quiet => ("\x1b[2m", "\x1b[0m"),
-                Tone::Good => ("\x1b[32m", "\x1b[0m"),
-                Tone::Bad => ("\x1b[33m", "\x1b[0m"),
-                Tone::Story => ("\x1b[1m", "\x1b[0m"),
-            };
-            writeln!(text, "{at:6.1} s  {on}{line}{off}").map_err(io::Error::other)?;
-        }
-        if let Some(all) = table.filter(|_| self.live) {
-            text.push('\n');
-            for one in all {
-                let left = one.exp.saturating_sub(wall());
-                let bar = "#".repeat(usize::try_from(left.min(20)).unwrap_or(0));
-                let name = format!("{}/{}", one.user, one.service);
-                writeln!(text, "  {name:<14} {bar:<20} {left:>2} s left  published {}", one.published)
-                    .map_err(io::Error::other)?;
-            }
-            self.drawn = all.len() + 1;
-        }
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()
-    }
+/// For the table below the lines.
+fn table(all: &[Watched]) -> Vec<String> {
+    let row = |one: &Watched| {
+        let left = one.exp.saturating_sub(wall());
+        let bar = "#".repeat(usize::try_from(left.min(20)).unwrap_or(0));
+        let name = format!("{}/{}", one.user, one.service);
+        format!("{name:<14} {bar:<20} {left:>2} s left  published {}", one.published)
+    };
+    all.iter().map(row).collect()
 }
 
 /// New lines of the monitor's log.
@@ -335,7 +277,7 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     let (config_file, log_file) = (home.0.join("evercred.toml"), home.0.join("log"));
     let mut far = Far::new(&home.0)?;
     fs::write(&config_file, config(&issuer, &credentials, &far))?;
-    screen.print(&opening(&issuer), None)?;
+    screen.print(&opening(&issuer), &[])?;
     let mut monitor = Monitor::start(&config_file, &credentials, &log_file)?;
     let oauth2 = |user: &str| {
         let wish = TokenWish { user: user.into(), scope: "storage.read:/".into(), ..TokenWish::default() };
@@ -350,7 +292,7 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     ];
     screen.print(
         &[(Tone::Story, "Three credentials are stored: alice and carol (OAuth2, rotating), bob (mytoken).".into())],
-        None,
+        &[],
     )?;
 
     let news = approval::start(&config_file, issuer.control(), screen.look(), yes, Arc::clone(&stop));
@@ -359,9 +301,9 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     let revoke_at = run_for.mul_f64(0.12);
     let (mut revoked, mut out, mut back, mut refused, mut parked) = (false, false, false, false, false);
     let mut died = false;
-    while screen.start.elapsed() < run_for && !stop.load(Relaxed) {
+    while screen.elapsed() < run_for && !stop.load(Relaxed) {
         let mut lines = Vec::new();
-        let elapsed = screen.start.elapsed();
+        let elapsed = screen.elapsed();
         if !revoked && elapsed >= revoke_at {
             revoked = control.revoke_user("carol") > 0;
             lines.push((Tone::Story, "carol's refresh token is revoked at the issuer.".into()));
@@ -395,8 +337,8 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
             died = true;
             lines.push((Tone::Bad, "The credential monitor ended.".into()));
         }
-        if !lines.is_empty() || screen.live {
-            screen.print(&lines, Some(&all))?;
+        if !lines.is_empty() || screen.is_live() {
+            screen.print(&lines, &table(&all))?;
         }
         if died {
             break;
@@ -413,11 +355,11 @@ fn tour(run_for: Duration, plain: bool, yes: bool) -> io::Result<bool> {
     }
     lines.extend(unapproved(&all, yes && !interrupted));
     let good = !died && lines.iter().all(|(tone, _)| *tone != Tone::Bad);
-    screen.print(&lines, None)?;
+    screen.print(&lines, &[])?;
     if !good {
         let last: Vec<_> = fs::read_to_string(&log.path).unwrap_or_default().lines().map(str::to_owned).collect();
         let last = last.iter().rev().take(5).rev().map(|line| (Tone::Quiet, format!("log: {line}")));
-        screen.print(&last.collect::<Vec<_>>(), None)?;
+        screen.print(&last.collect::<Vec<_>>(), &[])?;
     }
     Ok(good || interrupted)
 }

@@ -8,7 +8,7 @@ use std::{
         Arc, OnceLock,
         mpsc::{Receiver, Sender, channel},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::unistd::{User, geteuid};
@@ -24,7 +24,7 @@ use super::{
     driver::{Clock, Driver, End, Input, Owner},
     environ,
     link::{Link, Recipe},
-    log,
+    log, reload,
     replicas::{self, Replication},
     revoker::Revoker,
     scanner, status,
@@ -33,7 +33,7 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Daemon, Outward, Provider, STATUS_SOCKET, Settings},
+        settings::{Outward, Provider, STATUS_SOCKET, Settings},
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
@@ -44,8 +44,6 @@ use crate::{
 
 /// How long a stop waits for the last lines of the audit log, and of the log.
 const LAST_LINES: Duration = Duration::from_millis(300);
-/// At most one reload in this time.
-const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
 /// How long `--once` waits for sites; a later start goes on with the rest.
 const ONCE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -137,7 +135,9 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
     let mut before: Option<Driver> = None;
     let mut scan_from = clock.now().tick;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock)?;
-    reloader(sources, log.clone(), fingerprint(&settings), hung_up, inputs.clone()).map_err(failed)?;
+    let fits = |settings: &Settings| self::owners(settings).and_then(|_| become_ids(settings)).map(drop);
+    reload::start(sources, log.clone(), reload::fingerprint(&settings), hung_up, inputs.clone(), fits)
+        .map_err(failed)?;
     let mut notices = None;
     tell_people(&settings, &mut notices, &inputs)?;
     let mut announcer = Announcer::new(audit.clone());
@@ -190,7 +190,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         if let Some(new) = driver.reloaded.take() {
             settings = *new;
         }
-        let late = at_next_start(args, &started_with, &settings.daemon);
+        let late = reload::at_next_start(args, &started_with, &settings.daemon);
         if !late.is_empty() {
             tracing::warn!(keys = late.join(" "), "changed, and takes effect at the next start");
         }
@@ -226,21 +226,6 @@ impl Drop for Retires {
     fn drop(&mut self) {
         self.0.retire();
     }
-}
-
-/// What a reload has found changed and cannot change: what the process has opened at its start.
-fn at_next_start(args: &cli::Credmon, now: &Daemon, new: &Daemon) -> Vec<&'static str> {
-    let log = args.log.is_none() && !args.foreground;
-    let keys = [
-        ("credential_directory", now.credential_directory != new.credential_directory),
-        ("share_directory", now.share_directory != new.share_directory),
-        ("status_socket", now.status_socket != new.status_socket),
-        ("log", log && now.log != new.log),
-        ("log_format", now.log_format != new.log_format),
-        ("MAX_CREDMON_OAUTH_LOG", now.log_limit != new.log_limit),
-        ("MAX_NUM_CREDMON_OAUTH_LOG", now.log_keep != new.log_keep),
-    ];
-    keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
 }
 
 /// After a reload: the audit log may be another one.
@@ -451,71 +436,4 @@ fn signals(inputs: Sender<Input>, at_work: Arc<OnceLock<Arc<Spool>>>) -> std::io
         }
     })?;
     Ok(())
-}
-
-/// Reads the configuration again after hang-ups, at most once a second, and tells the driver only of a valid change.
-fn reloader(
-    sources: Sources,
-    log: log::LogHandle,
-    mut before: Vec<u8>,
-    hung_up: Receiver<()>,
-    inputs: Sender<Input>,
-) -> std::io::Result<()> {
-    std::thread::Builder::new().name("reloader".into()).spawn(move || {
-        while hung_up.recv().is_ok() {
-            while hung_up.try_recv().is_ok() {}
-            let started = Instant::now();
-            if let Err(error) = log.reopen() {
-                tracing::warn!(%error, "keeping the log that is open");
-            }
-            match config::load(&sources) {
-                Ok(settings) => {
-                    let now = fingerprint(&settings);
-                    // What only the start would find out must not end a daemon that runs.
-                    if let Err(report) = owners(&settings).and_then(|_| become_ids(&settings)) {
-                        tracing::error!(%report, "the configuration cannot be used; keeping the old settings");
-                    } else if now != before {
-                        before = now;
-                        drop(inputs.send(Input::Reload(Box::new(settings))));
-                    }
-                }
-                Err(problems) => {
-                    for problem in problems {
-                        let what = if problem.passing { "not known" } else { "broken" };
-                        tracing::error!(%problem, "the configuration is {what}; keeping the old settings");
-                    }
-                }
-            }
-            std::thread::sleep(BETWEEN_RELOADS.saturating_sub(started.elapsed()));
-        }
-    })?;
-    Ok(())
-}
-
-/// A digest of everything configured, secrets included: equal digests, nothing to do.
-fn fingerprint(settings: &Settings) -> Vec<u8> {
-    use sha2::{Digest, Sha256};
-    let mut hash = Sha256::new();
-    if let Ok(bytes) = postcard::to_stdvec(&settings.providers).map(zeroize::Zeroizing::new) {
-        hash.update(&*bytes);
-    }
-    if let Ok(bytes) = postcard::to_stdvec(&settings.sites).map(zeroize::Zeroizing::new) {
-        hash.update(&*bytes);
-    }
-    for provider in &settings.providers {
-        hash.update(format!("{:?}", provider.fernet_key_file));
-        // A key may be replaced in its place.
-        if let Some(path) = &provider.fernet_key_file {
-            hash.update(&*zeroize::Zeroizing::new(std::fs::read(path).unwrap_or_default()));
-        }
-    }
-    if let Some(notices) = &settings.notices {
-        // Secrets are in the one, what the keeper goes by is in the other.
-        if let Ok(bytes) = postcard::to_stdvec(&notices.post).map(zeroize::Zeroizing::new) {
-            hash.update(&*bytes);
-        }
-        hash.update(format!("{notices:?}"));
-    }
-    hash.update(format!("{:?}", settings.daemon));
-    hash.finalize().to_vec()
 }

@@ -2,7 +2,8 @@
 //!
 //! [`driver`] is the loop around the planner; [`disk`] does the file work on threads of a [`crew`], [`scanner`] looks at
 //! directories, [`link`] runs the courier; [`status`] tells and [`control`] takes orders, on local sockets;
-//! [`approvals`] reads and stores for the web page. If any of them is interrupted, nothing is torn: files change by rename only.
+//! [`approvals`] reads and stores for the web page; [`lifecycle`] starts and ends all that, and [`reload`] says when the
+//! configuration has changed. If any of them is interrupted, nothing is torn: files change by rename only.
 
 pub mod announce;
 pub mod approvals;
@@ -19,6 +20,7 @@ pub mod journal;
 pub mod lifecycle;
 pub mod link;
 pub mod log;
+pub mod reload;
 pub mod replicas;
 pub mod revoker;
 pub mod scanner;

@@ -4,31 +4,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::OpenOptions,
-    io::Read,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     time::{Duration, Instant},
 };
 
-use nix::{libc, unistd::gethostname};
+use nix::unistd::gethostname;
 
 use super::{
+    address,
     child::Ids,
     jobs,
-    letter::{self, Letter, Way},
+    letter::{Letter, Way},
     outbox::Outbox,
     sendmail,
 };
 use crate::{
-    config::{
-        notices::map_line,
-        settings::{Notices, Settings},
-    },
+    config::settings::{Notices, Settings},
     core::{
         id::{CredentialId, UserName},
-        notice::{self, Jobs, Memory, Notice, Standings},
+        notice::{self, Jobs, Memory, Standings},
         time::Timestamp,
     },
     keeper::driver::Input,
@@ -42,8 +37,6 @@ const DELIVERY: Duration = Duration::from_secs(90);
 /// How often `condor_q` may fail until refusals are told to everybody, and after how long it is asked again.
 const ASKED: u32 = 3;
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// No mail map is larger.
-const MAX_MAP: u64 = 4 << 20;
 
 /// What the rounds go by.
 #[derive(Debug, Clone)]
@@ -153,7 +146,7 @@ struct UnderWay {
     since: Instant,
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     Timestamp(jiff::Timestamp::now().as_millisecond())
 }
 
@@ -279,15 +272,15 @@ impl Rounds {
         };
         let Some(outbox) = &self.outbox else { return };
         // A user gets a mail, and the webhook a document of it.
-        let ways = [mail_way(&recipe.notices).is_some(), recipe.notices.post.webhook.is_some()];
+        let ways = [address::mail_way(&recipe.notices).is_some(), recipe.notices.post.webhook.is_some()];
         let room = outbox.room(false) / ways.into_iter().filter(|way| *way).count().max(1);
         let (mut notices, mut waiting) = notice::decide(policy, &memory, now(), &standings, &jobs, room);
         let mut why = "too many letters wait".to_owned();
         let mut map = HashMap::new();
         if let Some(path) = &recipe.notices.mail_map
-            && notices.iter().any(is_users)
+            && notices.iter().any(address::is_users)
         {
-            match read_map(path) {
+            match address::read_map(path) {
                 Ok(read) => map = read,
                 Err(error) => {
                     why = format!("notices.mail_map {}: {error}", path.display());
@@ -295,12 +288,14 @@ impl Rounds {
                 }
             }
         }
-        let letters: Vec<Letter> = notices.iter().flat_map(|one| letters(one, recipe, &map, &self.host)).collect();
+        let letters: Vec<Letter> =
+            notices.iter().flat_map(|one| address::letters(one, recipe, &map, &self.host)).collect();
         if letters.iter().filter(|letter| letter.for_admins).count() > outbox.room(true) {
             let whom = "those of a whole round".to_owned();
             return self.not_told(recipe, whom, "too many letters wait".into());
         }
-        let without: Vec<String> = notices.iter().filter_map(|one| has_no_address(one, recipe, &map)).collect();
+        let without: Vec<String> =
+            notices.iter().filter_map(|one| address::has_no_address(one, recipe, &map)).collect();
         for notice in &notices {
             memory.note(notice);
         }
@@ -361,7 +356,7 @@ impl Rounds {
 
     /// Somebody is not told, or not yet: for the log, the counts and the audit log.
     fn not_told(&self, recipe: &Recipe, whom: String, why: String) {
-        let way = mail_way(&recipe.notices).unwrap_or(Way::Webhook);
+        let way = address::mail_way(&recipe.notices).unwrap_or(Way::Webhook);
         tracing::error!(way = way.word(), whom, why, "not told");
         let subject = "not told".to_owned();
         // The driver goes with the daemon.
@@ -446,77 +441,9 @@ fn id(name: &str) -> Option<CredentialId> {
     CredentialId::from_base(UserName::parse(user).ok()?, base).ok()
 }
 
-/// How mails travel, if they do.
-fn mail_way(notices: &Notices) -> Option<Way> {
-    match (&notices.post.smtp, &notices.sendmail) {
-        (Some(_), _) => Some(Way::Smtp),
-        (None, Some(_)) => Some(Way::Sendmail),
-        (None, None) => None,
-    }
-}
-
-fn is_users(notice: &Notice) -> bool {
-    matches!(notice, Notice::User { .. } | Notice::Well { .. })
-}
-
-/// A user who is to be mailed by the map, and is not in it.
-fn has_no_address(notice: &Notice, Recipe { notices, .. }: &Recipe, map: &HashMap<String, String>) -> Option<String> {
-    let (Notice::User { user, .. } | Notice::Well { user, .. }) = notice else { return None };
-    let mails = mail_way(notices).is_some() && notices.mail_map.is_some() && notices.mail_to.is_none();
-    (mails && !map.contains_key(user.as_str())).then(|| letter::whom(notice))
-}
-
-/// The letters of a notice, by every way that is configured for its recipient.
-fn letters(notice: &Notice, recipe: &Recipe, map: &HashMap<String, String>, host: &str) -> Vec<Letter> {
-    let notices = &recipe.notices;
-    let (subject, text) = letter::text(notice, now(), host);
-    let to: Vec<String> = match notice {
-        Notice::User { user, .. } | Notice::Well { user, .. } => {
-            let name = user.as_str();
-            let template = || notices.mail_to.as_ref().map(|template| template.replace("{user}", name));
-            map.get(name).cloned().or_else(template).into_iter().collect()
-        }
-        Notice::Admins { .. } | Notice::Over { .. } | Notice::Site { .. } => notices.admins.clone(),
-    };
-    let of_user = is_users(notice);
-    let letter = |way, to: Option<String>, body: &str| Letter {
-        way,
-        whom: match &to {
-            Some(address) if !of_user => format!("{} ({address})", letter::whom(notice)),
-            _ => letter::whom(notice),
-        },
-        for_admins: !of_user,
-        from: notices.mail_from.clone().unwrap_or_default(),
-        to: to.into_iter().collect(),
-        subject: subject.clone(),
-        body: body.to_owned(),
-    };
-    let mut letters = Vec::new();
-    // A letter for each address: one that a mail server refuses keeps no other from its letter.
-    if let Some(way) = mail_way(notices) {
-        letters.extend(to.into_iter().map(|address| letter(way, Some(address), &text)));
-    }
-    if notices.post.webhook.is_some() {
-        letters.push(letter(Way::Webhook, None, &letter::document(notice, now(), host)));
-    }
-    if notices.post.slack.is_some() && !of_user {
-        letters.push(letter(Way::Slack, None, &text));
-    }
-    letters
-}
-
-fn read_map(path: &Path) -> std::io::Result<HashMap<String, String>> {
-    let mut text = String::new();
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if file.take(MAX_MAP + 1).read_to_string(&mut text)? > usize::try_from(MAX_MAP).unwrap_or(usize::MAX) {
-        return Err(std::io::Error::other(format!("larger than {MAX_MAP} bytes")));
-    }
-    Ok(text.lines().filter_map(map_line).map(|(user, address)| (user.to_owned(), address.to_owned())).collect())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, sync::mpsc};
+    use std::{fs, path::Path, sync::mpsc};
 
     use super::*;
     use crate::{
@@ -524,6 +451,7 @@ mod tests {
         core::{
             budget::Outage,
             notice::{Policy, Provider, Standing},
+            standing,
         },
         error::Kind,
         notice::outbox::MOST,
@@ -676,16 +604,8 @@ mod tests {
     /// These users' tokens end soon, and the issuer is down.
     fn standings(users: &[&str]) -> Standings {
         let credential = |user: &&str| Standing {
-            id: CredentialId::from_base(UserName::parse(user).unwrap(), "grid").unwrap(),
-            provider: "grid".into(),
-            expires: None,
             refresh_ends: Some(now().plus(Duration::from_secs(600))),
-            rolling: Some(false),
-            approved: None,
-            rotated: false,
-            error: None,
-            parked: false,
-            well: false,
+            ..standing::of_tests(user)
         };
         let outage = Some(Outage { kind: Kind::Timeout, since: now(), times: 9 });
         let grid = Provider { name: "grid".into(), outage, living: 1, soonest: None, well: false };

@@ -110,6 +110,13 @@ pub fn speaks_of(known: &Credential, stored: Stored) -> bool {
     }
 }
 
+/// Whether what is wrong is a single refusal: it may be the issuer's mistake, and is asked again before it counts.
+#[must_use]
+pub fn is_doubted(known: &Credential) -> bool {
+    let once = |trouble: &Trouble| trouble.kind.class() == Class::Refused && trouble.times < 2;
+    known.state != State::Parked && known.error.as_ref().is_some_and(once)
+}
+
 /// Which case it is, by the keeper's word.
 #[must_use]
 pub fn judge(stored: Stored, known: &Credential, now: Timestamp) -> Case {
@@ -121,12 +128,8 @@ pub fn judge(stored: Stored, known: &Credential, now: Timestamp) -> Case {
     // Trouble from before the `.top` is that of an older one, which the keeper has not looked past yet.
     let trouble = known.error.as_ref().filter(|trouble| trouble.since.is_none_or(|since| since.secs() >= top));
     let ended = known.refresh_token_expires.filter(|end| *end <= now);
-    // A single refusal may be the issuer's mistake.
-    let confirmed = |trouble: &Trouble| known.state == State::Parked || trouble.times >= 2;
     match (trouble.map(|trouble| trouble.kind), ended) {
-        (Some(kind), None) if kind.class() == Class::Refused && !trouble.is_some_and(confirmed) => {
-            return Case::Doubted(kind);
-        }
+        (Some(kind), None) if is_doubted(known) => return Case::Doubted(kind),
         (Some(Kind::Revoked), _) => return Case::Revoked,
         (_, Some(end)) => return Case::Expired(Some(now.since(end))),
         (Some(Kind::Expired), None) => return Case::Expired(None),

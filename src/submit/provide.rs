@@ -337,8 +337,7 @@ impl Counter<'_> {
             let credential = spoken_of(request, stored, known);
             let Some(stale) = cases::stale(stored, credential, now()) else { return Ok(()) };
             let trouble = credential.and_then(|credential| credential.error.as_ref());
-            // One refusal is not believed yet: it is asked again.
-            let doubted = trouble.is_some_and(|trouble| trouble.kind.class() == Class::Refused && trouble.times < 2);
+            let doubted = credential.is_some_and(cases::is_doubted);
             if let Some(trouble) =
                 trouble.filter(|trouble| !doubted && matches!(trouble.kind.class(), Class::Ours | Class::Refused))
             {

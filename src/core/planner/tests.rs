@@ -1,4 +1,5 @@
 //! The planner's rules (DESIGN §2, 1–8) as properties over random histories of a small world.
+//! The file is long: each rule has its property, over the same histories, and its corners in small beside it.
 
 mod world;
 
