@@ -22,7 +22,7 @@ use super::{
     deliveries::Ears,
     disk::{self, Disk},
     driver::{Clock, Driver, End, Input, Owner},
-    environ,
+    environ, groups,
     link::{Link, Recipe},
     log, reload,
     replicas::{self, Replication},
@@ -377,7 +377,8 @@ fn replicate(
             );
             return Err(Report::new(what, config_exit()).advise("let each have a user of its own"));
         }
-        let groups = replicas::group_ids(&user).into_iter().map(nix::unistd::Gid::as_raw).collect();
+        let ids = groups::ids(&user).unwrap_or_else(|| vec![user.gid]);
+        let groups = ids.into_iter().map(nix::unistd::Gid::as_raw).collect();
         Some(Become { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups })
     } else {
         None

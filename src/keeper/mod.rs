@@ -16,6 +16,7 @@ pub mod deliveries;
 pub mod disk;
 pub mod driver;
 mod environ;
+pub mod groups;
 pub mod journal;
 pub mod lifecycle;
 pub mod link;

@@ -18,7 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::unistd::{Gid, Group, User, getgrouplist};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -26,6 +25,7 @@ use super::{
     board::Board,
     deliveries::{Deliveries, Ears},
     driver::Clock,
+    groups::{self, Groups},
     journal::{Confirmed, Journal, JournalError, id_of},
     link::{Link, Peer},
     told::Told as Once,
@@ -52,8 +52,6 @@ use crate::{
 
 /// How often the same error of the same withdrawal is told.
 const TOLD: u32 = 3;
-/// How long a user's groups are believed.
-const GROUPS_LIFE: Duration = Duration::from_secs(600);
 /// How old what the board shows of sites may be.
 const SHOWN: Duration = Duration::from_secs(1);
 
@@ -342,7 +340,10 @@ struct Desk {
     seen: BTreeMap<CredentialId, Read>,
     /// Whose they are; more than one at once is a mistake, and none of them is sent there.
     files: HashMap<String, BTreeSet<CredentialId>>,
-    groups: HashMap<UserName, (Instant, BTreeSet<String>)>,
+    groups: Groups,
+    /// For want of a name service it is not known which sites want them.
+    unsure: BTreeSet<CredentialId>,
+    looked_again: Instant,
     errors: BTreeMap<(CredentialId, usize), String>,
     /// The same error of the same replica is told once an hour.
     told: BTreeMap<(CredentialId, usize), Once<Kind>>,
@@ -421,7 +422,9 @@ impl Desk {
             notes,
             seen: BTreeMap::new(),
             files: HashMap::new(),
-            groups: HashMap::new(),
+            groups: Groups::default(),
+            unsure: BTreeSet::new(),
+            looked_again: Instant::now(),
             errors: BTreeMap::new(),
             told: BTreeMap::new(),
             deliveries: Deliveries::new(ears, board.clone()),
@@ -480,6 +483,14 @@ impl Desk {
                     wait = wait.min(left);
                 }
             }
+            if !self.unsure.is_empty() {
+                let left = groups::AGAIN.saturating_sub(self.looked_again.elapsed());
+                if left.is_zero() {
+                    self.look_again();
+                    continue;
+                }
+                wait = wait.min(left);
+            }
             let mut one = match told.recv_timeout(wait) {
                 Ok(one) => Some(one),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -532,6 +543,7 @@ impl Desk {
                 for id in gone {
                     self.forget(&id);
                 }
+                self.unsure.retain(|id| id.user != user || ids.contains(id));
                 if !self.looked {
                     self.found.0.insert(user);
                     self.found.1.extend(ids.iter().cloned());
@@ -546,6 +558,7 @@ impl Desk {
                 for id in gone {
                     self.forget(&id);
                 }
+                self.unsure.retain(|id| users.contains(&id.user));
                 if !self.looked {
                     self.miss(&users);
                 }
@@ -771,24 +784,31 @@ impl Desk {
     }
 
     fn wanting(&mut self, id: &CredentialId) -> Vec<usize> {
-        let groups = if self.sites.iter().any(|site| !site.rules.groups.is_empty()) {
-            self.groups_of(&id.user)
+        let by_group = self.sites.iter().any(|site| !site.rules.groups.is_empty());
+        let known = if by_group { self.groups.of(&id.user, Instant::now(), groups::ask) } else { None };
+        if by_group && known.is_none() {
+            self.unsure.insert(id.clone());
         } else {
-            BTreeSet::new()
+            self.unsure.remove(id);
+        }
+        // As long as nobody tells who is in a group, what a site has it keeps.
+        let (seen, memory) = (self.seen.get(id), self.journal.memory(id));
+        let has = |index: usize, site: &Site| {
+            seen.is_some_and(|read| read.sites.contains(&index))
+                || memory.and_then(|memory| memory.sites.get(&site.name)).is_some_and(|there| there.generation > 0)
         };
-        let wants = |site: &Site| site.rules.want(id, |group| groups.contains(group));
-        self.sites.iter().enumerate().filter(|(_, site)| wants(site)).map(|(index, _)| index).collect()
+        let wants = |(index, site): &(usize, &Site)| {
+            site.rules.want(id, |group| known.map_or_else(|| has(*index, site), |groups| groups.contains(group)))
+        };
+        self.sites.iter().enumerate().filter(wants).map(|(index, _)| index).collect()
     }
 
-    fn groups_of(&mut self, user: &UserName) -> BTreeSet<String> {
-        if let Some((since, groups)) = self.groups.get(user)
-            && since.elapsed() < GROUPS_LIFE
-        {
-            return groups.clone();
+    /// Those of whom it was not known who wants them: once more.
+    fn look_again(&mut self) {
+        self.looked_again = Instant::now();
+        for id in std::mem::take(&mut self.unsure) {
+            self.look(&id);
         }
-        let groups = groups(user);
-        self.groups.insert(user.clone(), (Instant::now(), groups.clone()));
-        groups
     }
 
     fn perform(
@@ -990,20 +1010,4 @@ fn content(bytes: &[u8]) -> Option<Content> {
         *to = from;
     }
     Some(Content { hash, expiry: told.expiry })
-}
-
-/// The names of a user's groups on this host; none if there is no such user.
-fn groups(user: &UserName) -> BTreeSet<String> {
-    let Ok(Some(account)) = User::from_name(user.as_str()) else { return BTreeSet::new() };
-    group_ids(&account)
-        .into_iter()
-        .filter_map(|gid| Group::from_gid(gid).ok().flatten().map(|group| group.name))
-        .collect()
-}
-
-/// All groups of an account.
-#[must_use]
-pub fn group_ids(account: &User) -> Vec<Gid> {
-    let Ok(name) = std::ffi::CString::new(account.name.as_str()) else { return vec![account.gid] };
-    getgrouplist(&name, account.gid).unwrap_or_else(|_| vec![account.gid])
 }
