@@ -303,6 +303,9 @@ fn every_refusal(version: &str) {
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "none", &full]).stderr(Stdio::null()).status();
     let mounted = mounted.is_ok_and(|status| status.success());
     if mounted {
+        // One page is free: for the sequence, before anything is put in its place.
+        let payload = sealed(&|e| e.path = format!("{full}/tok"));
+        table.push(("NO_SPACE", Some(Kind::SiteFull), payload, "key", day));
         let large = zeroize::Zeroizing::new("x".repeat(50_000));
         let payload = sealed(&|e| (e.path, e.token) = (format!("{full}/tok"), large.clone()));
         table.push(("NO_SPACE", Some(Kind::SiteFull), payload, "key", day));
@@ -321,6 +324,7 @@ fn every_refusal(version: &str) {
     serde_json::to_writer(child.stdin.take().unwrap(), &input).unwrap();
     let output = child.wait_with_output().unwrap();
     if mounted {
+        assert!(!Path::new(&format!("{full}/tok")).exists(), "what has no sequence is not put in place");
         Command::new("umount").arg("-l").arg(&full).status().unwrap();
     }
     let answers: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();

@@ -58,6 +58,9 @@ def replicate_v1(ct, key_files, max_age):
             have = int(text) if text.isdigit() else 0
             if have >= seq:
                 return say("SUPERSEDED", path=path, have=have, detail="generation %d is there already" % have)
+            if not text:
+                os.pwrite(guard, b"0".ljust(24), 0)
+                os.fsync(guard)
             handle, temporary = tempfile.mkstemp(prefix="." + name + ".", dir=parent)
             try:
                 os.fchmod(handle, mode)
