@@ -407,6 +407,22 @@ fn a_move_that_is_done_long_after_a_newer_one_replaces_nothing() {
 }
 
 #[test]
+fn a_move_whose_answer_was_lost_cannot_find_what_the_next_try_of_the_same_token_puts_down() {
+    let Some(lab) = Lab::new(&format!("{IRI}timeout = \"3s\"\n")) else { return };
+    let mut lab = lab;
+    lab.double.control(&json!({"late": "/filesystem/mv"}));
+    lab.site.start();
+    lab.logs("kind=site-timeout");
+    let held = lab.double.control(&json!({"late": ""}))["held"].clone();
+    lab.arrives("the same token");
+    let told = lab.double.control(&json!({"release": true}));
+    let moves: Vec<_> = told["moves"].as_array().unwrap().iter().map(|done| done[0].clone()).collect();
+    assert_eq!(moves.len(), 1, "the late one found nothing: {told}");
+    let held = held.as_array().unwrap();
+    assert!(!held.is_empty() && !held.contains(&moves[0]), "{held:?} {told}");
+}
+
+#[test]
 fn a_move_that_waits_in_a_queue_is_waited_for_across_a_restart_and_the_newest_wins() {
     let Some(lab) = Lab::new(&format!("{IRI}timeout = \"5s\"\n")) else { return };
     let mut lab = lab;

@@ -55,19 +55,22 @@ struct Service<'a> {
 struct Move {
     generation: u64,
     at: u64,
+    /// Which try it is: a late move of an earlier one must not find what the next one has put down.
+    attempt: u32,
     /// Empty: it is not known whether it was accepted.
     task: String,
 }
 
 impl Move {
     fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(3, ':');
+        let mut parts = text.splitn(4, ':');
         let (generation, at) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(Self { generation, at, task: parts.next()?.to_owned() })
+        let attempt = u32::from_str_radix(parts.next()?, 16).ok()?;
+        Some(Self { generation, at, attempt, task: parts.next()?.to_owned() })
     }
 
     fn text(&self) -> String {
-        format!("{}:{}:{}", self.generation, self.at, self.task)
+        format!("{}:{}:{:x}:{}", self.generation, self.at, self.attempt, self.task)
     }
 }
 
@@ -89,9 +92,9 @@ impl File<'_> {
         format!("{}/{STAGING}", self.folder)
     }
 
-    /// Before it is in its place; each generation has its own.
-    fn source(&self, generation: u64) -> String {
-        format!("{}/{}.{generation:x}", self.staging(), self.name)
+    /// Before it is in its place; each try has its own.
+    fn source(&self, of: &Move) -> String {
+        format!("{}/{}.{:x}.{:x}", self.staging(), self.name, of.generation, of.attempt)
     }
 
     fn note(&self) -> String {
@@ -143,7 +146,9 @@ impl Service<'_> {
             }
         }
         self.make_staging(file, notes).await?;
-        let source = file.source(file.generation);
+        let mut asked =
+            Move { generation: file.generation, at: receive::now(), attempt: web::number()?, task: String::new() };
+        let source = file.source(&asked);
         if let Err(error) = self.fill(file, &source, content).await {
             if error.detail.contains("No such file") {
                 notes.put(&file.staging_note(), None).await;
@@ -152,7 +157,7 @@ impl Service<'_> {
             self.remove(&source).await.ok();
             return Err(error);
         }
-        let mut asked = Move { generation: file.generation, at: receive::now(), task: String::new() };
+        asked.at = receive::now();
         notes.put(&file.note(), Some(&asked.text())).await;
         let body = json!({"path": source, "target_path": file.place()});
         asked.task = match self.ask(Method::POST, "mv", &body).await {
@@ -193,7 +198,7 @@ impl Service<'_> {
                 Err(_) => {}
             }
         }
-        self.remove(&file.source(before.generation)).await?;
+        self.remove(&file.source(before)).await?;
         Ok(false)
     }
 

@@ -40,6 +40,16 @@ pub fn client(site: &Site) -> Result<Client, String> {
     builder.build().map_err(|e| format!("site {}: {e}", site.name))
 }
 
+/// A random number.
+///
+/// # Errors
+/// There is no randomness.
+pub fn number() -> Result<u32, Undelivered> {
+    let mut number = [0; 4];
+    aws_lc_rs::rand::fill(&mut number).map_err(|_| Undelivered::new(Kind::SiteError, "no random numbers"))?;
+    Ok(u32::from_ne_bytes(number))
+}
+
 /// A form with one file in it (RFC 7578), as both facility services want it: its content type, and its bytes.
 ///
 /// # Errors

@@ -269,6 +269,7 @@ class Service:
                 else:
                     self.control[order] = value
             return 200, {"asked": self.asked, "wrong": self.wrong, "moves": self.moves, "late": len(self.late),
+                         "held": [os.path.basename(request[3]["path"]) for request in self.late if isinstance(request[3], dict)],
                          "tasks": len(self.tasks)}
         if path == "/c2id/token":
             self.count(method, path)
