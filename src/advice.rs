@@ -224,6 +224,11 @@ pub fn advice(kind: Kind) -> Advice {
             STORE_AGAIN,
             "Name the key in the provider's fernet_key_file.",
         ),
+        Kind::TopElsewhere => (
+            "The stored credential names another server than the one that its service asks: it is not sent.",
+            STORE_AGAIN,
+            "If the users are right, correct server or issuer of the provider, then send SIGHUP.",
+        ),
         Kind::MetaMismatch => (
             "The old web page had it approved for another client or token endpoint than the configured one: it is not sent.",
             APPROVE,

@@ -136,6 +136,8 @@ kinds! {
     NameRefused = "name-refused", Input;
     /// Fernet text without a key that opens it.
     TopSealed = "top-sealed", Input;
+    /// A token of another server than the configured one.
+    TopElsewhere = "top-elsewhere", Input;
     /// The `.meta` beside it is of another client or token endpoint than the configured one.
     MetaMismatch = "meta-mismatch", Input;
 }
@@ -145,6 +147,15 @@ impl Kind {
     #[must_use]
     pub fn of_label(label: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.label() == label)
+    }
+
+    /// Of a stored credential: whether it may be over without another `.top`, as owners, modes and links are.
+    #[must_use]
+    pub fn passes(self) -> bool {
+        matches!(
+            self,
+            Self::TopUnreadable | Self::TopNotRegular | Self::TopWrongOwner | Self::DirectoryUnfit | Self::MetaMismatch
+        )
     }
 }
 

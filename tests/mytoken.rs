@@ -181,6 +181,28 @@ fn every_end_of_a_mytoken_has_its_kind_and_its_course_and_leaves_every_file_as_i
 }
 
 #[test]
+fn a_mytoken_of_another_server_is_sent_to_nobody() {
+    let (mut site, other) = (Site::new(600, Rotation::None), Site::new(600, Rotation::None));
+    let stray = other.issuer.control().mytoken(wish("alice")).unwrap();
+    let stored = format!("{{\"mytoken\":\"{stray}\"}}");
+    site.store("alice", "mt", stored.as_bytes());
+    // Neither as what it is, nor as a refresh token of an OAuth2 issuer.
+    site.store("alice", "grid", stored.as_bytes());
+    site.mytoken(wish("bob"));
+    start(&mut site);
+    site.wait("bob's", 20, |site| site.file("bob", "mt.use").is_some());
+    site.wait("both refused", 20, |site| lines(site, "alice", "kind=top-elsewhere") == 2);
+    let stats = site.issuer.control().stats();
+    assert_eq!((stats.exchanges, stats.refused), (1, 0), "bob's alone");
+    assert_eq!(site.file("alice", "mt.top").unwrap(), stored.as_bytes());
+    assert!(site.file("alice", "mt.use").is_none() && site.file("alice", "grid.use").is_none());
+    assert_eq!(states(&site)["alice"], "parked");
+    // One of the right server ends it.
+    site.mytoken(wish("alice"));
+    site.wait("alice's", 20, |site| site.file("alice", "mt.use").is_some());
+}
+
+#[test]
 fn the_rate_limit_in_plain_text_is_waited_out_by_all_of_that_server_and_by_nobody_else() {
     const WAIT: u64 = 10;
     let mut site = Site::new(600, Rotation::None);

@@ -284,12 +284,15 @@ fn it_stops_within_two_seconds_removes_its_pid_file_and_exits_0_on_each_signal()
         site.wait("CREDMON_COMPLETE", 15, |s| s.credentials().join("CREDMON_COMPLETE").exists());
         let pid = fs::read_to_string(site.credentials().join("pid")).unwrap();
         assert_eq!(pid.trim(), site.credmon.as_ref().unwrap().id().to_string());
+        site.wait("the exchange", 15, |s| s.issuer.control().stats().in_flight == 1);
         let asked = Instant::now();
         site.signal(signal);
         let status = site.credmon.take().unwrap().wait().unwrap();
         assert!(asked.elapsed() < Duration::from_secs(2), "{signal}: {:?}", asked.elapsed());
         assert_eq!(status.code(), Some(0), "{signal}");
         assert!(!site.credentials().join("pid").exists());
+        let told = site.log().lines().filter(|l| l.contains("stopped before the issuer answered")).count();
+        assert_eq!(told, 1, "the issuer may have rotated: {}", site.log());
     }
 }
 
@@ -340,6 +343,21 @@ fn a_courier_that_dies_during_an_exchange_is_replaced_the_exchange_repeated_and_
         assert_eq!(told, 1, "{user}: one word about it\n{}", site.log());
     }
     assert!(tokens.iter().all(|token| !site.log().contains(token)));
+}
+
+#[test]
+fn a_courier_that_lives_and_answers_nothing_is_replaced() {
+    let mut site = Site::new(600, Rotation::None);
+    site.configure_with("", "timeout = \"1s\"", "timeout = \"1s\"");
+    site.start();
+    site.wait("the courier", 15, |s| courier(s).is_some());
+    let stuck = courier(&site).unwrap();
+    assert!(Command::new("kill").args(["-STOP", &stuck]).status().unwrap().success());
+    site.grid("alice");
+    site.wait("alice", 60, |s| s.file("alice", "grid.use").is_some());
+    assert_ne!(courier(&site).unwrap(), stuck);
+    assert!(site.log().contains("the courier answers nothing"));
+    assert!(!std::path::Path::new(&format!("/proc/{stuck}")).exists(), "the one before is gone");
 }
 
 #[test]

@@ -84,7 +84,8 @@ pub const KEYS: &[Key] = &[
         "full_scan",
         "`\"10m\"`",
         "How often the directory is gone through, whatever the watch says: its users are listed and the credentials looked \
-         at. From 5 min on, where the watch works, it is a 144th of them at a time. 1 s to 24 h.",
+         at. From 5 min on, where the watch works and the directory is not shared, it is a 144th of those who are well at a \
+         time. 1 s to 24 h.",
     ),
     key(
         DAEMON,

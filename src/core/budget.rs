@@ -172,10 +172,19 @@ impl Budget {
 
     /// Our client was refused for credential `slot`: true if the issuer is parked with this one. While it serves the
     /// client for other credentials, the fault is this one's: issuers answer so, too, if a token is another client's.
+    /// Where only this one has been asked for, another one soon tells more.
     pub fn refused(&mut self, now: Tick, slot: usize) -> bool {
         self.refusing.insert(slot);
         let alone = self.good.is_none_or(|good| good == slot);
-        (self.parked || alone || self.refusing.len() > 1) && self.park(now)
+        if !self.parked && !alone && self.refusing.len() < 2 {
+            return false;
+        }
+        if self.parked || self.refusing.len() > 1 {
+            return self.park(now);
+        }
+        self.parked = true;
+        self.probe_at = self.probe_at.max(now.plus(RETRY_FIRST));
+        true
     }
 
     /// Nothing but rare probes from now on: true the first time.

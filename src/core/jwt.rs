@@ -59,6 +59,21 @@ pub fn end_of_refresh_token(token: &str) -> Option<Timestamp> {
         .min()
 }
 
+/// Who made a long-lived token, by its own word; none: it does not tell.
+#[must_use]
+pub fn maker(token: &str) -> Option<Maker> {
+    claims(token)
+}
+
+/// See [`maker`].
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Maker {
+    /// The issuer or server.
+    pub iss: String,
+    /// `mytoken` for a mytoken.
+    pub token_type: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

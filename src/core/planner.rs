@@ -93,8 +93,8 @@ pub struct Planner {
     roster: Roster,
     keep_again: BTreeSet<(Tick, u64)>,
     budgets: Vec<Budget>,
-    /// Where each issuer's queue was left last.
-    probed: Vec<Option<Place>>,
+    /// Who of each issuer's queue was asked last.
+    asked_last: Vec<Option<Place>>,
     flights: BTreeMap<u64, Flight>,
     next_number: u64,
     next_issuer: usize,
@@ -117,7 +117,7 @@ impl Planner {
             roster: Roster::new(limits.len()),
             keep_again: BTreeSet::new(),
             budgets: limits.iter().map(|&limits| Budget::new(limits)).collect(),
-            probed: vec![None; limits.len()],
+            asked_last: vec![None; limits.len()],
             flights: BTreeMap::new(),
             next_number: 1,
             next_issuer: 0,
@@ -460,11 +460,9 @@ impl Planner {
     fn start(&mut self, now: Now, issuer: usize) -> Option<Action> {
         let budget = self.budgets.get_mut(issuer)?;
         budget.may_start(now.tick).ok()?;
-        // Probes go round: one that always fails must not be the only one asked.
-        let place = match self.probed.get(issuer).copied().flatten().filter(|_| budget.is_open()) {
-            Some(last) => self.roster.after(issuer, last),
-            None => self.roster.first(now, issuer),
-        }?;
+        let asked_last = self.asked_last.get(issuer).copied().flatten();
+        let place =
+            if budget.is_open() { self.roster.probe(issuer, asked_last) } else { self.roster.first(now, issuer) }?;
         let slot = place.slot();
         let entry = self.roster.get(slot)?;
         let (id, identity) = (entry.id.clone(), entry.top.ok()?);
@@ -472,8 +470,8 @@ impl Planner {
         self.next_number += 1;
         self.roster.wait(slot, Wait::Flying(number));
         let probe = budget.started(now.tick);
-        if let Some(probed) = self.probed.get_mut(issuer) {
-            *probed = Some(place);
+        if let Some(last) = self.asked_last.get_mut(issuer) {
+            *last = Some(place);
         }
         self.flights.insert(number, Flight { slot, provider: issuer, identity, probe, stage: Stage::Asked });
         Some(Action::Exchange { number, id, provider: issuer, identity })
@@ -701,8 +699,8 @@ impl Planner {
         let (id, provider, times, spread) = (entry.id.clone(), entry.provider, entry.failures, entry.id.spread());
         let next_in = match kind.class() {
             Class::Transient => Some(schedule::retry_after(times, left, spread, wish)),
-            // A file that cannot be read may become readable without any change of its own.
-            Class::Input if kind == Kind::TopUnreadable => Some(schedule::slow_retry_after(times, wish)),
+            // A look found nothing wrong with it, and this may pass without a change that a look would find.
+            Class::Input if kind.passes() => Some(schedule::slow_retry_after(times, wish)),
             // The provider's own probe decides.
             Class::Ours if self.budgets.get(provider).is_some_and(Budget::is_open) => {
                 Some(schedule::RETRY_FIRST.max(wish.unwrap_or_default()))

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     time::Duration,
 };
 
@@ -389,10 +388,15 @@ impl Roster {
         urgent.or(new.filter(in_turn)).or_else(|| renewal_from(Timestamp(i64::MIN))).or(new)
     }
 
-    /// Who comes after that place in an issuer's queue; after the last, who is first.
-    pub(super) fn after(&self, issuer: usize, place: Place) -> Option<Place> {
-        let queue = self.queues.get(issuer)?;
-        queue.range((Bound::Excluded(place), Bound::Unbounded)).next().or_else(|| queue.first()).copied()
+    /// Who of an issuer's queue shows whether it is up again: new ones and renewals by turns (`last`: who was asked last),
+    /// of these the one whose last failure is longest ago. What always fails must not be all that is asked.
+    pub(super) fn probe(&self, issuer: usize, last: Option<Place>) -> Option<Place> {
+        let is_new = |place: &&Place| matches!(place, Place::New { .. });
+        let renewal_is_next = last.as_ref().is_none_or(|last| is_new(&last));
+        let key = |place: &&Place| {
+            (is_new(place) == renewal_is_next, self.get(place.slot()).and_then(|entry| entry.failed_at))
+        };
+        self.queues.get(issuer)?.iter().min_by_key(key).copied()
     }
 
     #[cfg(test)]

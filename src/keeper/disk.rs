@@ -12,7 +12,15 @@ use super::{
 };
 use crate::{
     config::settings::{Provider, ProviderKind},
-    core::{answer::Grant, id::CredentialId, planner::Event, time::Timestamp, top::Identity, use_file},
+    core::{
+        answer::Grant,
+        id::CredentialId,
+        jwt,
+        planner::Event,
+        time::Timestamp,
+        top::{Identity, Top},
+        use_file,
+    },
     error::Kind,
     spool::{Kept, PublishError, Refusal, Rotated, Seal, Spool},
 };
@@ -191,6 +199,10 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     if top.is_subject() && !exchanges(&owner.provider) {
         return fail(Kind::TopNoToken);
     }
+    if let Some(maker) = made_elsewhere(&top, &owner.provider) {
+        tracing::warn!(credential = %id, provider = owner.provider.name, maker, "not sent: it is another server's");
+        return fail(Kind::TopElsewhere);
+    }
     if let Err(error) = approved_here(spool, &id, &owner.provider) {
         tracing::warn!(credential = %id, provider = owner.provider.name, error, "not sent");
         return fail(Kind::MetaMismatch);
@@ -207,6 +219,23 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
 
 fn exchanges(provider: &Provider) -> bool {
     matches!(&provider.kind, ProviderKind::OAuth2(client) if client.login_client.is_some())
+}
+
+/// The server that a token is of by its own word, if that is another one than it would go to. Of OAuth2 refresh tokens
+/// only mytokens are judged: what others say of their maker is between them and their issuer.
+fn made_elsewhere(top: &Top, provider: &Provider) -> Option<String> {
+    let maker = jwt::maker(top.refresh_token().expose())?;
+    let here = |url: &str| url.trim_end_matches('/') == maker.iss.trim_end_matches('/');
+    let is_here = match &provider.kind {
+        ProviderKind::Mytoken { server } => here(server),
+        ProviderKind::OAuth2(_) if maker.token_type.as_deref() != Some("mytoken") => true,
+        ProviderKind::OAuth2(client) => {
+            let endpoint = client.token_endpoint.as_deref();
+            provider.issuer.as_deref().is_some_and(here)
+                || endpoint.is_some_and(|endpoint| origin(endpoint).is_some_and(|it| Some(it) == origin(&maker.iss)))
+        }
+    };
+    (!is_here).then(|| maker.iss.chars().take(200).collect())
 }
 
 /// A refresh token that the stock web page had approved goes only to the client and endpoint it was approved for.
@@ -244,7 +273,7 @@ fn origin(url: &str) -> Option<url::Origin> {
 }
 
 /// The `.top`'s own wishes come before the provider's; from HTCondor's knobs, what was approved is renewed unasked.
-fn grant(provider: &Provider, top: &crate::core::top::Top) -> Grant {
+fn grant(provider: &Provider, top: &Top) -> Grant {
     if matches!(&provider.kind, ProviderKind::OAuth2(client) if client.from_htcondor) {
         return Grant {
             refresh_token: top.refresh_token().clone(),

@@ -6,7 +6,7 @@
 mod serve;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender},
@@ -347,7 +347,8 @@ pub struct Driver {
     pub first_scan: FirstScan,
     started: Timestamp,
     held: HashMap<u64, Box<Held>>,
-    asked: BTreeSet<u64>,
+    /// What the courier has to answer, and since when.
+    asked: BTreeMap<u64, Instant>,
     unsent: Vec<(u64, usize, Grant)>,
     courier_up: bool,
     /// Log, audit and counts; a reload hands it on.
@@ -407,7 +408,7 @@ impl Driver {
             first_scan: FirstScan::default(),
             started: clock.started(),
             held: HashMap::new(),
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             unsent: Vec::new(),
             courier_up: false,
             announcer,
@@ -431,6 +432,7 @@ impl Driver {
             if let Some((_, end)) = self.stop_by.take_if(|(by, _)| home || Instant::now() >= *by) {
                 if !matches!(end, End::Reload) {
                     self.tell_unkept();
+                    self.tell_unanswered();
                     self.announcer.tell_held(Tick(u64::MAX));
                 }
                 return end;
@@ -451,7 +453,7 @@ impl Driver {
             }
             self.revoke(now);
             self.announcer.tell_held(now.tick);
-            let mut wait = self.planner.next_deadline(now);
+            let mut wait = self.planner.next_deadline(now).min(self.wake_the_courier());
             if let Some(other) = self.revocations_wait(now) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
             }
@@ -583,7 +585,7 @@ impl Driver {
                 self.announcer.tally.courier_restarts += 1;
                 self.revocations_lost(now);
                 self.courier_up = false;
-                for number in std::mem::take(&mut self.asked) {
+                for number in std::mem::take(&mut self.asked).into_keys() {
                     self.lost(now, number);
                 }
             }
@@ -656,6 +658,22 @@ impl Driver {
         longest.saturating_mul(2).saturating_add(Duration::from_secs(10))
     }
 
+    /// Of the oldest request the end should have come long ago: then a courier that is stuck makes room for another.
+    /// How long until the next look.
+    fn wake_the_courier(&mut self) -> Duration {
+        let Some((_, since)) = self.asked.first_key_value() else { return Duration::MAX };
+        let patience = self.exchange_patience();
+        let left = patience.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            return left;
+        }
+        tracing::error!(requests = self.asked.len(), seconds = patience.as_secs(), "the courier answers nothing");
+        self.link.restart();
+        // That it is down comes as an input.
+        self.asked.values_mut().for_each(|since| *since = Instant::now());
+        patience
+    }
+
     fn is_home(&self) -> bool {
         let reload = matches!(self.stop_by, Some((_, End::Reload)));
         self.planner.is_idle() || (reload && self.planner.waits_only_for_the_disk())
@@ -705,6 +723,20 @@ impl Driver {
         }
     }
 
+    /// Say for which credentials the issuer's answer was not waited for.
+    fn tell_unanswered(&self) {
+        for held in self.asked.keys().filter_map(|number| self.held.get(number)) {
+            let (user, service, handle) = announce::names(&held.id);
+            tracing::warn!(
+                user,
+                service,
+                handle,
+                provider = held.owner.provider.name,
+                "stopped before the issuer answered: if it rotates refresh tokens, the user may have to approve again"
+            );
+        }
+    }
+
     /// What the planner knows is told at once; files are for another thread.
     fn asked_by_page(&self, now: Now, generation: u64, number: u64, ask: Ask) {
         let Some((page, approvals)) = &self.page else { return };
@@ -735,7 +767,7 @@ impl Driver {
     fn ask(&mut self, number: u64, provider: usize, grant: Grant) {
         match self.link.send(&ToCourier::Exchange { number, provider, grant }) {
             Ok(()) => {
-                self.asked.insert(number);
+                self.asked.insert(number, Instant::now());
             }
             Err(error) => {
                 tracing::debug!(%error, number, "the courier does not take a request");

@@ -210,7 +210,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         }
         // The scanner keeps its watches and tells the new planner everything.
         scan_from = clock.now().tick;
-        drop(looks.send(scanner::Look::Owners(owners.clone(), settings.daemon.full_scan)));
+        drop(looks.send(scanner::Look::Owners(owners.clone(), scanner::Rounds::of(&settings.daemon))));
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
     replication.stop();
@@ -407,12 +407,12 @@ fn start_scanner(
             tracing::warn!(%error, "cannot watch the credential directory; scanning it every minute instead");
         })
         .ok();
-    let every = settings.daemon.full_scan;
+    let rounds = scanner::Rounds::of(&settings.daemon);
     let (spool, owners, inputs, replication) =
         (Arc::clone(spool), owners.to_vec(), inputs.clone(), replication.clone());
     std::thread::Builder::new()
         .name("scanner".into())
-        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, every, watch, &replication))
+        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, rounds, watch, &replication))
         .map(|_| ())
         .map_err(failed)
 }

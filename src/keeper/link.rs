@@ -23,6 +23,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
 /// A process that does not read for this long counts as dead.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// And so does one that is not ready this long after its start.
+const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The other process, as the link sees it.
 pub trait Peer: Send + 'static {
@@ -167,6 +169,13 @@ impl Link {
         stream.write_all(&bytes).inspect_err(|_| drop(stream.shutdown(Shutdown::Both)))
     }
 
+    /// End it, and have another one started.
+    pub fn restart(&self) {
+        if let Some(stream) = &lock(&self.shared).stream {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
     /// End it, and start no other.
     pub fn close(&self) {
         let mut shared = lock(&self.shared);
@@ -239,9 +248,11 @@ fn one_life<P: Peer>(peer: &P, shared: &Mutex<Shared>) -> io::Result<()> {
 fn converse<P: Peer>(peer: &P, shared: &Mutex<Shared>, ours: &mut UnixStream, pid: u32) -> io::Result<()> {
     ours.set_write_timeout(Some(WRITE_PATIENCE))?;
     frame::write_first(ours, &peer.configure())?;
+    ours.set_read_timeout(Some(START_PATIENCE))?;
     let mut reader = io::BufReader::new(ours.try_clone()?);
     while let Some(frame) = frame::read::<P::From>(&mut reader)? {
         if P::is_ready(&frame) {
+            ours.set_read_timeout(None)?;
             lock(shared).ready = true;
         }
         if !peer.take(pid, frame)? {

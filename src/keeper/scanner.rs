@@ -1,8 +1,9 @@
 //! Looks at directories, on one thread: hints before the full scan, which it interleaves user by user.
 //!
 //! The first scan only looks, so that the start is short; the next one, right after it, watches each directory and looks
-//! at it again. Where the watch works, later ones that nobody asked for list the users and go through some of them: the
-//! watch answers for the others, so that such a pass is as complete as the rest and touches `CREDMON_COMPLETE`, too.
+//! at it again. Where the watch works, later ones that nobody asked for list the users and go through those who are new or
+//! of whom something was bad, and some of the rest: the watch answers for the others, so that such a pass is as complete
+//! and touches `CREDMON_COMPLETE`, too. In a directory that others may write to from elsewhere, every one is whole.
 
 use std::{
     cell::RefCell,
@@ -21,6 +22,7 @@ use super::{
     told::Told,
 };
 use crate::{
+    config::settings::Daemon,
     core::{
         id::{CredentialId, Handle, Service, UserName},
         time::Tick,
@@ -34,7 +36,7 @@ const BETWEEN_FULL_SCANS: Duration = Duration::from_millis(200);
 /// Full scans come at least this often where the system refuses watches.
 const BLIND_SCAN: Duration = Duration::from_secs(60);
 
-/// A full scan that comes of itself this rarely or more so takes one part of this many of the users.
+/// A full scan that comes of itself this rarely or more so takes one part of this many of the users who are well.
 const IN_PARTS: Duration = Duration::from_secs(300);
 const PARTS: usize = 144;
 /// What was found is remembered on disk at most this often, apart from the stop.
@@ -106,11 +108,32 @@ pub enum Look {
     User(UserName),
     /// Everything.
     All,
-    /// The settings changed: the owners of services, and how often a full scan runs.
-    Owners(Vec<Arc<Owner>>, Duration),
+    /// The settings changed: the owners of services, and the full scans.
+    Owners(Vec<Arc<Owner>>, Rounds),
 }
 
-/// Run until the channel closes. `every`: a full scan runs at least that often.
+/// The full scans that nobody asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounds {
+    /// One runs at least that often.
+    pub every: Duration,
+    /// The watch is told of everything that happens here.
+    pub all_watched: bool,
+}
+
+impl Rounds {
+    /// As configured. What another host writes into a shared directory, no watch here need be told of.
+    #[must_use]
+    pub fn of(daemon: &Daemon) -> Self {
+        Self { every: daemon.full_scan, all_watched: !daemon.share_directory }
+    }
+
+    fn scope(self, blind: bool) -> Scope {
+        if self.all_watched && !blind && self.every >= IN_PARTS { Scope::Part } else { Scope::Everybody }
+    }
+}
+
+/// Run until the channel closes.
 #[expect(clippy::too_many_arguments, reason = "a thread's body: it takes everything that it owns or tells")]
 pub fn run(
     spool: &Arc<Spool>,
@@ -118,7 +141,7 @@ pub fn run(
     looks: &Receiver<Look>,
     inputs: &Sender<Input>,
     clock: Clock,
-    mut every: Duration,
+    mut rounds: Rounds,
     mut watch: Option<Watch>,
     replication: &Replication,
 ) {
@@ -149,12 +172,11 @@ pub fn run(
                 let wait = if next.is_some() {
                     BETWEEN_FULL_SCANS.saturating_sub(last.elapsed())
                 } else {
-                    (if blind { every.min(BLIND_SCAN) } else { every }).saturating_sub(last.elapsed())
+                    (if blind { rounds.every.min(BLIND_SCAN) } else { rounds.every }).saturating_sub(last.elapsed())
                 };
                 match looks.recv_timeout(wait) {
                     Err(RecvTimeoutError::Timeout) => {
-                        let alone = if blind || every < IN_PARTS { Scope::Everybody } else { Scope::Part };
-                        next.get_or_insert(alone);
+                        next.get_or_insert(rounds.scope(blind));
                         break;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -172,8 +194,8 @@ pub fn run(
                     urgent.insert(user);
                 }
                 Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
-                Look::Owners(new, often) => {
-                    (owners, every) = (new, often);
+                Look::Owners(new, other) => {
+                    (owners, rounds) = (new, other);
                     spool.relist();
                     next = Some(Scope::Anew);
                 }
@@ -216,13 +238,19 @@ pub fn run(
                     sweep = users.into();
                     if scope == Scope::Part {
                         part = (part + 1) % PARTS;
-                        sweep = sweep.into_iter().skip(part).step_by(PARTS).collect();
+                        sweep = one_part(sweep, part, |user| spool.is_sure_of(user));
                     }
                 }
                 Err(error) => tracing::error!(%error, "cannot list the credential directory"),
             }
         }
     }
+}
+
+/// Every [`PARTS`]th of the users, from this one on, and all of whom the watch does not answer for.
+fn one_part(users: VecDeque<UserName>, part: usize, sure: impl Fn(&UserName) -> bool) -> VecDeque<UserName> {
+    let wanted = |(n, user): (usize, UserName)| (n % PARTS == part || !sure(&user)).then_some(user);
+    users.into_iter().enumerate().filter_map(wanted).collect()
 }
 
 /// What the scanner looks with.
@@ -325,6 +353,28 @@ impl From<Hint> for Look {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn in_its_turns_a_part_takes_everybody_and_each_time_those_of_whom_nobody_is_sure() {
+        let user = |n: usize| UserName::parse(&format!("u{n}")).unwrap();
+        let users: VecDeque<UserName> = (0..1000).map(user).collect();
+        let mut seen = BTreeSet::new();
+        for part in 0..PARTS {
+            let part = one_part(users.clone(), part, |sure| *sure != user(7));
+            assert!(part.len() <= 1000 / PARTS + 2 && part.contains(&user(7)), "{part:?}");
+            seen.extend(part);
+        }
+        assert_eq!(seen, users.into_iter().collect());
+    }
+
+    #[test]
+    fn a_scan_is_in_parts_only_where_the_watch_sees_everything_and_the_next_one_is_far_off() {
+        let rounds = |minutes: u64, all_watched| Rounds { every: Duration::from_secs(60 * minutes), all_watched };
+        assert_eq!(rounds(10, true).scope(false), Scope::Part);
+        for (rounds, blind) in [(rounds(10, true), true), (rounds(10, false), false), (rounds(4, true), false)] {
+            assert_eq!(rounds.scope(blind), Scope::Everybody, "{rounds:?}");
+        }
+    }
 
     #[test]
     fn after_a_reload_only_a_scan_that_began_since_is_the_first_and_it_is_so_once() {

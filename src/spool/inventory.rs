@@ -114,7 +114,10 @@ impl Spool {
                 self.cache().remove(user);
                 return Ok(Vec::new());
             }
-            Err(e) => return Err(error(e)),
+            Err(e) => {
+                self.cache().remove(user);
+                return Err(error(e));
+            }
         };
         let directory = if settled(&stat) { self.key(&stat) } else { 0 };
         let old = self.cache().remove(user).map(|known| known.entries).unwrap_or_default();
@@ -135,6 +138,14 @@ impl Spool {
     #[must_use]
     pub fn unchanged(&self, user: &UserName) -> bool {
         self.cache().get(user).is_some_and(|known| self.same(user, known))
+    }
+
+    /// Whether the last look found everything good, so that a watch tells of what comes next. What is bad may be mended
+    /// without a trace in its directory, as a hard link from elsewhere is.
+    #[must_use]
+    pub fn is_sure_of(&self, user: &UserName) -> bool {
+        let sure = |known: &Known| known.directory != 0 && known.entries.iter().all(|entry| entry.top.is_ok());
+        self.cache().get(user).is_some_and(sure)
     }
 
     /// Look at every user anew, as other services are wanted now.

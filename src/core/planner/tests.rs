@@ -277,6 +277,65 @@ fn rule_5_a_token_that_would_expire_goes_before_new_ones() {
     }
 }
 
+/// Two hours after a start: bob's new ones always fail so, alice's token is good and falls due. When she was asked for.
+fn beside_bad_ones(bad: u64, kind: Kind) -> Vec<u64> {
+    let mut planner = Planner::new(&[PLENTY], Duration::ZERO);
+    let at = |tick: u64| Now { wall: Timestamp(1_700_000_000_000 + i64::try_from(tick).unwrap()), tick: Tick(tick) };
+    let (issued, lifetime) = (at(0).wall, Duration::from_secs(1800));
+    let used = crate::core::use_file::Use { issued: Some(issued), expiry: Some(issued.plus(lifetime)) };
+    look(&mut planner, at(1), "alice", vec![Found { use_file: Some(used), ..seen("grid", 0, 1) }]);
+    look(&mut planner, at(1), "bob", (0..bad).map(|n| seen(&format!("grid_{n}"), 0, 10 + n)).collect());
+    let mut asked = Vec::new();
+    let mut tick = 1;
+    while tick < 2 * HOUR {
+        while let Some(action) = planner.next_action(at(tick)) {
+            match action {
+                Action::Exchange { number, id, .. } if id.user.as_str() == "alice" => {
+                    asked.push(tick);
+                    let brought = Brought { lifetime, refresh_lifetime: None, rotated: false, flagged: None };
+                    planner.handle(at(tick), Event::Answered { number, result: Ok(brought) });
+                }
+                Action::Exchange { number, .. } => {
+                    let failure = Failure { kind, retry_after: None, rotated: false };
+                    planner.handle(at(tick), Event::Answered { number, result: Err(failure) });
+                }
+                Action::Publish { number, .. } => planner.handle(at(tick), Event::Published { number }),
+                _ => {}
+            }
+        }
+        let wait = planner.next_deadline(at(tick)).as_millis();
+        tick += u64::try_from(wait).unwrap().max(1);
+    }
+    asked
+}
+
+#[test]
+fn rule_5_new_ones_that_always_fail_keep_no_renewal_from_an_issuer_that_is_well() {
+    let kinds = [Kind::ServerError, Kind::Timeout, Kind::ClientRefused, Kind::TlsSetup, Kind::RateLimited];
+    for (bad, kind) in [1, 2, 5, 8, 30].into_iter().flat_map(|bad| kinds.map(|kind| (bad, kind))) {
+        let asked = beside_bad_ones(bad, kind);
+        assert!(asked.len() >= 4, "{bad} with {kind}: {asked:?}");
+        let late = asked.windows(2).find(|pair| pair[1] - pair[0] >= 30 * MINUTE);
+        assert!(late.is_none() && asked[0] < 30 * MINUTE, "{bad} with {kind}: {asked:?}");
+    }
+}
+
+#[test]
+fn what_was_wrong_with_a_top_for_a_moment_does_not_park_it() {
+    let at = |tick| Now { wall: Timestamp(1_700_000_000_000 + i64::try_from(tick).unwrap()), tick: Tick(tick) };
+    for kind in Kind::ALL.iter().copied().filter(|kind| kind.class() == Class::Input) {
+        let mut planner = Planner::new(&[PLENTY], Duration::ZERO);
+        look(&mut planner, at(1), "alice", vec![seen("grid", 0, 1)]);
+        let (number, _) = exchanges(&mut planner, at(1))[0];
+        let result = Err(Failure { kind, retry_after: None, rotated: false });
+        planner.handle(at(1), Event::Answered { number, result });
+        assert_eq!(exchanges(&mut planner, at(5 * MINUTE + 1)).len(), usize::from(kind.passes()), "{kind}");
+        // A look that finds it as it was changes nothing.
+        look(&mut planner, at(6 * MINUTE), "alice", vec![seen("grid", 0, 1)]);
+        planner.roster.check();
+    }
+}
+
 #[test]
 fn a_credential_that_is_seen_with_another_provider_is_asked_for_there_whatever_it_waits_for() {
     let at = |tick| Now { wall: Timestamp(1_000_000_000 + i64::try_from(tick).unwrap()), tick: Tick(tick) };

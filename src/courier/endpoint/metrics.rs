@@ -41,7 +41,7 @@ metrics! {
     BUILD = "build_info", Gauge, ["version"], "Always 1: the version that runs";
     START = "start_time_seconds", Gauge, [], "When the daemon started, in seconds since 1970";
     AGE = "figures_age_seconds", Gauge, [], "Age of all figures of the keeper; grows if it does not answer";
-    SCAN = "last_full_scan_timestamp_seconds", Gauge, [], "When all credentials were looked at last, in seconds since 1970";
+    SCAN = "last_full_scan_timestamp_seconds", Gauge, [], "When the last full scan ended (in parts where the watch works: see full_scan), in seconds since 1970";
     CREDENTIALS = "credentials", Gauge, ["provider", "state"], "Credentials by where they stand";
     EXPIRED = "expired_credentials", Gauge, ["provider"], "Credentials whose access token has ended";
     EXPIRY = "soonest_expiry_seconds", Gauge, ["provider"], "Seconds until the first access token ends, of credentials that are renewed (parked and unusable ones wait for their users); negative once it has";
