@@ -1,6 +1,11 @@
 //! The guided tour tells its whole story in half a minute, and the README's transcript of it is true.
 
-use std::process::Command;
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 /// Lines in their order; `*` is anything.
 const STORY: &[&str] = &[
@@ -73,6 +78,32 @@ fn the_tour_shows_rotation_an_outage_survived_and_a_revoked_token_parked_in_half
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     check(&text);
+}
+
+#[test]
+fn ctrl_c_ends_it_at_once_and_leaves_neither_a_process_nor_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    let demo = command.args(["demo", "--for", "60"]).env("TMPDIR", directory.path()).stdout(Stdio::piped());
+    let mut demo = demo.spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("alice/grid.use appeared")));
+    let of_it = |process: &PathBuf| {
+        let environ = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&environ).contains(&*directory.path().to_string_lossy())
+    };
+    let processes = || std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).filter(of_it).count();
+    assert!(processes() >= 1, "the monitor is there");
+    let pressed = Instant::now();
+    assert!(Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = lines.collect();
+    let status = demo.wait().unwrap();
+    assert!(pressed.elapsed() < Duration::from_secs(5), "{:?}", pressed.elapsed());
+    assert!(rest.iter().any(|line| line.contains("The monitor stopped")), "{status}: {rest:#?}");
+    // What goes to a pipe is lines, without `--plain`, too.
+    assert!(!rest.iter().any(|line| line.contains('\x1b')), "{rest:#?}");
+    assert_eq!(processes(), 0);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::TokenAnswer;
 use crate::{
+    config::settings::{Provider, ProviderKind},
     core::{answer::ExchangeError, secret::RefreshToken, time::Timestamp},
     error::Kind,
 };
@@ -155,13 +156,18 @@ pub fn http_failure(answer: &TokenAnswer, now: Timestamp) -> Option<ExchangeErro
     Some(error)
 }
 
-/// An issuer's words, fit for a log: no control characters, no long runs that could be a token, 200 characters.
+/// An issuer's words about a request, fit for a log: as [`presentable`], and nothing secret that it was sent.
 #[must_use]
-pub fn printable(text: &str, secret: &RefreshToken) -> String {
-    presentable(&text.replace(secret.expose(), "[masked]"))
+pub fn printable(text: &str, provider: &Provider, token: &RefreshToken) -> String {
+    let client = match &provider.kind {
+        ProviderKind::OAuth2(client) => client.client_secret.as_ref(),
+        ProviderKind::Mytoken { .. } => None,
+    };
+    let text = client.map_or_else(|| text.to_owned(), |secret| text.replace(secret.expose(), "[masked]"));
+    presentable(&text.replace(token.expose(), "[masked]"))
 }
 
-/// As [`printable`], where no refresh token was sent.
+/// An issuer's words: no control characters, no long runs that could be a token, 200 characters.
 #[must_use]
 pub fn presentable(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();

@@ -73,7 +73,7 @@ pub fn introspected(
         if error.kind == Kind::Restricted {
             return Ok(None);
         }
-        error.detail = client::printable(&error.detail, token);
+        error.detail = client::presentable(&error.detail.replace(token.expose(), "[masked]"));
         return Err(error);
     }
     let mut good: Map<String, Value> =

@@ -295,9 +295,9 @@ mod tests {
         (400, r#"{"error":"invalid_grant","error_description":"Token is not active"}"#, Kind::Revoked, Does::Park),
         (400, r#"{"error":"invalid_grant","error_description":"Refresh token Expired"}"#, Kind::Expired, Does::Park),
         (401, r#"{"error":"invalid_token","error_description":"unknown"}"#, Kind::Revoked, Does::Park),
-        (401, r#"{"error":"invalid_client"}"#, Kind::ClientRefused, Does::Slow),
-        (400, r#"{"error":"unauthorized_client"}"#, Kind::ClientRefused, Does::Slow),
-        (401, r#"{"error":"something"}"#, Kind::ClientRefused, Does::Slow),
+        (401, r#"{"error":"invalid_client"}"#, Kind::ClientRefused, Does::Probe),
+        (400, r#"{"error":"unauthorized_client"}"#, Kind::ClientRefused, Does::Probe),
+        (401, r#"{"error":"something"}"#, Kind::ClientRefused, Does::Probe),
         (400, r#"{"error":"invalid_scope"}"#, Kind::RequestRefused, Does::Slow),
         (400, r#"{"error":"invalid_request"}"#, Kind::RequestRefused, Does::Slow),
         (400, r#"{"error":"invalid_target"}"#, Kind::RequestRefused, Does::Slow),
@@ -329,6 +329,16 @@ mod tests {
             assert!(error.rotated.is_none(), "{status} {body}");
             assert_eq!(does(&error), *course, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn what_an_issuer_repeats_of_the_client_secret_or_the_refresh_token_is_told_to_nobody() {
+        let secret = ClientSecret::parse("short-secret").unwrap();
+        let provider = provider(OAuth2 { client_secret: Some(secret), ..samples::oauth2() });
+        let grant = Grant { refresh_token: RefreshToken::parse("the-token").unwrap(), ..grant(&[], &[]) };
+        let body = r#"{"error":"invalid_client","error_description":"not short-secret, and the-token neither"}"#;
+        let error = issuer::answer(&provider, &grant, &samples::answer(401, body), NOW).unwrap_err();
+        assert!(error.detail.contains("not [masked], and [masked] neither"), "{}", error.detail);
     }
 
     #[test]

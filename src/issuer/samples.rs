@@ -94,6 +94,8 @@ pub enum Does {
     Retry,
     /// Again after five minutes or more, and then more and more rarely.
     Slow,
+    /// Again in seconds, since another credential might tell more, and then every five minutes.
+    Probe,
     /// Once more after a minute, and never again.
     Park,
 }
@@ -133,6 +135,7 @@ pub fn does(error: &ExchangeError) -> Does {
     let gaps: Vec<u64> = asked.windows(2).map(|pair| pair[1].since(pair[0]).as_secs()).collect();
     match gaps.as_slice() {
         [60] if parked => Does::Park,
+        [5, rest @ ..] if !parked && rest.len() > 20 && rest.iter().all(|gap| (300..=310).contains(gap)) => Does::Probe,
         [first, ..] if !parked && (4..=6).contains(first) && gaps.iter().all(|gap| *gap <= 360) => Does::Retry,
         [first, ..] if !parked && *first >= 300 && gaps.len() > 20 => Does::Slow,
         _ => panic!("{error}: asked {gaps:?} s apart, parked: {parked}"),
