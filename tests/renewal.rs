@@ -346,6 +346,27 @@ fn a_courier_that_dies_during_an_exchange_is_replaced_the_exchange_repeated_and_
 }
 
 #[test]
+fn a_reload_while_one_issuer_hangs_keeps_nobody_elses_token_back() {
+    let mut site = Site::new(600, Rotation::None);
+    let control = site.issuer.control();
+    site.grid("alice");
+    control.set_fault(Some("alice"), Some(Fault::Hang));
+    site.configure("timeout = \"20s\"");
+    site.start();
+    site.wait("the exchange that hangs", 15, |_| control.stats().in_flight == 1);
+    site.configure("timeout = \"21s\"");
+    site.signal("-HUP");
+    site.wait("the word", 15, |s| s.log().contains("configuration changed"));
+    std::thread::sleep(Duration::from_millis(1500));
+    site.mytoken(MytokenWish { user: "bob".into(), ..MytokenWish::default() });
+    site.wait("bob's, of another provider", 10, |s| s.file("bob", "mt.use").is_some());
+    assert!(!site.log().contains("configuration reloaded"), "it waits for alice's answer");
+    control.set_fault(Some("alice"), None);
+    site.wait("the reload", 60, |s| s.log().contains("configuration reloaded"));
+    site.wait("alice's", 30, |s| s.file("alice", "grid.use").is_some());
+}
+
+#[test]
 fn a_courier_that_lives_and_answers_nothing_is_replaced() {
     let mut site = Site::new(600, Rotation::None);
     site.configure_with("", "timeout = \"1s\"", "timeout = \"1s\"");

@@ -205,8 +205,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(PROVIDER, "default_lifetime", "`\"1h\"`", "Of access tokens that come without any expiry. 1 s to 366 d."),
     key(PROVIDER, "use_format", "`\"json\"`", "A `.use` is one line of JSON, or `\"bare\"`: the access token alone."),
-    key(PROVIDER, "max_in_flight", "64", "Requests under way at this issuer at once. 1 to 10,000."),
-    key(PROVIDER, "max_per_second", "50", "Requests started in one second at this issuer. 1 to 100,000."),
+    key(
+        PROVIDER,
+        "max_in_flight",
+        "64",
+        "Requests of this provider under way at once; those of several providers at one issuer add up. 1 to 10,000.",
+    ),
+    key(PROVIDER, "max_per_second", "50", "Requests of this provider started in one second, likewise. 1 to 100,000."),
     key(PROVIDER, "timeout", "`\"20s\"`", "Of one exchange. 1 s to 10 min."),
     key(
         PROVIDER,

@@ -40,8 +40,8 @@ struct Answered {
 /// How far an exchange is.
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    /// Being prepared, or at the issuer.
-    Asked,
+    /// Being prepared, or at the issuer, since then.
+    Asked { since: Tick },
     /// A rotated refresh token came, and is on its way to the disk.
     Keeping { answer: Answered, failures: u32 },
     /// The access token is on its way to the disk.
@@ -99,6 +99,8 @@ pub struct Planner {
     next_number: u64,
     next_issuer: usize,
     pending: VecDeque<Action>,
+    /// Providers that are asked no more, until a reload.
+    held: BTreeSet<usize>,
     stopping: bool,
 }
 
@@ -122,6 +124,7 @@ impl Planner {
             next_number: 1,
             next_issuer: 0,
             pending: VecDeque::new(),
+            held: BTreeSet::new(),
             stopping: false,
         }
     }
@@ -242,7 +245,7 @@ impl Planner {
         }
         let budgets = if self.stopping { &mut [][..] } else { &mut self.budgets[..] };
         for (issuer, budget) in budgets.iter_mut().enumerate() {
-            if self.roster.queued(issuer) > 0 {
+            if self.roster.queued(issuer) > 0 && !self.held.contains(&issuer) {
                 match budget.may_start(now.tick) {
                     Ok(()) => return Duration::ZERO,
                     Err(Some(tick)) => wait = wait.min(tick.since(now.tick)),
@@ -251,6 +254,17 @@ impl Planner {
             }
         }
         wait
+    }
+
+    /// Ask no more where an answer has not come for so long; whether there is such a provider. The others go on.
+    pub fn hold_where_answers_take(&mut self, now: Now, long: Duration) -> bool {
+        let slow = |flight: &Flight| match flight.stage {
+            Stage::Asked { since } if now.tick.since(since) >= long => Some(flight.provider),
+            _ => None,
+        };
+        let slow: BTreeSet<usize> = self.flights.values().filter_map(slow).collect();
+        self.held.extend(&slow);
+        !slow.is_empty()
     }
 
     /// Start no more exchanges; what is in flight goes on to its end, and what the disk refused is tried again now.
@@ -458,7 +472,7 @@ impl Planner {
     }
 
     fn start(&mut self, now: Now, issuer: usize) -> Option<Action> {
-        let budget = self.budgets.get_mut(issuer)?;
+        let budget = self.budgets.get_mut(issuer).filter(|_| !self.held.contains(&issuer))?;
         budget.may_start(now.tick).ok()?;
         let asked_last = self.asked_last.get(issuer).copied().flatten();
         let place =
@@ -473,13 +487,16 @@ impl Planner {
         if let Some(last) = self.asked_last.get_mut(issuer) {
             *last = Some(place);
         }
-        self.flights.insert(number, Flight { slot, provider: issuer, identity, probe, stage: Stage::Asked });
+        self.flights.insert(
+            number,
+            Flight { slot, provider: issuer, identity, probe, stage: Stage::Asked { since: now.tick } },
+        );
         Some(Action::Exchange { number, id, provider: issuer, identity })
     }
 
     fn answered(&mut self, now: Now, number: u64, result: Result<Brought, Failure>) {
         let Some(flight) = self.flights.get_mut(&number) else { return };
-        if !matches!(flight.stage, Stage::Asked) {
+        if !matches!(flight.stage, Stage::Asked { .. }) {
             return;
         }
         let (slot, provider, identity, probe) = (flight.slot, flight.provider, flight.identity, flight.probe);
@@ -628,7 +645,8 @@ impl Planner {
         entry.flagged = brought.flagged;
         let refresh_ends = brought.refresh_lifetime.map(|lifetime| now.wall.plus(lifetime.saturating_sub(age)));
         entry.ending.renewed(refresh_ends, brought.rotated, answered);
-        let (after_failures, first) = (entry.failures, entry.fresh_top);
+        let after_failures = entry.trouble.as_ref().map_or(0, |trouble| trouble.times);
+        let first = entry.fresh_top;
         entry.forgive();
         entry.generation += 1;
         entry.changed_at = Some(now.tick);
@@ -654,7 +672,7 @@ impl Planner {
 
     fn superseded(&mut self, now: Now, number: u64) {
         let Some(flight) = self.flights.get(&number) else { return };
-        if matches!(flight.stage, Stage::Asked)
+        if matches!(flight.stage, Stage::Asked { .. })
             && let Some(budget) = self.budgets.get_mut(flight.provider)
         {
             budget.ended();
@@ -691,12 +709,10 @@ impl Planner {
     fn fail(&mut self, now: Now, slot: usize, failure: Failure) {
         let Some(entry) = self.roster.get_mut(slot) else { return };
         let (kind, wish) = (failure.kind, failure.retry_after);
-        entry.failures = entry.failures.saturating_add(1);
-        entry.last_kind = Some(kind);
-        entry.failed_at = Some(now.tick);
-        entry.failing_since.get_or_insert(now.wall);
         let left = entry.expiry.unwrap_or_default().since(now.wall);
-        let (id, provider, times, spread) = (entry.id.clone(), entry.provider, entry.failures, entry.id.spread());
+        let (id, provider, spread) = (entry.id.clone(), entry.provider, entry.id.spread());
+        let trouble = entry.failed(now, kind);
+        let times = trouble.times;
         let next_in = match kind.class() {
             Class::Transient => Some(schedule::retry_after(times, left, spread, wish)),
             // A look found nothing wrong with it, and this may pass without a change that a look would find.
@@ -706,10 +722,10 @@ impl Planner {
                 Some(schedule::RETRY_FIRST.max(wish.unwrap_or_default()))
             }
             Class::Slow | Class::Ours => Some(schedule::slow_retry_after(times, wish)),
-            Class::Refused => match entry.refused_at {
+            Class::Refused => match trouble.refused_at {
                 Some(first) if now.tick.since(first) >= self.confirm_after => None,
                 first => {
-                    let first = *entry.refused_at.insert(first.unwrap_or(now.tick));
+                    let first = *trouble.refused_at.insert(first.unwrap_or(now.tick));
                     let confirm = first.plus(self.confirm_after).since(now.tick);
                     Some(confirm.max(wish.unwrap_or_default()))
                 }

@@ -54,6 +54,20 @@ impl Place {
     }
 }
 
+/// Failures in a row, of whatever kind.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) times: u32,
+    /// Of the last one.
+    pub(super) kind: Kind,
+    /// When the first one was.
+    pub(super) since: Timestamp,
+    /// When the last one was.
+    pub(super) last: Tick,
+    /// The refresh token was refused first.
+    pub(super) refused_at: Option<Tick>,
+}
+
 /// What is known of a credential.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -68,12 +82,8 @@ pub(super) struct Entry {
     pub(super) renewed: Option<Timestamp>,
     pub(super) flagged: Option<Kind>,
     wait: Wait,
-    /// In a row, of whatever kind.
-    pub(super) failures: u32,
-    pub(super) last_kind: Option<Kind>,
-    pub(super) failing_since: Option<Timestamp>,
-    pub(super) failed_at: Option<Tick>,
-    pub(super) refused_at: Option<Tick>,
+    /// Apart, because most of 100,000 have none.
+    pub(super) trouble: Option<Box<Trouble>>,
     pub(super) generation: u64,
     /// When the `.top` was stored that all began with: rotations of ours do not count.
     pub(super) approved: Option<Timestamp>,
@@ -100,11 +110,7 @@ impl Entry {
             renewed: None,
             flagged: None,
             wait: Wait::Parked,
-            failures: 0,
-            last_kind: None,
-            failing_since: None,
-            failed_at: None,
-            refused_at: None,
+            trouble: None,
             generation: 0,
             approved: top.ok().map(Identity::changed),
             fresh_top: true,
@@ -116,6 +122,19 @@ impl Entry {
 
     pub(super) fn wait(&self) -> Wait {
         self.wait
+    }
+
+    fn failed_at(&self) -> Option<Tick> {
+        self.trouble.as_ref().map(|trouble| trouble.last)
+    }
+
+    /// It failed once more.
+    pub(super) fn failed(&mut self, now: Now, kind: Kind) -> &mut Trouble {
+        let first = Trouble { times: 0, kind, since: now.wall, last: now.tick, refused_at: None };
+        let trouble = self.trouble.get_or_insert_with(|| Box::new(first));
+        trouble.times = trouble.times.saturating_add(1);
+        (trouble.kind, trouble.last) = (kind, now.tick);
+        trouble
     }
 
     /// Another `.top`: what was held against the old one is forgiven.
@@ -136,7 +155,8 @@ impl Entry {
             Wait::Queued(_) | Wait::Flying(_) => (State::Renewing, None),
             Wait::Parked => (State::Parked, None),
         };
-        let kind = self.top.err().or(self.last_kind);
+        let trouble = self.trouble.as_deref();
+        let kind = self.top.err().or(trouble.map(|trouble| trouble.kind));
         Row {
             id: &self.id,
             provider: self.provider,
@@ -149,18 +169,16 @@ impl Entry {
             approved: self.approved,
             renewed: self.renewed,
             generation: self.generation,
-            error: kind.map(|kind| (kind, self.failing_since, self.failures)),
-            failed_at: self.failed_at,
+            error: kind
+                .map(|kind| (kind, trouble.map(|trouble| trouble.since), trouble.map_or(0, |trouble| trouble.times))),
+            failed_at: trouble.map(|trouble| trouble.last),
             flagged: self.flagged,
         }
     }
 
     /// As if it had never failed.
     pub(super) fn forgive(&mut self) {
-        self.failures = 0;
-        self.last_kind = None;
-        self.failing_since = None;
-        self.refused_at = None;
+        self.trouble = None;
     }
 }
 
@@ -393,9 +411,8 @@ impl Roster {
     pub(super) fn probe(&self, issuer: usize, last: Option<Place>) -> Option<Place> {
         let is_new = |place: &&Place| matches!(place, Place::New { .. });
         let renewal_is_next = last.as_ref().is_none_or(|last| is_new(&last));
-        let key = |place: &&Place| {
-            (is_new(place) == renewal_is_next, self.get(place.slot()).and_then(|entry| entry.failed_at))
-        };
+        let key =
+            |place: &&Place| (is_new(place) == renewal_is_next, self.get(place.slot()).and_then(Entry::failed_at));
         self.queues.get(issuer)?.iter().min_by_key(key).copied()
     }
 

@@ -360,11 +360,15 @@ pub struct Driver {
     /// What the courier did not take for its readers, told already.
     unshown: BTreeSet<&'static str>,
     stop_by: Option<(Instant, End)>,
+    /// Since when there is a reload to come.
+    reload_since: Option<Instant>,
     failed: bool,
     /// When something last went on, for `--once`.
     moved: Instant,
 }
 
+/// A reload waits for answers that take longer than this before it waits for all others.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is in flight.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
 /// `--once` gives up when for so long nothing went on but probes of issuers that are down.
@@ -416,6 +420,7 @@ impl Driver {
             waiting: HashMap::new(),
             unshown: BTreeSet::new(),
             stop_by: None,
+            reload_since: None,
             failed: false,
             moved: Instant::now(),
         }
@@ -451,9 +456,16 @@ impl Driver {
                 self.bring_home(now, self.exchange_patience(), End::GaveUp { left, why });
                 continue;
             }
+            if self.reload_is_near(now) {
+                self.bring_home(now, self.exchange_patience(), End::Reload);
+                continue;
+            }
             self.revoke(now);
             self.announcer.tell_held(now.tick);
             let mut wait = self.planner.next_deadline(now).min(self.wake_the_courier());
+            if self.reload_since.is_some() {
+                wait = wait.min(SLOW / 10);
+            }
             if let Some(other) = self.revocations_wait(now) {
                 wait = wait.min(other.max(Duration::from_millis(1)));
             }
@@ -614,9 +626,9 @@ impl Driver {
             }
             Input::Reload(settings) => {
                 self.reloaded = Some(settings);
-                if self.stop_by.is_none() {
+                if self.stop_by.is_none() && self.reload_since.is_none() {
                     tracing::info!("configuration changed: bringing home what is in flight");
-                    self.bring_home(now, self.exchange_patience(), End::Reload);
+                    self.reload_since = Some(Instant::now());
                 }
             }
             Input::SpoolGone(error) => {
@@ -641,6 +653,19 @@ impl Driver {
         if self.first_scan.ended(as_of) {
             self.tell_notices(round::Event::Poke);
         }
+    }
+
+    /// Whether it is time to let nothing more out for a reload. Where an issuer hangs, it alone is asked no more until its
+    /// answers came or their time is over, and the others' renewals go on.
+    fn reload_is_near(&mut self, now: Now) -> bool {
+        let Some(since) = self.reload_since.filter(|_| self.stop_by.is_none()) else { return false };
+        let slow = self.planner.hold_where_answers_take(now, SLOW);
+        let home = self.planner.is_idle() || (!slow && since.elapsed() >= SLOW);
+        let near = home || since.elapsed() >= self.exchange_patience();
+        if near {
+            self.reload_since = None;
+        }
+        near
     }
 
     /// Let nothing more out; what is out may come in for so long.

@@ -7,7 +7,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -145,16 +145,7 @@ pub fn run(
     mut watch: Option<Watch>,
     replication: &Replication,
 ) {
-    let mut eye = Eye {
-        spool: Arc::clone(spool),
-        inputs: inputs.clone(),
-        clock,
-        behind: Arc::default(),
-        watch: None,
-        told: Told::default(),
-        replication: replication.clone(),
-        strays: Told::default(),
-    };
+    let mut eye = Eye::new(spool, inputs, clock, replication);
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
     let mut urgent: BTreeSet<UserName> = BTreeSet::new();
@@ -196,6 +187,7 @@ pub fn run(
                 Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
                 Look::Owners(new, other) => {
                     (owners, rounds) = (new, other);
+                    eye.names = RefCell::default();
                     spool.relist();
                     next = Some(Scope::Anew);
                 }
@@ -265,9 +257,48 @@ struct Eye {
     replication: Replication,
     /// What is no credential of anybody's, by its path.
     strays: Told<String>,
+    names: RefCell<Names>,
+}
+
+/// What base names mean, as long as the owners are the same: most users have the same few.
+#[derive(Debug, Default)]
+struct Names(HashMap<Box<str>, Meaning>);
+
+/// The provider of a base name, and its parts; none: it is nobody's.
+type Meaning = Option<(usize, Service, Option<Handle>)>;
+
+/// So many different ones are remembered.
+const MEANINGS: usize = 10_000;
+
+impl Names {
+    fn of(&mut self, owners: &[Arc<Owner>], base: &str) -> Meaning {
+        if let Some(known) = self.0.get(base) {
+            return known.clone();
+        }
+        if self.0.len() >= MEANINGS {
+            self.0.clear();
+        }
+        let meaning = owner_of(owners, base);
+        self.0.insert(base.into(), meaning.clone());
+        meaning
+    }
 }
 
 impl Eye {
+    fn new(spool: &Arc<Spool>, inputs: &Sender<Input>, clock: Clock, replication: &Replication) -> Self {
+        Self {
+            spool: Arc::clone(spool),
+            inputs: inputs.clone(),
+            clock,
+            behind: Arc::default(),
+            watch: None,
+            told: Told::default(),
+            replication: replication.clone(),
+            strays: Told::default(),
+            names: RefCell::default(),
+        }
+    }
+
     /// Something that is left alone, and should not be there.
     fn stray(&mut self, now: Tick, path: &str, kind: Kind) {
         if self.strays.tell(now, path.to_owned()) {
@@ -290,7 +321,7 @@ impl Eye {
         let as_of = self.clock.now().tick;
         let strays = RefCell::new(Vec::new());
         let wanted = |base: &str| {
-            let owner = owner_of(owners, base);
+            let owner = self.names.borrow_mut().of(owners, base);
             if owner.is_none() && base.split_once('_').is_some_and(|(service, _)| owner_of(owners, service).is_some()) {
                 strays.borrow_mut().push(format!("{user}/{base}.top"));
             }
@@ -328,7 +359,7 @@ pub(super) fn owner<'o>(owners: &'o [Arc<Owner>], base: &str) -> Option<&'o Owne
 }
 
 /// The provider of a base name, and what the name means.
-pub(super) fn owner_of(owners: &[Arc<Owner>], base: &str) -> Option<(usize, Service, Option<Handle>)> {
+pub(super) fn owner_of(owners: &[Arc<Owner>], base: &str) -> Meaning {
     let id = CredentialId::from_base(UserName::parse("x").ok()?, base).ok()?;
     provider_of(owners, &id).map(|provider| (provider, id.service, id.handle))
 }

@@ -85,7 +85,9 @@ impl Spool {
     pub fn users(&self, mut stray: impl FnMut(&str, Kind)) -> Result<Vec<UserName>, SpoolError> {
         let mut users = Vec::new();
         for (name, kind) in self.top.typed().map_err(|e| SpoolError::io(&self.path, "list it", e))? {
-            match (UserName::parse(&name), kind) {
+            // One text for each name.
+            let known = self.cache().get_key_value(&*name).map(|(user, _)| user.clone());
+            match (known.map_or_else(|| UserName::parse(&name), Ok), kind) {
                 (Ok(user), Type::Directory) => users.push(user),
                 (Ok(_), Type::Symlink) => stray(&name, Kind::DirectoryUnfit),
                 // Names with a dot in front are legal for credd, and not for us.

@@ -1,24 +1,24 @@
-//! The watch: hints, never truth. Events get lost (a file in a just-made directory, an overflow), so a full scan runs
-//! beside it. Our own temporary files and our `.use` files give no hint; a `.use` that vanishes does. Each user is
-//! handed to the kernel once: that costs two switches between threads.
+//! The watch (inotify): hints, never truth. Events get lost (a file in a just-made directory, an overflow), so a full scan
+//! runs beside it. Our own temporary files and our `.use` files give no hint; a `.use` that vanishes does. Of each of
+//! 100,000 users it keeps a name and two numbers.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     ffi::OsStr,
-    fmt,
-    hash::{BuildHasher, RandomState},
+    io::PipeWriter,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
     thread::JoinHandle,
 };
 
-use notify::{
-    ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{ModifyKind, RemoveKind, RenameMode},
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
 };
 use thiserror::Error;
 
@@ -42,33 +42,56 @@ pub enum Hint {
 )]
 pub struct WatchError {
     path: PathBuf,
-    source: notify::Error,
+    source: std::io::Error,
 }
 
 /// A running watch; ends when dropped.
+#[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
+    /// Closed, it ends the thread.
+    alive: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
 
+#[derive(Debug)]
 struct Shared {
     root: PathBuf,
-    /// None: the watch ends.
-    watcher: Mutex<Option<RecommendedWatcher>>,
-    /// Users that are watched, by a hash of the name.
-    watched: Mutex<HashSet<u64>>,
-    hasher: RandomState,
+    inotify: Inotify,
+    top: WatchDescriptor,
+    watched: Mutex<Watched>,
     limited: AtomicBool,
 }
 
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch")
-            .field("root", &self.shared.root)
-            .field("limited", &self.limited())
-            .finish_non_exhaustive()
+/// The users that are watched.
+#[derive(Debug, Default)]
+struct Watched {
+    users: HashMap<WatchDescriptor, UserName>,
+    descriptors: HashMap<UserName, WatchDescriptor>,
+}
+
+impl Watched {
+    fn remove(&mut self, user: &UserName) -> Option<WatchDescriptor> {
+        let descriptor = self.descriptors.remove(user)?;
+        self.users.remove(&descriptor);
+        Some(descriptor)
     }
 }
+
+const APPEARS: AddWatchFlags = AddWatchFlags::IN_CREATE.union(AddWatchFlags::IN_MOVED_TO);
+const VANISHES: AddWatchFlags = AddWatchFlags::IN_DELETE.union(AddWatchFlags::IN_MOVED_FROM);
+/// The directory that is watched goes, or the watch.
+const ENDS: AddWatchFlags =
+    AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::IN_MOVE_SELF).union(AddWatchFlags::IN_IGNORED);
+/// Of the credential directory: what comes and goes.
+const TOP: AddWatchFlags = APPEARS.union(VANISHES).union(ENDS).union(AddWatchFlags::IN_ONLYDIR);
+/// Of a user's directory: also what is written, and owners and modes that change.
+const USER: AddWatchFlags = APPEARS
+    .union(VANISHES)
+    .union(AddWatchFlags::IN_MODIFY)
+    .union(AddWatchFlags::IN_ATTRIB)
+    .union(AddWatchFlags::IN_ONLYDIR)
+    .union(AddWatchFlags::IN_DONT_FOLLOW);
 
 impl Watch {
     /// Watch the credential directory, and users' directories that appear in it from now on; [`Watch::user`] adds those
@@ -78,29 +101,20 @@ impl Watch {
     /// [`WatchError`] if not even the credential directory can be watched.
     pub fn start(root: &Path, on_hint: impl Fn(Hint) + Send + 'static) -> Result<Self, WatchError> {
         let fail = |source| WatchError { path: root.to_owned(), source };
-        let (to_thread, events) = mpsc::channel();
-        let base = root.to_owned();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            for change in changes(&base, event) {
-                // The thread is gone only when the watch ends.
-                let _sent = to_thread.send(change);
-            }
-        })
-        .map_err(fail)?;
-        watcher.watch(root, RecursiveMode::NonRecursive).map_err(fail)?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|e| fail(e.into()))?;
+        let top = inotify.add_watch(root, TOP).map_err(|e| fail(e.into()))?;
         let shared = Arc::new(Shared {
             root: root.to_owned(),
-            watcher: Mutex::new(Some(watcher)),
+            inotify,
+            top,
             watched: Mutex::default(),
-            hasher: RandomState::new(),
             limited: AtomicBool::new(false),
         });
+        let (ended, alive) = std::io::pipe().map_err(fail)?;
         let inside = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("watch".into())
-            .spawn(move || inside.run(&events, on_hint))
-            .map_err(|e| fail(notify::Error::io(e)))?;
-        Ok(Self { shared, thread: Some(thread) })
+        let thread = std::thread::Builder::new().name("watch".into());
+        let thread = thread.spawn(move || inside.run(&ended, on_hint)).map_err(fail)?;
+        Ok(Self { shared, alive: Some(alive), thread: Some(thread) })
     }
 
     /// Watch a user's directory that a scan found; nothing happens if it is watched already or is gone.
@@ -117,121 +131,108 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        drop(self.shared.lock().take());
+        drop(self.alive.take());
         if let Some(thread) = self.thread.take() {
-            // It ends with its channel; a panic in there has been reported by then.
+            // A panic in there has been reported by then.
             let _ended = thread.join();
         }
     }
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<RecommendedWatcher>> {
-        self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn watched(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+    fn watched(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watch(&self, user: &UserName) {
-        if !self.watched().insert(self.hasher.hash_one(user)) {
+        let mut watched = self.watched();
+        if watched.descriptors.contains_key(user) {
             return;
         }
-        let path = self.root.join(user.as_str());
-        let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
-        let failed = is_dir.then(|| self.lock().as_mut()?.watch(&path, RecursiveMode::NonRecursive).err()).flatten();
-        if failed.as_ref().is_some_and(|e| !matches!(e.kind, ErrorKind::PathNotFound)) {
-            self.limited.store(true, Ordering::Relaxed);
-        }
-        if !is_dir || failed.is_some() {
-            self.watched().remove(&self.hasher.hash_one(user));
-        }
-    }
-
-    fn forget(&self, user: &UserName) {
-        self.watched().remove(&self.hasher.hash_one(user));
-        if let Some(watcher) = self.lock().as_mut() {
-            // The kernel has dropped the watch with the directory; this is notify's memory of it.
-            let _forgotten = watcher.unwatch(&self.root.join(user.as_str()));
+        match self.inotify.add_watch(&self.root.join(user.as_str()), USER) {
+            Ok(descriptor) => {
+                watched.users.insert(descriptor, user.clone());
+                watched.descriptors.insert(user.clone(), descriptor);
+            }
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+            Err(_) => self.limited.store(true, Ordering::Relaxed),
         }
     }
 
-    fn run(&self, events: &mpsc::Receiver<Change>, on_hint: impl Fn(Hint)) {
-        while let Ok(change) = events.recv() {
-            match change {
-                Change::Appeared(user) => {
-                    // By this name there may have been another, whose end was not told.
-                    self.watched().remove(&self.hasher.hash_one(&user));
-                    self.watch(&user);
-                    on_hint(Hint::User(user));
-                }
-                Change::Vanished(user) => {
-                    self.forget(&user);
-                    // A directory may have come back by the same name meanwhile.
-                    self.watch(&user);
-                    on_hint(Hint::User(user));
-                }
-                Change::Inside(user) => on_hint(Hint::User(user)),
-                Change::Lost => {
-                    self.watched().clear();
+    fn run(&self, ended: &impl AsFd, on_hint: impl Fn(Hint)) {
+        loop {
+            let mut fds =
+                [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+            let polled = poll(&mut fds, PollTimeout::NONE);
+            if fds.iter().next_back().and_then(PollFd::any).unwrap_or(true) {
+                return;
+            }
+            let events = polled.and_then(|_| self.inotify.read_events());
+            match events {
+                Ok(events) => events.iter().filter_map(|event| self.hint(event)).for_each(&on_hint),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                // It cannot be read: as if everything were lost, and no oftener than a scan takes.
+                Err(_) => {
+                    self.limited.store(true, Ordering::Relaxed);
                     on_hint(Hint::All);
+                    return;
                 }
             }
         }
     }
-}
 
-#[derive(Debug, PartialEq, Eq)]
-enum Change {
-    Appeared(UserName),
-    Vanished(UserName),
-    Inside(UserName),
-    Lost,
-}
-
-fn user_of(name: &OsStr) -> Option<UserName> {
-    UserName::parse(name.to_str()?).ok()
-}
-
-fn changes(root: &Path, event: notify::Result<Event>) -> Vec<Change> {
-    let Ok(event) = event else { return vec![Change::Lost] };
-    if event.need_rescan() {
-        return vec![Change::Lost];
-    }
-    let (appears, vanishes) = match event.kind {
-        EventKind::Access(_) | EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => return Vec::new(),
-        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => (true, false),
-        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => (false, true),
-        _ => (false, false),
-    };
-    let change = |path: &PathBuf| {
-        if vanishes && path == root {
-            return Some(Change::Lost);
+    /// What an event is a hint at.
+    fn hint(&self, event: &InotifyEvent) -> Option<Hint> {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            // Those whose directory is another one by now are watched anew.
+            *self.watched() = Watched::default();
+            return Some(Hint::All);
         }
-        let inside = path.strip_prefix(root).ok()?;
-        let mut parts = inside.iter();
-        let (user, file) = (parts.next().and_then(user_of)?, parts.next());
-        let Some(file) = file else {
-            // Files come and go in the top directory too; they are nobody's.
-            return match event.kind {
-                EventKind::Remove(RemoveKind::File) => None,
-                _ if appears => root.join(user.as_str()).is_dir().then_some(Change::Appeared(user)),
-                _ => vanishes.then_some(Change::Vanished(user)),
-            };
-        };
-        match Path::new(file).extension().and_then(OsStr::to_str) {
-            Some("top") => Some(Change::Inside(user)),
-            Some("use") if vanishes => Some(Change::Inside(user)),
+        if event.wd == self.top {
+            return self.at_top(event);
+        }
+        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            // The top directory tells that it went; by this name there may be another one already.
+            let mut watched = self.watched();
+            let user = watched.users.remove(&event.wd)?;
+            if watched.descriptors.get(&user) == Some(&event.wd) {
+                watched.descriptors.remove(&user);
+            }
+            return None;
+        }
+        let user = || self.watched().users.get(&event.wd).cloned().map(Hint::User);
+        let Some(name) = &event.name else { return user() };
+        match Path::new(name).extension().and_then(OsStr::to_str) {
+            Some("top") => user(),
+            Some("use") if event.mask.intersects(VANISHES) => user(),
             _ => None,
         }
-    };
-    event.paths.iter().filter_map(change).collect()
+    }
+
+    /// Of the credential directory itself: users come and go, or it does.
+    fn at_top(&self, event: &InotifyEvent) -> Option<Hint> {
+        if event.mask.intersects(ENDS) {
+            return Some(Hint::All);
+        }
+        // Files come and go there, too; they are nobody's.
+        if !event.mask.contains(AddWatchFlags::IN_ISDIR) || !event.mask.intersects(APPEARS | VANISHES) {
+            return None;
+        }
+        let user = UserName::parse(event.name.as_ref()?.to_str()?).ok()?;
+        let before = self.watched().remove(&user);
+        if let Some(descriptor) = before {
+            // Where the directory is gone, so is the watch; where it only moved, it is another's or nobody's now.
+            let _gone_already = self.inotify.rm_watch(descriptor);
+        }
+        // Also where it went: it may have come back by the same name meanwhile.
+        self.watch(&user);
+        Some(Hint::User(user))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, time::Duration};
+    use std::{os::unix::fs::symlink, sync::mpsc, time::Duration};
 
     use super::*;
 
@@ -300,8 +301,67 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_by_the_name_of_one_that_went_is_watched_and_so_is_one_under_a_new_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (_watch, hints) = started(dir.path());
+        let quiet = || while hints.recv_timeout(QUIET).is_ok() {};
+        std::fs::create_dir(at("alice")).unwrap();
+        quiet();
+        std::fs::rename(at("alice"), at("bob")).unwrap();
+        std::fs::create_dir(at("alice")).unwrap();
+        quiet();
+        for name in ["bob", "alice"] {
+            std::fs::write(at(name).join("s.top"), "x").unwrap();
+            assert_eq!(hints.recv_timeout(SOON), Ok(Hint::User(UserName::parse(name).unwrap())));
+            quiet();
+        }
+        for _ in 0..3 {
+            std::fs::remove_dir_all(at("alice")).unwrap();
+            std::fs::create_dir(at("alice")).unwrap();
+        }
+        quiet();
+        std::fs::write(at("alice/s.top"), "x").unwrap();
+        assert_eq!(hints.recv_timeout(SOON), Ok(alice()));
+    }
+
+    #[test]
+    fn a_mode_that_changes_gives_a_hint() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("alice")).unwrap();
+        std::fs::write(dir.path().join("alice/s.top"), "x").unwrap();
+        let (watch, hints) = started(dir.path());
+        watch.user(&UserName::parse("alice").unwrap());
+        for path in ["alice", "alice/s.top"] {
+            std::fs::set_permissions(dir.path().join(path), std::fs::Permissions::from_mode(0o700)).unwrap();
+            assert_eq!(hints.recv_timeout(SOON), Ok(alice()), "{path}");
+            while hints.recv_timeout(QUIET).is_ok() {}
+        }
+    }
+
+    #[test]
     fn an_overflow_hints_at_everybody() {
-        let event = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
-        assert_eq!(changes(Path::new("/d"), Ok(event)), [Change::Lost]);
+        let dir = tempfile::tempdir().unwrap();
+        let (watch, hints) = started(dir.path());
+        let user = UserName::parse("alice").unwrap();
+        std::fs::create_dir(dir.path().join("alice")).unwrap();
+        assert_eq!(hints.recv_timeout(SOON), Ok(alice()));
+        while hints.recv_timeout(QUIET).is_ok() {}
+        // Held, so that the thread falls behind.
+        let held = watch.shared.watched();
+        let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for n in 0..most.trim().parse::<u32>().unwrap() + 200 {
+            std::fs::write(dir.path().join(format!("alice/{}.top", n % 2)), "x").unwrap();
+        }
+        drop(held);
+        let told: Vec<Hint> =
+            std::iter::from_fn(|| hints.recv_timeout(SOON).ok()).take_while(|hint| *hint != Hint::All).collect();
+        assert!(told.iter().all(|hint| *hint == Hint::User(user.clone())), "{told:?}");
+        // The scan that follows has it watched again.
+        while hints.recv_timeout(QUIET).is_ok() {}
+        watch.user(&user);
+        std::fs::write(dir.path().join("alice/s.top"), "x").unwrap();
+        assert_eq!(hints.recv_timeout(SOON), Ok(alice()));
     }
 }
