@@ -287,6 +287,8 @@ pub mod exit {
     pub const FAILED: u8 = 1;
     /// The command line is wrong.
     pub const USAGE: u8 = 2;
+    /// The command line is wrong, of a command of which 2 is an answer.
+    pub const MISUSED: u8 = 64;
     /// The log cannot be written.
     pub const LOG: u8 = 44;
     /// There is no such credential.

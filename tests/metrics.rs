@@ -10,6 +10,7 @@
 mod site;
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -82,6 +83,22 @@ fn figures_tell_what_was_renewed_hold_no_user_and_satisfy_promtool() {
     assert!(value(&text, "evercred_issuer_capacity_per_second{provider=\"grid\"}") > 0.0);
     assert!((value(&text, "evercred_issuer_up{provider=\"grid\"}") - 1.0).abs() < 1e-9);
     assert!(!text.contains("user00"), "no user in any label\n{text}");
+    // Ten times as many credentials, and one that is refused, are not one series more. (Those of the endpoint itself come
+    // with what is asked of it.)
+    let series = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.starts_with("evercred_endpoint_"));
+        lines.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    for n in 3..30 {
+        site.grid(&format!("user{n:03}"));
+    }
+    let refused = site.refresh_token("user030");
+    assert!(site.issuer.control().revoke(&refused));
+    site.store("user030", "grid", refused.as_bytes());
+    let count = |series: &str| value(&metrics(address), series);
+    site.wait("thirty tokens", 30, |_| count("evercred_renewals_total{provider=\"grid\"}") >= 30.0);
+    site.wait("a refusal", 30, |_| count("evercred_errors_total{provider=\"grid\",kind=\"revoked\"}") >= 1.0);
+    assert_eq!(series(&metrics(address)), series(&text));
     let (_, open) = get(address, "/metrics", "application/openmetrics-text; version=1.0.0").unwrap();
     assert!(open.ends_with("# EOF\n"));
     for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/", 404), ("/../etc/passwd", 404)] {

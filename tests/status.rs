@@ -119,6 +119,14 @@ fn an_approval_that_ends_soon_is_exit_code_1_and_told_though_every_renewal_goes_
     let soon = text(&needs("2h"));
     assert!(soon.contains("alice/mt: soon, refresh token left: 59m"), "{soon}");
     assert_eq!(needs("10m").status.code(), Some(0));
+    // Of bob's end nothing is known: it is no end within any time.
+    site.grid("bob");
+    site.wait("bob's token", 20, |s| s.file("bob", "grid.use").is_some());
+    let listed = |within: &[&str]| text(&evercred(&site, &[&["list"], within].concat()));
+    let names = |text: &str| [text.contains("alice/mt"), text.contains("bob/grid")];
+    site.wait("both", 10, |_| names(&listed(&[])) == [true, true]);
+    assert_eq!(names(&listed(&["--expiring", "7d"])), [true, false]);
+    assert_eq!(names(&listed(&["--expiring", "10m"])), [false, false]);
     let shown = text(&evercred(&site, &["status"]));
     for part in ["fresh, ends soon", "alice/mt: its approval ends in 59m", "evercred login mt"] {
         assert!(shown.contains(part), "{part}\n{shown}");
@@ -178,10 +186,12 @@ fn exit_codes_are_those_of_the_manuals() {
     ] {
         let all: Vec<&str> = arguments.iter().copied().chain(["--socket", socket.as_str()]).collect();
         assert_eq!(code(&all), Some(4), "{arguments:?}: no daemon");
-        assert_eq!(code(&[arguments[0], "--nonsense"]), Some(2), "{arguments:?}");
+        // Where 2 is an answer, a mistake must not be one.
+        let (wrong, words) = if arguments[0] == "needs-renewal" { (64, "64 wrong arguments") } else { (2, "") };
+        assert_eq!(code(&[arguments[0], "--nonsense"]), Some(wrong), "{arguments:?}");
         let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("man/evercred-{}.1", arguments[0]));
         let manual = std::fs::read_to_string(manual).unwrap();
-        assert!(manual.contains("4 the daemon cannot be reached"), "{arguments:?}");
+        assert!(manual.contains("4 the daemon cannot be reached") && manual.contains(words), "{arguments:?}");
     }
     assert_eq!((code(&["explain", "revoked"]), code(&["explain", "no such words"])), (Some(0), Some(1)));
     for command in ["status", "list", "doctor"] {

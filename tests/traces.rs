@@ -167,8 +167,15 @@ fn each_delivery_to_a_site_is_a_span_beneath_the_renewal_that_brought_the_token(
 }
 
 #[test]
-fn a_receiver_that_is_down_costs_traces_and_nothing_else() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+fn a_receiver_that_is_down_or_hangs_costs_traces_and_nothing_else() {
+    let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    costs_traces_alone(listen().local_addr().unwrap().port());
+    // The system takes connections for it, and nobody ever reads from one.
+    let hanging = listen();
+    costs_traces_alone(hanging.local_addr().unwrap().port());
+}
+
+fn costs_traces_alone(port: u16) {
     let mut site = Site::new(600, Rotation::Strict);
     site.configure_with(&format!("otlp = \"http://127.0.0.1:{port}\""), "", "");
     site.grid("alice");

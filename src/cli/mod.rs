@@ -73,7 +73,8 @@ Exit status: 0 listed, also if there is none; 2 wrong arguments; 4 the daemon ca
 const EXPLAIN_EXIT: &str = "Exit status: 0 explained; 1 nothing is known about these words.";
 
 const NEEDS_RENEWAL_EXIT: &str = "Exit status: 0 good; 1 soon: the refresh token ends within --min; 2 dead: it ended, \
-the issuer refuses it, or it cannot be used; 3 missing: there is no such credential; 4 the daemon cannot be reached.";
+the issuer refuses it, or it cannot be used; 3 missing: there is no such credential; 4 the daemon cannot be reached; \
+64 wrong arguments.";
 
 const RENEW_EXIT: &str = "Exit status: 0 renewed; 1 not renewed, and why; 3 there is no credential of that name; 4 the \
 daemon cannot be reached.";

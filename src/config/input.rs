@@ -116,8 +116,9 @@ impl<'p> Section<'p> {
     }
 
     /// A key that must not be here: if it is, say why and what to do. It is not offered as a nearest key.
-    pub fn refuse(&mut self, key: &str, what: &str, advice: &str) {
+    pub fn refuse(&mut self, key: &'static str, what: &str, advice: &str) {
         if let Some(value) = self.table.remove(key) {
+            self.wrong.push(key);
             self.problems.push(Problem::new(Some(value.origin), self.full(key), what, advice));
         }
     }

@@ -54,6 +54,11 @@ pub fn read(mut section: Section<'_>, secrets: Secrets) -> Option<Notices> {
         let advice = r#"set `mail_to` (like "{user}@example.org"), `mail_map` or `admins`"#;
         section.complain("mail_to", "there is nobody to mail to", advice);
     }
+    // One that is there and wrong has been told already, or is now.
+    let tried = slack.is_some()
+        || ["smtp", "sendmail", "webhook", "slack_webhook", "slack_webhook_file"]
+            .iter()
+            .any(|way| section.took_wrongly(way));
     let slack = slack.filter(|url| {
         let good = input::is_safe_url(url.expose());
         if !good {
@@ -66,7 +71,7 @@ pub fn read(mut section: Section<'_>, secrets: Secrets) -> Option<Notices> {
         good
     });
     let smtp = smtp.map(|(host, port, encryption)| Smtp { host, port, encryption, user, password });
-    if !mails && webhook.is_none() && slack.is_none() && secrets == Secrets::Read {
+    if !mails && webhook.is_none() && !tried && secrets == Secrets::Read {
         let advice = "set `smtp`, `sendmail`, `webhook` or `slack_webhook_file`, or remove the section";
         section.complain("", "has no way to tell anybody", advice);
     }

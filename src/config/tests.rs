@@ -292,6 +292,51 @@ fn a_ca_file_without_a_certificate_is_found_with_its_line_wherever_it_is_named()
 }
 
 #[test]
+fn steps_of_notices_are_as_configured_and_every_bad_key_has_its_message_and_no_secret_in_it() {
+    let policy = |keys: &str| {
+        let text = format!("{GOOD}[notices]\nwebhook = \"https://h.example.org/\"\n{keys}");
+        settings_of(&text).notices.unwrap().policy
+    };
+    let hours = |hours: &[u64]| hours.iter().map(|hours| Duration::from_secs(hours * 3600)).collect::<Vec<_>>();
+    let usual = policy("");
+    assert_eq!((usual.steps, usual.after_failures), (hours(&[168, 48, 6]), 3));
+    let own = policy("steps = [\"1h\", \"3d\", \"60m\"]\nafter_failures = 5\n");
+    assert_eq!((own.steps, own.after_failures), (hours(&[72, 1]), 5));
+    let steps = r#"write it as ["7d", "2d", "6h"]"#;
+    let table = [
+        ("steps = []", format!("6: notices.steps: is empty; {steps}")),
+        ("steps = [\"2d\", \"soon\"]", format!("6: notices.steps: \"soon\" is not a duration; {steps}")),
+        ("steps = [\"0s\"]", format!("6: notices.steps: \"0s\" is not a duration; {steps}")),
+        ("after_failures = 0", "6: notices.after_failures: 0 is out of range; use 1 to 1000".into()),
+        ("admins = [\"root\"]", r#"6: notices.admins: "root" is not a mail address; write it like "name@example.org""#.into()),
+        ("mail_to = \"all@example.org\"", r#"6: notices.mail_to: does not hold {user}; write it like "{user}@example.org""#.into()),
+        ("smtp = \"smtp://localhost\"\nadmins = [\"a@example.org\"]", "4: notices.mail_from: is missing; set it to the address that mails come from".into()),
+        ("sendmail = \"/x\"\nmail_from = \"a@example.org\"", r#"4: notices.mail_to: there is nobody to mail to; set `mail_to` (like "{user}@example.org"), `mail_map` or `admins`"#.into()),
+    ];
+    let webhook = "webhook = \"https://h.example.org/\"";
+    for (keys, message) in table {
+        assert_eq!(problems(&format!("{GOOD}[notices]\n{webhook}\n{keys}\n")), [format!("c.toml:{message}")], "{keys}");
+    }
+    // The one way that is there is wrong: told of that alone, and not of what it holds.
+    let files = "secrets are files, never values in the configuration; write it to a file of mode 0600, and name that with the same key and `_file` behind it";
+    for (way, message) in [
+        (
+            format!("smtp = \"smtp://joe:{CANARY}@mail.example.org\""),
+            "smtp: holds a user name or password; set `smtp_user` and `smtp_password_file`".to_owned(),
+        ),
+        (format!("slack_webhook = \"https://hooks.example.org/{CANARY}\""), format!("slack_webhook: {files}")),
+        (
+            "webhook = \"http://chat.example.org/\"".into(),
+            "webhook: is http://, which would send secrets in the clear; use https://".into(),
+        ),
+    ] {
+        assert_eq!(problems(&format!("{GOOD}[notices]\n{way}\n")), [format!("c.toml:5: notices.{message}")], "{way}");
+    }
+    let none = "c.toml:4: notices: has no way to tell anybody; set `smtp`, `sendmail`, `webhook` or `slack_webhook_file`, or remove the section";
+    assert_eq!(problems(&format!("{GOOD}[notices]\nevery = \"1m\"\n")), [none]);
+}
+
+#[test]
 fn every_bad_site_has_its_message_and_no_secret_in_it() {
     let bad = |text: &str| problems(&format!("{GOOD}[site.s]\n{text}"));
     let table: &[(&str, &str)] = &[

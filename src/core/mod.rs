@@ -18,6 +18,7 @@ pub mod key_file;
 pub mod notice;
 pub mod planner;
 pub mod replica;
+mod roll_call;
 mod roster;
 pub mod schedule;
 pub mod secret;

@@ -23,6 +23,7 @@ use super::{
     ending::Ending,
     figures::is_issuers,
     id::{CredentialId, UserName},
+    roll_call::RollCall,
     roster::{Entry, Home, Place, Roster, Wait},
     schedule,
     time::{Now, Tick, Timestamp},
@@ -91,6 +92,8 @@ pub struct Planner {
     refresh: Duration,
     confirm_after: Duration,
     roster: Roster,
+    /// Never what is in the roster.
+    roll_call: RollCall,
     keep_again: BTreeSet<(Tick, u64)>,
     budgets: Vec<Budget>,
     /// Who of each issuer's queue was asked last.
@@ -117,6 +120,7 @@ impl Planner {
             refresh,
             confirm_after: schedule::CONFIRM_AFTER,
             roster: Roster::new(limits.len()),
+            roll_call: RollCall::default(),
             keep_again: BTreeSet::new(),
             budgets: limits.iter().map(|&limits| Budget::new(limits)).collect(),
             asked_last: vec![None; limits.len()],
@@ -155,6 +159,16 @@ impl Planner {
         }
     }
 
+    /// All that is known, and what is missed still from before an earlier reload.
+    pub fn known(&self) -> impl Iterator<Item = &CredentialId> {
+        self.roster.entries().map(|entry| &entry.id).chain(self.roll_call.missed())
+    }
+
+    /// What was [known](Self::known) before a reload: of what no look from `since` on shows it is told that it is gone.
+    pub fn expect(&mut self, since: Tick, known: impl IntoIterator<Item = CredentialId>) {
+        self.roll_call = RollCall::new(since, known.into_iter().filter(|id| self.roster.slot_of(id).is_none()));
+    }
+
     fn take_over(&mut self, now: Now, unkept: Unkept, provider: usize) {
         let Unkept { number, id, identity, answer } = unkept;
         let user = id.user.clone();
@@ -178,6 +192,8 @@ impl Planner {
                 for user in gone {
                     self.scanned(now, user, as_of, Vec::new());
                 }
+                let gone = self.roll_call.listed(&users, as_of);
+                self.tell_forgotten(gone);
             }
             Event::Answered { number, result } => self.answered(now, number, result),
             Event::Kept { number, identity, stored_anew } => self.kept(now, number, identity, stored_anew),
@@ -367,12 +383,19 @@ impl Planner {
                 slots.push(slot);
             }
         }
+        let gone = self.roll_call.looked(&user, as_of);
+        self.tell_forgotten(gone);
         if !slots.is_empty() {
             self.roster.users.insert(user, Home { as_of, slots });
         }
     }
 
+    fn tell_forgotten(&mut self, gone: impl IntoIterator<Item = CredentialId>) {
+        self.pending.extend(gone.into_iter().map(|id| Action::Announce(Announcement::Forgotten { id })));
+    }
+
     fn seen_first(&mut self, now: Now, found: Found) -> usize {
+        self.roll_call.seen(&found.id);
         let spread = found.id.spread();
         let mut entry = Entry::new(found.id, found.provider, found.top);
         entry.expiry = found.use_file.and_then(|told| told.expiry);

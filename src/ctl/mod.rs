@@ -43,7 +43,9 @@ pub fn main() -> ExitCode {
             if e.use_stderr() {
                 login::misused(&arguments, &e);
             }
-            usage(&e)
+            // What is mistyped in a script must not read as an answer.
+            let answers = arguments.get(1).is_some_and(|command| command == "needs-renewal");
+            usage(&e, if answers { exit::MISUSED } else { exit::USAGE })
         }
     }
 }
@@ -53,7 +55,7 @@ pub fn main() -> ExitCode {
 pub fn credmon_main() -> ExitCode {
     match cli::Credmon::try_parse() {
         Ok(args) => credmon(&args, &["--courier"]),
-        Err(e) => usage(&e),
+        Err(e) => usage(&e, exit::USAGE),
     }
 }
 
@@ -62,7 +64,7 @@ pub fn credmon_main() -> ExitCode {
 pub fn storer_main() -> ExitCode {
     match cli::Storer::try_parse() {
         Ok(args) => submit::main(&args),
-        Err(e) => usage(&e),
+        Err(e) => usage(&e, exit::USAGE),
     }
 }
 
@@ -101,9 +103,9 @@ fn credmon(args: &cli::Credmon, courier_args: &[&str]) -> ExitCode {
     }
 }
 
-/// Help and version go to standard output and are no error; anything else is 2.
-fn usage(e: &clap::Error) -> ExitCode {
+/// Help and version go to standard output and are no error; anything else is `code`.
+fn usage(e: &clap::Error, code: u8) -> ExitCode {
     // A closed pipe (`evercred --help | head -1`) is no error either.
     e.print().ok();
-    if e.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS }
+    if e.use_stderr() { ExitCode::from(code) } else { ExitCode::SUCCESS }
 }

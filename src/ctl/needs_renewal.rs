@@ -59,7 +59,8 @@ impl Need {
     }
 }
 
-/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached.
+/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached; 64, not 2, for wrong
+/// arguments, of which it never hears.
 #[must_use]
 pub fn run(args: &cli::NeedsRenewal) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));

@@ -705,7 +705,8 @@ impl Driver {
     }
 
     /// Go on from where the driver before a reload was: with its numbers, with the refresh tokens that the disk has not
-    /// taken yet, and with the admins who wait. What its courier had been asked is lost with that one.
+    /// taken yet, with the admins who wait, and with what it knew, of which some may have left meanwhile. What its courier
+    /// had been asked is lost with that one.
     pub fn inherit(&mut self, before: &mut Self) {
         self.waiting = std::mem::take(&mut before.waiting);
         self.revocations_lost(self.clock.now());
@@ -722,6 +723,8 @@ impl Driver {
             }
         }
         self.planner.inherit(self.clock.now(), &before.planner, unkept);
+        let is_ours = |id: &&CredentialId| scanner::provider_of(&self.owners, id).is_some();
+        self.planner.expect(self.first_scan.since(), before.planner.known().filter(is_ours).cloned());
     }
 
     /// Say of which credentials the refresh token did not get into its `.top`.

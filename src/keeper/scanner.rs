@@ -89,6 +89,12 @@ impl FirstScan {
         Self { from: tick, ended: false }
     }
 
+    /// From when on looks are part of it.
+    #[must_use]
+    pub fn since(self) -> Tick {
+        self.from
+    }
+
     /// A full scan that began then ended: whether it was the first of all.
     pub fn ended(&mut self, as_of: Tick) -> bool {
         as_of >= self.from && !std::mem::replace(&mut self.ended, true)

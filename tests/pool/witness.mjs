@@ -3,15 +3,15 @@
 //
 //   node witness.mjs --credentials DIR --init PID --logs PATH[,PATH...] [--codes URL] [--for 900]
 //
-// On standard output, one line for each new content of a .top or .use: `TIME spool USER/FILE sha256 DIGEST`,
-// with the digest (12 hex digits) of the token in it, never the token. Every token seen so is a canary: looked for in
-// argv and environment of every process in the pid namespace of PID, all the time, and on SIGTERM in every file below
-// the PATHs. So are the consent and polling codes of approvals under way, which our own issuer tells at URL. A find is
-// one line: `leak argv|environ|log WHERE sha256 DIGEST`, told once. The last line counts what was looked at; exit 0 also
-// with leaks, for whoever runs it knows which it planted.
+// On standard output, one line for each new content of a .top or .use, with the time at which it came into place:
+// `TIME spool USER/FILE sha256 DIGEST`, with the digest (12 hex digits) of the token in it, never the token. Every token
+// seen so is a canary: looked for in argv and environment of every process in the pid namespace of PID, all the time, and
+// on SIGTERM in every file below the PATHs. So are the consent and polling codes of approvals under way, which our own
+// issuer tells at URL. A find is one line: `leak argv|environ|log WHERE sha256 DIGEST`, told once. The last line counts
+// what was looked at; exit 0 also with leaks, for whoever runs it knows which it planted.
 
 import { createHash } from 'node:crypto';
-import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
@@ -27,7 +27,7 @@ const { values: args } = parseArgs({
 
 const digest = (text) => createHash('sha256').update(text).digest('hex').slice(0, 12);
 const say = (text) => process.stdout.write(`${text}\n`);
-const stamp = () => new Date().toISOString().slice(0, 23);
+const stamp = (time) => new Date(time).toISOString().slice(0, 23);
 /** What goes away while it is looked at is nothing to look at. */
 const unless = (gone, look) => { try { return look(); } catch { return gone; } };
 
@@ -42,6 +42,17 @@ function token(text) {
   return object.access_token ?? object.refresh_token ?? object.mytoken ?? object.subject_token ?? '';
 }
 
+/** What a file holds, and when it came into place: a job may have it before it is looked at. */
+function fileInPlace(path) {
+  const file = openSync(path);
+  try {
+    // The kernel's time of a rename is behind by up to a tick.
+    return { text: readFileSync(file, 'utf8'), since: Math.min(fstatSync(file).ctimeMs + 5, Date.now()) };
+  } finally {
+    closeSync(file);
+  }
+}
+
 function lookAtSpool() {
   looked.spool += 1;
   for (const user of unless([], () => readdirSync(args.credentials, { withFileTypes: true }))) {
@@ -49,12 +60,13 @@ function lookAtSpool() {
     for (const file of unless([], () => readdirSync(join(args.credentials, user.name)))) {
       if (!/\.(top|use)$/.test(file)) continue;
       const path = `${user.name}/${file}`;
-      const found = token(unless('', () => readFileSync(join(args.credentials, path), 'utf8')));
+      const { text, since } = unless({ text: '' }, () => fileInPlace(join(args.credentials, path)));
+      const found = token(text);
       // Shorter ones are names, and would be found everywhere.
       if (found.length < 16) continue;
       const sum = digest(found);
       canaries.set(found, sum);
-      if (contents.get(path) !== sum) say(`${stamp()} spool ${path} sha256 ${sum}`);
+      if (contents.get(path) !== sum) say(`${stamp(since)} spool ${path} sha256 ${sum}`);
       contents.set(path, sum);
     }
   }

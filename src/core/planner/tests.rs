@@ -699,6 +699,20 @@ proptest! {
     }
 
     #[test]
+    fn what_left_is_told_as_forgotten_also_if_it_did_around_a_reload(ops in scripts(), mut world in worlds()) {
+        // `World::announce` holds that each is told once, after it was seen.
+        world.run(&ops, 0);
+        world.calm();
+        world.pass(HOUR);
+        prop_assert_eq!(&world.shown, &world.stored());
+        world.op(&Op::Remove(0, false));
+        world.op(&Op::RemoveUser(2));
+        world.op(&Op::Reload(vec![1, 0]));
+        world.pass(HOUR);
+        prop_assert_eq!(&world.shown, &world.stored());
+    }
+
+    #[test]
     fn once_all_is_well_again_every_usable_credential_is_renewed_and_stays_so(ops in scripts(), mut world in worlds()) {
         world.run(&ops, 0);
         world.calm();

@@ -172,6 +172,8 @@ pub(super) struct World {
     last: Option<Event>,
     /// What the planner has been told of each `.top`, and of whether there is a `.use`.
     told: BTreeMap<usize, (Result<Identity, Kind>, bool)>,
+    /// What the planner was shown, and has not told as forgotten since.
+    pub(super) shown: BTreeSet<usize>,
     started: Vec<Vec<u64>>,
     /// Tokens that were lost with an answer between issuer and keeper.
     lost: BTreeSet<u64>,
@@ -215,6 +217,7 @@ impl World {
             next_full_scan: 1,
             last: None,
             told: BTreeMap::new(),
+            shown: BTreeSet::new(),
             started: vec![Vec::new(); 2],
             lost: BTreeSet::new(),
             history: Vec::new(),
@@ -383,6 +386,12 @@ impl World {
             (unkept, provider)
         });
         planner.inherit(self.clock(), &self.planner, unkept.collect::<Vec<_>>());
+        let is_ours = |id: &&CredentialId| self.provider_of(self.who(id)).is_some();
+        planner.expect(Tick(self.now), self.planner.known().filter(is_ours).cloned());
+        // What is nobody's any more is not told of either, but for a refresh token that the disk has still to take.
+        let shown = std::mem::take(&mut self.shown);
+        let is_told_of = |&who: &usize| self.provider_of(who).is_some() || planner.knows(&self.ids[who]);
+        self.shown = shown.into_iter().filter(is_told_of).collect();
         // The exchanges of the planner before are over; so are its budgets.
         self.trips.retain(|_, trip| trip.rotated.is_some() && !trip.kept);
         self.started = vec![Vec::new(); 2];
@@ -504,7 +513,10 @@ impl World {
             Announcement::Issuer { provider, down } => {
                 self.note(Note::Issuer { issuer: self.providers[*provider], down: *down });
             }
-            Announcement::Renewed { .. } | Announcement::Unusable { .. } | Announcement::Forgotten { .. } => {}
+            Announcement::Forgotten { id } => {
+                assert!(self.shown.remove(&self.who(id)), "{id}: forgotten once, after it was seen");
+            }
+            Announcement::Renewed { .. } | Announcement::Unusable { .. } => {}
         }
     }
 
@@ -529,6 +541,7 @@ impl World {
         if let Event::Scanned { found, .. } = &event {
             for found in found {
                 let who = self.who(&found.id);
+                self.shown.insert(who);
                 let before = self.told.insert(who, (found.top, found.use_file.is_some()));
                 if before.is_none_or(|(top, used)| top != found.top || (used && found.use_file.is_none())) {
                     self.note(Note::Changed { who });
