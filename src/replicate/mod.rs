@@ -40,6 +40,7 @@ pub mod sfapi;
 pub mod sftp;
 pub mod sftp_place;
 pub mod ssh;
+pub mod threads;
 pub mod web;
 pub mod worker;
 

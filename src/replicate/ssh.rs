@@ -9,14 +9,13 @@
 
 use std::{
     collections::HashMap,
-    process::Stdio,
     sync::{Arc, Mutex as StdMutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, ChildStdin, ChildStdout},
+    process::{ChildStdin, ChildStdout},
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
 };
 
@@ -24,7 +23,8 @@ use super::{
     envelope::{KeyRing, MAX_PAYLOAD, Verdict},
     name,
     parcel::{self, Parcel},
-    program, receive,
+    program::{self, Started},
+    receive,
     sftp::{Sftp, SftpError},
     sftp_place::{Locks, put},
 };
@@ -49,8 +49,8 @@ pub struct Sessions {
 
 #[derive(Debug)]
 struct Session {
-    /// Ended with the session (`kill_on_drop`).
-    _child: Child,
+    /// Ended with the session.
+    _program: Started,
     channel: Channel,
     used: Instant,
     words: Arc<StdMutex<String>>,
@@ -146,10 +146,8 @@ impl Sessions {
         let turn = gate.acquire_owned().await.map_err(|e| Undelivered::new(Kind::SiteError, e.to_string()))?;
         let ccache = ssh.ccache.as_deref().map(|ccache| ("KRB5CCNAME", ccache));
         let environment: Vec<(&str, &str)> = ccache.into_iter().collect();
-        let mut command = program::command(&ssh.program, &arguments(ssh), &environment);
-        command.stderr(Stdio::piped());
-        let broken = |e: std::io::Error| Undelivered::new(Kind::SiteError, format!("{}: {e}", ssh.program.display()));
-        let mut child = command.spawn().map_err(broken)?;
+        let mut started = program::start(program::command(&ssh.program, &arguments(ssh), &environment))?;
+        let child = &mut started.child;
         let (Some(to), Some(from), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(Undelivered::new(Kind::SiteError, "no pipes to ssh"));
@@ -179,7 +177,7 @@ impl Sessions {
             },
             SshWay::Receive => (Channel::Receive(from, to), Some(turn)),
         };
-        Ok(Session { _child: child, channel, used: Instant::now(), words, starting: turn })
+        Ok(Session { _program: started, channel, used: Instant::now(), words, starting: turn })
     }
 }
 
