@@ -326,7 +326,12 @@ fn sites_whose_files_and_programs_hang_time_out_and_delay_neither_another_nor_th
     let pipe = site.home.path().join("kubeconfig");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
     let all = "services = [\"grid\"]\ntimeout = \"1s\"\n";
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
+                clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}]\n\
+                users: [{name: u, user: {tokenFile: kubeconfig}}]\n";
+    fs::write(site.home.path().join("keyed"), text).unwrap();
     let sites = [
+        format!("[site.keyed]\nkind = \"kubernetes\"\n{all}kubeconfig = \"HOME/keyed\"\n"),
         format!("[site.cluster]\nkind = \"kubernetes\"\n{all}kubeconfig = \"HOME/kubeconfig\"\n"),
         format!("[site.own]\nkind = \"exec\"\n{all}command = [\"HOME/program\"]\n"),
         format!("[site.far]\nkind = \"ssh\"\n{all}host = \"far\"\nssh_program = \"HOME/ssh\"\ndirectory = \"/d\"\n"),
@@ -340,7 +345,7 @@ fn sites_whose_files_and_programs_hang_time_out_and_delay_neither_another_nor_th
     site.start();
     let file = dest.join("alice_grid");
     site.wait("at the good site", 20, |s| holds(&file, &token(s, "alice")));
-    for name in ["cluster", "own", "far", "pool"] {
+    for name in ["cluster", "keyed", "own", "far", "pool"] {
         site.wait(name, 20, |s| {
             let named = format!(" site={name} ");
             s.log().lines().any(|line| line.contains(&named) && line.contains("kind=site-timeout"))
