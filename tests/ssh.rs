@@ -269,6 +269,29 @@ impl<T: AsyncRead + Unpin> AsyncRead for Cut<T> {
     }
 }
 
+/// Before the request of that number somebody else takes the lock over, if there is one.
+struct Taken<T>(T, usize, PathBuf);
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Taken<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.1 = self.1.wrapping_sub(1);
+        if self.1 == 0 && self.2.exists() {
+            fs::write(&self.2, ANOTHER).unwrap();
+        }
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+const ANOTHER: &str = "00112233-5-0";
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
 }
@@ -378,4 +401,30 @@ fn a_delivery_that_was_cut_off_anywhere_is_taken_back_or_finished_by_the_next_on
         }
     }
     assert!(taken_back > 10 && finished > 5, "{taken_back} taken back, {finished} finished");
+}
+
+#[test]
+fn the_lock_of_another_delivery_that_took_us_for_dead_stays() {
+    let Some(lab) = fetched() else { return };
+    let (mut kept, mut gone) = (0, 0);
+    for number in 1..40 {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, lock) = (dir.path().display().to_string(), dir.path().join(".tok.lock"));
+        let taken = runtime().block_on(async {
+            let server = server(&lab);
+            let mut sftp = Sftp::start(server.from, Taken(server.to, number, lock.clone())).await.unwrap();
+            let locks = Locks::default();
+            let end = sftp_place::put(&mut sftp, &locks, (&path, "tok"), 0o600, 5, b"5").await;
+            drop(server.child);
+            let refused = end.is_err_and(|error| error.to_string().contains("another delivery has taken the lock"));
+            assert!(refused || holds(&dir.path().join("tok"), "5"), "request {number}");
+            refused || lock.exists()
+        });
+        match (taken, holds(&lock, ANOTHER)) {
+            (true, true) => kept += 1,
+            (true, false) => panic!("request {number}: the other one's lock was taken away"),
+            (false, _) => gone += 1,
+        }
+    }
+    assert!(kept > 8 && gone > 8, "{kept} kept, {gone} not taken or already given back");
 }

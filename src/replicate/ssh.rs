@@ -31,6 +31,7 @@ use super::{
     receive,
     sftp::{Sftp, SftpError},
     sftp_place::{Locks, put},
+    worker::Notes,
 };
 use crate::{
     config::site_settings::{Site, Ssh, SshWay},
@@ -43,12 +44,16 @@ const STARTUPS: usize = 4;
 /// A session is ended when it was not used for this long.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// The note of what a site's locks are called.
+const LOCKS: &str = "locks";
+
 /// All sessions of the replicator.
 #[derive(Debug, Default)]
 pub struct Sessions {
     by_account: StdMutex<HashMap<String, Arc<Mutex<Option<Session>>>>>,
     startups: StdMutex<HashMap<String, Arc<Semaphore>>>,
-    locks: Locks,
+    /// By the name of the site.
+    locks: StdMutex<HashMap<String, Arc<Locks>>>,
 }
 
 #[derive(Debug)]
@@ -78,23 +83,24 @@ impl Sessions {
         site: &Site,
         ssh: &Ssh,
         ring: Option<&KeyRing>,
+        notes: &Notes,
         parcel: &Parcel,
     ) -> Result<Delivered, Undelivered> {
+        let locks = self.locks(site, notes).await;
         let account = account(ssh);
         let slot = self.slot(account.clone());
-        let (slot, mut held) = match timeout(patience(site), Arc::clone(&slot).lock_owned()).await {
-            Ok(held) => (slot, held),
-            Err(_) => {
-                let own = self.slot(format!("{account} {}", site.name));
-                let held = Arc::clone(&own).lock_owned().await;
-                (own, held)
-            }
+        let (slot, mut held) = if let Ok(held) = timeout(patience(site), Arc::clone(&slot).lock_owned()).await {
+            (slot, held)
+        } else {
+            let own = self.slot(format!("{account} {}", site.name));
+            let held = Arc::clone(&own).lock_owned().await;
+            (own, held)
         };
         let reused = held.is_some();
-        let mut end = self.attempt(&mut held, site, ssh, ring, parcel).await;
+        let mut end = self.attempt(&mut held, &locks, site, ssh, ring, parcel).await;
         // A session that went stale while nobody used it tells nothing about the site.
         if reused && held.is_none() && end.as_ref().is_err_and(|e| e.kind == Kind::SiteUnreachable) {
-            end = self.attempt(&mut held, site, ssh, ring, parcel).await;
+            end = self.attempt(&mut held, &locks, site, ssh, ring, parcel).await;
         }
         if held.is_some() {
             tokio::spawn(async move {
@@ -109,6 +115,23 @@ impl Sessions {
         end
     }
 
+    /// Called the same after a restart, by a note.
+    async fn locks(&self, site: &Site, notes: &Notes) -> Arc<Locks> {
+        let (locks, is_new) = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            let plain = |name: &String| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let known = notes.value(LOCKS).filter(plain);
+            let is_new = known.is_none() && !locks.contains_key(&site.name);
+            let its =
+                locks.entry(site.name.clone()).or_insert_with(|| Arc::new(known.map(Locks::of).unwrap_or_default()));
+            (Arc::clone(its), is_new)
+        };
+        if is_new {
+            notes.put(LOCKS, Some(locks.name())).await;
+        }
+        locks
+    }
+
     fn slot(&self, of: String) -> Arc<Mutex<Option<Session>>> {
         let mut sessions = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(sessions.entry(of).or_default())
@@ -118,6 +141,7 @@ impl Sessions {
     async fn attempt(
         &self,
         held: &mut Option<Session>,
+        locks: &Locks,
         site: &Site,
         ssh: &Ssh,
         ring: Option<&KeyRing>,
@@ -128,7 +152,7 @@ impl Sessions {
             Some(session) => session,
             None => self.connect(ssh, patience(site)).await?,
         };
-        let result = session.put_all(&self.locks, site, ssh, ring, parcel).await;
+        let result = session.put_all(locks, site, ssh, ring, parcel).await;
         let usable = result.as_ref().is_ok_and(Result::is_ok)
             || matches!(&result, Ok(Err(e)) if !matches!(e.kind, Kind::SiteUnreachable | Kind::SiteTimeout));
         match result {
@@ -347,7 +371,7 @@ mod tests {
         let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "w").unwrap();
         let parcel = Parcel { id, generation: 7, expiry: None, content: KeyText::parse("a-token").unwrap() };
         let ring = KeyRing::new(&[KeyText::parse(KEY).unwrap()]).unwrap();
-        sessions.deliver(&site, ssh, Some(&ring), &parcel).await
+        sessions.deliver(&site, ssh, Some(&ring), &Notes::default(), &parcel).await
     }
 
     #[tokio::test]

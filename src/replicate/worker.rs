@@ -69,6 +69,14 @@ pub struct Notes {
     to: mpsc::Sender<FromReplicator>,
 }
 
+#[cfg(test)]
+impl Default for Notes {
+    /// Nothing is noted, and nobody keeps it.
+    fn default() -> Self {
+        Self { site: 0, known: Mutex::default(), to: mpsc::channel(1).0 }
+    }
+}
+
 impl Notes {
     /// What is noted.
     #[must_use]
@@ -257,7 +265,9 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
         SiteKind::Exec { command, directory } => {
             super::exec::deliver(&place.site, command, directory.as_deref(), place.ring.as_ref(), &parcel).await
         }
-        SiteKind::Ssh(ssh) => place.shared.ssh.deliver(&place.site, ssh, place.ring.as_ref(), &parcel).await,
+        SiteKind::Ssh(ssh) => {
+            place.shared.ssh.deliver(&place.site, ssh, place.ring.as_ref(), &place.notes, &parcel).await
+        }
         SiteKind::GlobusCompute(globus) => {
             let Some(ring) = &place.ring else { return Err(Undelivered::new(Kind::SiteKey, "no key")) };
             let account = super::globus::account(&place.shared.globus, &place.site, globus)?;
