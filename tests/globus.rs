@@ -135,6 +135,50 @@ fn rate_limits_outages_and_a_revoked_token_delay_and_lose_nothing() {
 }
 
 #[test]
+fn a_question_for_tasks_that_fails_is_told_and_the_services_wish_is_kept() {
+    let Some(double) = double("4.19.0", 0) else { return };
+    double.control(&json!({"fail": [["/batch_status", 429, 20, 1]]}));
+    let (site, file) = started(&double, "timeout = \"4s\"");
+    let told =
+        |s: &Site| s.log().lines().any(|l| l.contains("kind=site-pending") && l.contains("HTTP 429: as ordered"));
+    site.wait("told with its reason", 60, told);
+    assert_eq!(double.asked("/batch_status"), 1, "not again before it wishes");
+    site.wait("asked again, and written", 120, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 60, current);
+    assert_eq!(double.asked("/submit"), 1);
+}
+
+#[test]
+fn a_function_that_is_refused_is_registered_anew_once_and_another_service_has_its_own() {
+    let Some(one) = double("4.19.0", 0) else { return };
+    let (mut site, file) = started(&one, "");
+    site.wait("written", 90, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 60, current);
+    one.control(&json!({"fail": [["/submit", 403, 0, 1]]}));
+    renew(&site);
+    site.wait("by another function", 90, |s| holds(&file, &token(s)));
+    assert_eq!(one.asked("/v3/functions"), 2);
+    site.wait("confirmed", 60, current);
+    // One that is not allowed from the start on stays the one that the site may allow.
+    one.control(&json!({"deny": true}));
+    renew(&site);
+    site.wait("denied, and told", 60, |s| s.log().contains("our function is"));
+    for _ in 0..2 {
+        evercred(&site, &["replicate", "--now", "--wait", "5s"]);
+    }
+    assert_eq!(one.asked("/v3/functions"), 3);
+    site.signal("-TERM");
+    site.credmon.take().unwrap().wait().unwrap();
+    let two = double("4.19.0", 0).unwrap();
+    let path = site.home.path().join("evercred.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&format!(":{}\"", one.port), &format!(":{}\"", two.port))).unwrap();
+    site.start();
+    site.wait("by the other service", 90, |s| holds(&file, &token(s)));
+    assert_eq!((two.asked("/v3/functions"), two.asked("/submit")), (1, 1));
+}
+
+#[test]
 fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_back() {
     let Some(double) = double("4.19.0", 0) else { return };
     double.control(&json!({"offline": true}));
