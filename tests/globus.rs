@@ -267,7 +267,8 @@ fn a_submit_whose_reply_was_lost_is_sent_again_and_written_once() {
     assert!(double.asked("/submit") >= 2);
 }
 
-/// Code, what that means to us (none: delivered), the payload, key files at the endpoint, its own limit of age.
+/// Code, what that means to us (none: delivered), the payload, key files at the endpoint (with + between them), its own
+/// limit of age.
 type Row = (&'static str, Option<Kind>, String, &'static str, u64);
 
 /// What the function does with each payload, in the real worker of that release, read by the real SDK and by us.
@@ -293,6 +294,7 @@ fn every_refusal(version: &str) {
     fs::write(at("far/file"), "").unwrap();
     let ring = |text: &str| KeyRing::new(&[KeyText::parse(text).unwrap()]).unwrap();
     let (good, bad) = (ring(mine), ring(other));
+    let both = KeyRing::new(&[other, mine].map(|text| KeyText::parse(text).unwrap())).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let envelope = |change: &dyn Fn(&mut Envelope)| {
         let token = zeroize::Zeroizing::new("canary-61".to_owned());
@@ -342,6 +344,16 @@ fn every_refusal(version: &str) {
     table.push(("WRITTEN", None, sealed(&|_| {}), "key", day));
     table.push(("SUPERSEDED", None, sealed(&|_| {}), "key", day));
     table.push(("SUPERSEDED", None, sealed(&|e| e.seq = 59), "key", day));
+    // A change of keys: the new one second there, first here, and then the old one goes. One file may be missing.
+    for (seq, code, kind, ring, keys) in [
+        (1, "WRITTEN", None, &good, "key+other"),
+        (2, "WRITTEN", None, &both, "key+other"),
+        (3, "WRITTEN", None, &both, "nowhere+other"),
+        (4, "DECRYPT", Some(Kind::SiteKey), &good, "nowhere+other"),
+    ] {
+        let envelope = envelope(&|e| (e.path, e.seq) = (format!("{far}/ring"), seq));
+        table.push((code, kind, seal(ring, now, &envelope), keys, day));
+    }
     table.push(("raised", Some(Kind::SiteError), sealed(&|e| e.path = format!("{far}/file/tok")), "key", day));
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "none", &full]).stderr(Stdio::null()).status();
@@ -356,7 +368,9 @@ fn every_refusal(version: &str) {
     }
     let payloads: Vec<String> = table
         .iter()
-        .map(|(.., payload, key, max_age)| pack::arguments(&json!([payload, [at(key)], max_age])))
+        .map(|(.., payload, keys, max_age)| {
+            pack::arguments(&json!([payload, keys.split('+').map(at).collect::<Vec<_>>(), max_age]))
+        })
         .collect();
     let input = json!({"code": pack::code(pack::NAME, &pack::source(&far, "there"), false), "payloads": payloads});
     let mut child = Command::new(python)
@@ -390,13 +404,16 @@ fn every_refusal(version: &str) {
         let verdict: Verdict = serde_json::from_str(decoded).unwrap();
         assert_eq!((verdict.code.as_str(), verdict.ok), (*code, *code == "WRITTEN"), "{decoded}");
         assert!(verdict.ok || verdict.detail.is_some(), "{decoded}");
-        let judged = verdict.judge(&good, if verdict.have.is_some() { 60 } else { 61 }, b"canary-61");
+        let judged = verdict.judge(&both, if verdict.have.is_some() { 60 } else { 61 }, b"canary-61");
         assert_eq!(judged.err().map(|error| error.kind), *kind, "{decoded}");
     }
     let mut left: Vec<_> = fs::read_dir(&far).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, [".tok.seq", "file", "full", "link", "tok"]);
-    assert_eq!(fs::read_to_string(at("far/tok")).unwrap(), "canary-61");
+    assert_eq!(left, [".ring.seq", ".tok.seq", "file", "full", "link", "ring", "tok"]);
+    for file in ["far/tok", "far/ring"] {
+        assert_eq!(fs::read_to_string(at(file)).unwrap(), "canary-61");
+    }
+    assert_eq!(fs::read_to_string(at("far/.ring.seq")).unwrap(), "3");
     assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0, "nothing came out");
 }
 

@@ -216,6 +216,72 @@ fn sealed_payloads_go_to_evercred_receive_behind_a_forced_command() {
     assert!(!site.log().contains(&token(&site)));
 }
 
+/// An agent of whoever replicates, with a key that is nowhere else.
+struct Agent(std::process::Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Agent {
+    fn start(lab: &Path, home: &Path) -> Self {
+        let as_nobody = |program: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", site::NOBODY, "--regid", site::NOBODY, "--clear-groups"]);
+            command.arg(lab.join("root/usr/bin").join(program)).env("SSH_AUTH_SOCK", home.join("agent"));
+            command
+        };
+        assert!(Command::new("chown").args([site::NOBODY]).arg(home).status().unwrap().success());
+        let key = home.join("key");
+        let made = as_nobody("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
+        assert!(made.success());
+        fs::copy(home.join("key.pub"), lab.join("keyed.pub")).unwrap();
+        let agent = Self(
+            as_nobody("ssh-agent").arg("-D").arg("-a").arg(home.join("agent")).stdout(Stdio::null()).spawn().unwrap(),
+        );
+        let end = Instant::now() + Duration::from_secs(20);
+        while !as_nobody("ssh-add").arg("-q").arg(&key).stderr(Stdio::null()).status().unwrap().success() {
+            assert!(Instant::now() < end, "no agent");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        fs::remove_file(&key).unwrap();
+        agent
+    }
+}
+
+#[test]
+fn an_agent_is_used_where_the_configuration_names_it_and_not_because_our_environment_does() {
+    let Some(lab) = Lab::up() else { return };
+    let mut site = Site::new(3600, Rotation::Strict);
+    let home = site.home.path().display().to_string();
+    let keys = site.home.path().join("keys");
+    fs::create_dir(&keys).unwrap();
+    let _agent = Agent::start(&lab.0, &keys);
+    let config = site.home.path().join("ssh_config");
+    let (here, lab_home) = (lab.0.display(), lab.0.join("homes/keyed"));
+    let usual = format!("Host *\n  UserKnownHostsFile {here}/known_hosts\n");
+    fs::write(&config, &usual).unwrap();
+    let text = format!(
+        "[site.far]\nkind = \"ssh\"\nservices = [\"grid\"]\nhost = \"localhost\"\nport = 12222\nuser = \"keyed\"\n\
+         ssh_program = \"{here}/root/usr/bin/ssh\"\nssh_config = \"{home}/ssh_config\"\ndirectory = \"{}/tokens\"\n",
+        lab_home.display()
+    );
+    site.configure_with(&format!("state_directory = \"{home}/state\"\nreplicate_user = \"nobody\""), "", &text);
+    site.grid("alice");
+    site.credmon = Some(site.command().env("SSH_AUTH_SOCK", keys.join("agent")).spawn().unwrap());
+    site.wait("refused", 60, |s| s.log().contains("kind=site-auth"));
+    fs::write(&config, format!("{usual}  IdentityAgent {home}/keys/agent\n")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["replicate", "--now", "--socket"])
+        .arg(site.socket())
+        .output()
+        .unwrap();
+    site.wait("by the agent's key", 60, |s| holds(&lab_home.join("tokens/alice_grid"), &token(s)));
+}
+
 /// A real sftp-server as the far end of one session.
 struct Server {
     child: Child,

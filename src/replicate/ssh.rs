@@ -1,5 +1,5 @@
-//! `kind = "ssh"`: the system's OpenSSH, so that Kerberos, agents, `ssh_config` and known hosts are what they are for a
-//! person at this host. One session for each account and host, kept for a minute after its last use: an SFTP channel,
+//! `kind = "ssh"`: the system's OpenSSH, so that Kerberos, keys, `ssh_config` and known hosts are what they are for a
+//! person at this host; an agent is named in `ssh_config` (`IdentityAgent`), for our environment is empty. One session for each account and host, kept for a minute after its last use: an SFTP channel,
 //! or `evercred receive` at the far end, to which sealed payloads go line by line.
 //!
 //! sshd drops new connections from ten that have not authenticated yet (`MaxStartups 10:30:100`), so at most
