@@ -315,6 +315,49 @@ impl Drop for Hung {
     }
 }
 
+/// Of a server that is not there, with a token in a file.
+fn kubeconfig(token_file: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+         clusters: [{{name: k, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+         users: [{{name: u, user: {{tokenFile: {token_file}}}}}]\n"
+    )
+}
+
+#[test]
+fn a_cluster_is_found_although_files_are_closed_and_one_that_hangs_keeps_no_other_from_that() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let cluster = |name: &str| {
+        format!(
+            "[site.{name}]\nkind = \"kubernetes\"\nservices = [\"grid\"]\ntimeout = \"2s\"\nkubeconfig = \"HOME/{name}/config\"\n"
+        )
+    };
+    let good = place(&site, "good");
+    // In another directory, and relative to the kubeconfig's.
+    fs::write(place(&site, "tokens").join("token"), "a-token").unwrap();
+    fs::set_permissions(site.home.path().join("tokens/token"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(good.join("config"), kubeconfig("../tokens/token")).unwrap();
+    configure(&site, &cluster("good"));
+    site.grid("alice");
+    site.start();
+    let told = |s: &Site, name: &str, kind: &str| {
+        let (name, kind) = (format!(" site={name} "), format!("kind={kind}"));
+        s.log().lines().any(|line| line.contains(&name) && line.contains(&kind))
+    };
+    site.wait("found, and not there", 20, |s| told(s, "good", "site-unreachable"));
+    assert!(!site.log().contains("a kubeconfig does not answer"), "{}", site.log());
+    stop(&mut site);
+    fs::remove_file(site.home.path().join("log")).unwrap();
+    let pipe = place(&site, "hung").join("config");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    configure(&site, &(cluster("hung") + &cluster("good")));
+    site.start();
+    site.wait("timed out", 20, |s| told(s, "hung", "site-timeout"));
+    site.wait("found all the same", 20, |s| told(s, "good", "site-unreachable"));
+    assert!(site.log().contains("no landlock: a kubeconfig does not answer"), "{}", site.log());
+    stop(&mut site);
+}
+
 #[test]
 fn sites_whose_files_and_programs_hang_time_out_and_delay_neither_another_nor_the_end() {
     let mut site = Site::new(600, Rotation::Strict);
@@ -326,10 +369,7 @@ fn sites_whose_files_and_programs_hang_time_out_and_delay_neither_another_nor_th
     let pipe = site.home.path().join("kubeconfig");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
     let all = "services = [\"grid\"]\ntimeout = \"1s\"\n";
-    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
-                clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}]\n\
-                users: [{name: u, user: {tokenFile: kubeconfig}}]\n";
-    fs::write(site.home.path().join("keyed"), text).unwrap();
+    fs::write(site.home.path().join("keyed"), kubeconfig("kubeconfig")).unwrap();
     let sites = [
         format!("[site.keyed]\nkind = \"kubernetes\"\n{all}kubeconfig = \"HOME/keyed\"\n"),
         format!("[site.cluster]\nkind = \"kubernetes\"\n{all}kubeconfig = \"HOME/kubeconfig\"\n"),
