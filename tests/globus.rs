@@ -138,7 +138,8 @@ fn rate_limits_outages_and_a_revoked_token_delay_and_lose_nothing() {
 fn a_question_for_tasks_that_fails_is_told_and_the_services_wish_is_kept() {
     let Some(double) = double("4.19.0", 0) else { return };
     double.control(&json!({"fail": [["/batch_status", 429, 20, 1]]}));
-    let (site, file) = started(&double, "timeout = \"4s\"");
+    // Long enough for several questions, were they asked.
+    let (site, file) = started(&double, "timeout = \"9s\"");
     let told =
         |s: &Site| s.log().lines().any(|l| l.contains("kind=site-pending") && l.contains("HTTP 429: as ordered"));
     site.wait("told with its reason", 60, told);
