@@ -135,6 +135,51 @@ fn rate_limits_outages_and_a_revoked_token_delay_and_lose_nothing() {
 }
 
 #[test]
+fn a_question_for_tasks_that_fails_is_told_and_the_services_wish_is_kept() {
+    let Some(double) = double("4.19.0", 0) else { return };
+    double.control(&json!({"fail": [["/batch_status", 429, 20, 1]]}));
+    // Long enough for several questions, were they asked.
+    let (site, file) = started(&double, "timeout = \"9s\"");
+    let told =
+        |s: &Site| s.log().lines().any(|l| l.contains("kind=site-pending") && l.contains("HTTP 429: as ordered"));
+    site.wait("told with its reason", 60, told);
+    assert_eq!(double.asked("/batch_status"), 1, "not again before it wishes");
+    site.wait("asked again, and written", 120, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 60, current);
+    assert_eq!(double.asked("/submit"), 1);
+}
+
+#[test]
+fn a_function_that_is_refused_is_registered_anew_once_and_another_service_has_its_own() {
+    let Some(one) = double("4.19.0", 0) else { return };
+    let (mut site, file) = started(&one, "");
+    site.wait("written", 90, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 60, current);
+    one.control(&json!({"fail": [["/submit", 403, 0, 1]]}));
+    renew(&site);
+    site.wait("by another function", 90, |s| holds(&file, &token(s)));
+    assert_eq!(one.asked("/v3/functions"), 2);
+    site.wait("confirmed", 60, current);
+    // One that is not allowed from the start on stays the one that the site may allow.
+    one.control(&json!({"deny": true}));
+    renew(&site);
+    site.wait("denied, and told", 60, |s| s.log().contains("our function is"));
+    for _ in 0..2 {
+        evercred(&site, &["replicate", "--now", "--wait", "5s"]);
+    }
+    assert_eq!(one.asked("/v3/functions"), 3);
+    site.signal("-TERM");
+    site.credmon.take().unwrap().wait().unwrap();
+    let two = double("4.19.0", 0).unwrap();
+    let path = site.home.path().join("evercred.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&format!(":{}\"", one.port), &format!(":{}\"", two.port))).unwrap();
+    site.start();
+    site.wait("by the other service", 90, |s| holds(&file, &token(s)));
+    assert_eq!((two.asked("/v3/functions"), two.asked("/submit")), (1, 1));
+}
+
+#[test]
 fn an_endpoint_that_is_away_holds_one_task_and_gets_the_newest_token_when_it_is_back() {
     let Some(double) = double("4.19.0", 0) else { return };
     double.control(&json!({"offline": true}));
@@ -223,7 +268,8 @@ fn a_submit_whose_reply_was_lost_is_sent_again_and_written_once() {
     assert!(double.asked("/submit") >= 2);
 }
 
-/// Code, what that means to us (none: delivered), the payload, key files at the endpoint, its own limit of age.
+/// Code, what that means to us (none: delivered), the payload, key files at the endpoint (with + between them), its own
+/// limit of age.
 type Row = (&'static str, Option<Kind>, String, &'static str, u64);
 
 /// What the function does with each payload, in the real worker of that release, read by the real SDK and by us.
@@ -249,6 +295,7 @@ fn every_refusal(version: &str) {
     fs::write(at("far/file"), "").unwrap();
     let ring = |text: &str| KeyRing::new(&[KeyText::parse(text).unwrap()]).unwrap();
     let (good, bad) = (ring(mine), ring(other));
+    let both = KeyRing::new(&[other, mine].map(|text| KeyText::parse(text).unwrap())).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let envelope = |change: &dyn Fn(&mut Envelope)| {
         let token = zeroize::Zeroizing::new("canary-61".to_owned());
@@ -298,6 +345,16 @@ fn every_refusal(version: &str) {
     table.push(("WRITTEN", None, sealed(&|_| {}), "key", day));
     table.push(("SUPERSEDED", None, sealed(&|_| {}), "key", day));
     table.push(("SUPERSEDED", None, sealed(&|e| e.seq = 59), "key", day));
+    // A change of keys: the new one second there, first here, and then the old one goes. One file may be missing.
+    for (seq, code, kind, ring, keys) in [
+        (1, "WRITTEN", None, &good, "key+other"),
+        (2, "WRITTEN", None, &both, "key+other"),
+        (3, "WRITTEN", None, &both, "nowhere+other"),
+        (4, "DECRYPT", Some(Kind::SiteKey), &good, "nowhere+other"),
+    ] {
+        let envelope = envelope(&|e| (e.path, e.seq) = (format!("{far}/ring"), seq));
+        table.push((code, kind, seal(ring, now, &envelope), keys, day));
+    }
     table.push(("raised", Some(Kind::SiteError), sealed(&|e| e.path = format!("{far}/file/tok")), "key", day));
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "none", &full]).stderr(Stdio::null()).status();
@@ -312,7 +369,9 @@ fn every_refusal(version: &str) {
     }
     let payloads: Vec<String> = table
         .iter()
-        .map(|(.., payload, key, max_age)| pack::arguments(&json!([payload, [at(key)], max_age])))
+        .map(|(.., payload, keys, max_age)| {
+            pack::arguments(&json!([payload, keys.split('+').map(at).collect::<Vec<_>>(), max_age]))
+        })
         .collect();
     let input = json!({"code": pack::code(pack::NAME, &pack::source(&far, "there"), false), "payloads": payloads});
     let mut child = Command::new(python)
@@ -346,13 +405,16 @@ fn every_refusal(version: &str) {
         let verdict: Verdict = serde_json::from_str(decoded).unwrap();
         assert_eq!((verdict.code.as_str(), verdict.ok), (*code, *code == "WRITTEN"), "{decoded}");
         assert!(verdict.ok || verdict.detail.is_some(), "{decoded}");
-        let judged = verdict.judge(&good, if verdict.have.is_some() { 60 } else { 61 }, b"canary-61");
+        let judged = verdict.judge(&both, if verdict.have.is_some() { 60 } else { 61 }, b"canary-61");
         assert_eq!(judged.err().map(|error| error.kind), *kind, "{decoded}");
     }
     let mut left: Vec<_> = fs::read_dir(&far).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, [".tok.seq", "file", "full", "link", "tok"]);
-    assert_eq!(fs::read_to_string(at("far/tok")).unwrap(), "canary-61");
+    assert_eq!(left, [".ring.seq", ".tok.seq", "file", "full", "link", "ring", "tok"]);
+    for file in ["far/tok", "far/ring"] {
+        assert_eq!(fs::read_to_string(at(file)).unwrap(), "canary-61");
+    }
+    assert_eq!(fs::read_to_string(at("far/.ring.seq")).unwrap(), "3");
     assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0, "nothing came out");
 }
 

@@ -7,7 +7,7 @@ mod site;
 use std::{
     fmt::Write as _,
     fs,
-    io::Write,
+    io::{BufRead, Write},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -290,6 +290,118 @@ fn a_site_that_never_answers_and_one_that_prints_the_token_delay_nobody_and_leak
     assert!(left <= 4, "hanging programs do not pile up: {left}");
 }
 
+/// Whoever opens this file waits, as for a mount that hangs: its lease (fcntl(2)) is held, and not given back before
+/// the kernel takes it, 45 s later.
+struct Hung(std::process::Child);
+
+fn hang(path: &Path) -> Hung {
+    const HOLD: &str = "import fcntl, os, signal, sys\n\
+        signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+        fcntl.fcntl(os.open(sys.argv[1], os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
+        print('held', flush=True)\n\
+        sys.stdin.read()\n";
+    let mut holder = Command::new("python3");
+    let mut holder = holder.args(["-c", HOLD]).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "held\n");
+    Hung(holder)
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Of a server that is not there, with a token in a file.
+fn kubeconfig(token_file: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+         clusters: [{{name: k, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+         users: [{{name: u, user: {{tokenFile: {token_file}}}}}]\n"
+    )
+}
+
+#[test]
+fn a_cluster_is_found_although_files_are_closed_and_one_that_hangs_keeps_no_other_from_that() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let cluster = |name: &str| {
+        format!(
+            "[site.{name}]\nkind = \"kubernetes\"\nservices = [\"grid\"]\ntimeout = \"2s\"\nkubeconfig = \"HOME/{name}/config\"\n"
+        )
+    };
+    let good = place(&site, "good");
+    // In another directory, and relative to the kubeconfig's.
+    fs::write(place(&site, "tokens").join("token"), "a-token").unwrap();
+    fs::set_permissions(site.home.path().join("tokens/token"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(good.join("config"), kubeconfig("../tokens/token")).unwrap();
+    configure(&site, &cluster("good"));
+    site.grid("alice");
+    site.start();
+    let told = |s: &Site, name: &str, kind: &str| {
+        let (name, kind) = (format!(" site={name} "), format!("kind={kind}"));
+        s.log().lines().any(|line| line.contains(&name) && line.contains(&kind))
+    };
+    site.wait("found, and not there", 20, |s| told(s, "good", "site-unreachable"));
+    assert!(!site.log().contains("a kubeconfig does not answer"), "{}", site.log());
+    stop(&mut site);
+    fs::remove_file(site.home.path().join("log")).unwrap();
+    let pipe = place(&site, "hung").join("config");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    configure(&site, &(cluster("hung") + &cluster("good")));
+    site.start();
+    site.wait("timed out", 20, |s| told(s, "hung", "site-timeout"));
+    site.wait("found all the same", 20, |s| told(s, "good", "site-unreachable"));
+    assert!(site.log().contains("no landlock: a kubeconfig does not answer"), "{}", site.log());
+    stop(&mut site);
+}
+
+#[test]
+fn sites_whose_files_and_programs_hang_time_out_and_delay_neither_another_nor_the_end() {
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    let hanging = ["program", "ssh", "store"].map(|name| {
+        script(&site, name, "exit 0");
+        hang(&site.home.path().join(name))
+    });
+    let pipe = site.home.path().join("kubeconfig");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    let all = "services = [\"grid\"]\ntimeout = \"1s\"\n";
+    fs::write(site.home.path().join("keyed"), kubeconfig("kubeconfig")).unwrap();
+    let sites = [
+        format!("[site.keyed]\nkind = \"kubernetes\"\n{all}kubeconfig = \"HOME/keyed\"\n"),
+        format!("[site.cluster]\nkind = \"kubernetes\"\n{all}kubeconfig = \"HOME/kubeconfig\"\n"),
+        format!("[site.own]\nkind = \"exec\"\n{all}command = [\"HOME/program\"]\n"),
+        format!("[site.far]\nkind = \"ssh\"\n{all}host = \"far\"\nssh_program = \"HOME/ssh\"\ndirectory = \"/d\"\n"),
+        format!(
+            "[site.pool]\nkind = \"credd\"\n{all}host = \"p\"\nuser_domain = \"d\"\ncondor_store_cred = \"HOME/store\"\n"
+        ),
+        DIRECTORY.to_owned(),
+    ];
+    configure(&site, &sites.concat());
+    site.grid("alice");
+    site.start();
+    let file = dest.join("alice_grid");
+    site.wait("at the good site", 20, |s| holds(&file, &token(s, "alice")));
+    for name in ["cluster", "keyed", "own", "far", "pool"] {
+        site.wait(name, 20, |s| {
+            let named = format!(" site={name} ");
+            s.log().lines().any(|line| line.contains(&named) && line.contains("kind=site-timeout"))
+        });
+    }
+    let before = token(&site, "alice");
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success());
+    site.wait("the next one, while they hang", 20, |s| token(s, "alice") != before && holds(&file, &token(s, "alice")));
+    let replicator = Path::new("/proc").join(replicator_pid(&site));
+    site.signal("-TERM");
+    let mut credmon = site.credmon.take().unwrap();
+    site.wait("the end", 10, |_| credmon.try_wait().unwrap().is_some());
+    site.wait("and that of its replicator", 10, |_| !replicator.exists());
+    drop(hanging);
+}
+
 #[test]
 fn a_site_that_was_gone_gets_the_newest_when_it_comes_back() {
     let mut site = Site::new(600, Rotation::Strict);
@@ -370,6 +482,13 @@ impl Drop for Unmount {
     }
 }
 
+/// Of the first one.
+fn replicator_pid(site: &Site) -> String {
+    let log = site.log();
+    let told = log.lines().find(|line| line.contains("replicator is ready")).unwrap().split("pid=").nth(1).unwrap();
+    told.split_whitespace().next().unwrap().to_owned()
+}
+
 #[test]
 fn a_replicator_that_is_killed_is_started_again_and_loses_nothing() {
     let mut site = Site::new(600, Rotation::Strict);
@@ -380,10 +499,7 @@ fn a_replicator_that_is_killed_is_started_again_and_loses_nothing() {
     site.start();
     site.wait("it is up", 20, |s| s.log().contains("replicator is ready") && s.file("alice", "grid.use").is_some());
     std::thread::sleep(Duration::from_millis(500));
-    let log = site.log();
-    let pid = log.lines().find(|l| l.contains("replicator is ready")).unwrap().split("pid=").nth(1).unwrap();
-    let pid = pid.split_whitespace().next().unwrap();
-    assert!(Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-KILL", &replicator_pid(&site)]).status().unwrap().success());
     site.wait("delivered by the next one", 40, |s| holds(&dest.join("alice_grid"), &token(s, "alice")));
     assert_eq!(site.log().matches("replicator is ready").count(), 2);
 }

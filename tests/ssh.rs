@@ -216,6 +216,72 @@ fn sealed_payloads_go_to_evercred_receive_behind_a_forced_command() {
     assert!(!site.log().contains(&token(&site)));
 }
 
+/// An agent of whoever replicates, with a key that is nowhere else.
+struct Agent(std::process::Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Agent {
+    fn start(lab: &Path, home: &Path) -> Self {
+        let as_nobody = |program: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", site::NOBODY, "--regid", site::NOBODY, "--clear-groups"]);
+            command.arg(lab.join("root/usr/bin").join(program)).env("SSH_AUTH_SOCK", home.join("agent"));
+            command
+        };
+        assert!(Command::new("chown").args([site::NOBODY]).arg(home).status().unwrap().success());
+        let key = home.join("key");
+        let made = as_nobody("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
+        assert!(made.success());
+        fs::copy(home.join("key.pub"), lab.join("keyed.pub")).unwrap();
+        let agent = Self(
+            as_nobody("ssh-agent").arg("-D").arg("-a").arg(home.join("agent")).stdout(Stdio::null()).spawn().unwrap(),
+        );
+        let end = Instant::now() + Duration::from_secs(20);
+        while !as_nobody("ssh-add").arg("-q").arg(&key).stderr(Stdio::null()).status().unwrap().success() {
+            assert!(Instant::now() < end, "no agent");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        fs::remove_file(&key).unwrap();
+        agent
+    }
+}
+
+#[test]
+fn an_agent_is_used_where_the_configuration_names_it_and_not_because_our_environment_does() {
+    let Some(lab) = Lab::up() else { return };
+    let mut site = Site::new(3600, Rotation::Strict);
+    let home = site.home.path().display().to_string();
+    let keys = site.home.path().join("keys");
+    fs::create_dir(&keys).unwrap();
+    let _agent = Agent::start(&lab.0, &keys);
+    let config = site.home.path().join("ssh_config");
+    let (here, lab_home) = (lab.0.display(), lab.0.join("homes/keyed"));
+    let usual = format!("Host *\n  UserKnownHostsFile {here}/known_hosts\n");
+    fs::write(&config, &usual).unwrap();
+    let text = format!(
+        "[site.far]\nkind = \"ssh\"\nservices = [\"grid\"]\nhost = \"localhost\"\nport = 12222\nuser = \"keyed\"\n\
+         ssh_program = \"{here}/root/usr/bin/ssh\"\nssh_config = \"{home}/ssh_config\"\ndirectory = \"{}/tokens\"\n",
+        lab_home.display()
+    );
+    site.configure_with(&format!("state_directory = \"{home}/state\"\nreplicate_user = \"nobody\""), "", &text);
+    site.grid("alice");
+    site.credmon = Some(site.command().env("SSH_AUTH_SOCK", keys.join("agent")).spawn().unwrap());
+    site.wait("refused", 60, |s| s.log().contains("kind=site-auth"));
+    fs::write(&config, format!("{usual}  IdentityAgent {home}/keys/agent\n")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["replicate", "--now", "--socket"])
+        .arg(site.socket())
+        .output()
+        .unwrap();
+    site.wait("by the agent's key", 60, |s| holds(&lab_home.join("tokens/alice_grid"), &token(s)));
+}
+
 /// A real sftp-server as the far end of one session.
 struct Server {
     child: Child,
@@ -268,6 +334,29 @@ impl<T: AsyncRead + Unpin> AsyncRead for Cut<T> {
         polled
     }
 }
+
+/// Before the request of that number somebody else takes the lock over, if there is one.
+struct Taken<T>(T, usize, PathBuf);
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Taken<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.1 = self.1.wrapping_sub(1);
+        if self.1 == 0 && self.2.exists() {
+            fs::write(&self.2, ANOTHER).unwrap();
+        }
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+const ANOTHER: &str = "00112233-5-0";
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
@@ -378,4 +467,30 @@ fn a_delivery_that_was_cut_off_anywhere_is_taken_back_or_finished_by_the_next_on
         }
     }
     assert!(taken_back > 10 && finished > 5, "{taken_back} taken back, {finished} finished");
+}
+
+#[test]
+fn the_lock_of_another_delivery_that_took_us_for_dead_stays() {
+    let Some(lab) = fetched() else { return };
+    let (mut kept, mut gone) = (0, 0);
+    for number in 1..40 {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, lock) = (dir.path().display().to_string(), dir.path().join(".tok.lock"));
+        let taken = runtime().block_on(async {
+            let server = server(&lab);
+            let mut sftp = Sftp::start(server.from, Taken(server.to, number, lock.clone())).await.unwrap();
+            let locks = Locks::default();
+            let end = sftp_place::put(&mut sftp, &locks, (&path, "tok"), 0o600, 5, b"5").await;
+            drop(server.child);
+            let refused = end.is_err_and(|error| error.to_string().contains("another delivery has taken the lock"));
+            assert!(refused || holds(&dir.path().join("tok"), "5"), "request {number}");
+            refused || lock.exists()
+        });
+        match (taken, holds(&lock, ANOTHER)) {
+            (true, true) => kept += 1,
+            (true, false) => panic!("request {number}: the other one's lock was taken away"),
+            (false, _) => gone += 1,
+        }
+    }
+    assert!(kept > 8 && gone > 8, "{kept} kept, {gone} not taken or already given back");
 }

@@ -23,6 +23,7 @@ use super::{
     Secrets, fragment,
     fragment::Value,
     input::{self, Wrong, wrong},
+    secret_file::in_time,
 };
 
 /// The largest file; a whole system's authorities are a quarter of it.
@@ -80,7 +81,7 @@ impl CaFile {
             Some(pem) => parse(&self.path, pem),
             None => read(&self.path).and_then(|pem| parse(&self.path, &pem)),
         };
-        certificates.map_err(|Wrong { what, advice }| format!("ca_file: {what}; {advice}"))
+        certificates.map_err(|Wrong { what, advice, .. }| format!("ca_file: {what}; {advice}"))
     }
 }
 
@@ -97,6 +98,10 @@ pub(super) fn take(secrets: Secrets) -> impl FnOnce(&Value) -> Result<CaFile, Wr
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Wrong> {
+    in_time(path, read_now)
+}
+
+fn read_now(path: &Path) -> Result<Vec<u8>, Wrong> {
     let shown = path.display();
     let unreadable = |e: &std::io::Error| {
         let advice = match e.kind() {

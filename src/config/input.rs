@@ -30,11 +30,13 @@ pub struct Wrong {
     pub what: String,
     /// What to do.
     pub advice: String,
+    /// It may be over by itself.
+    pub passing: bool,
 }
 
 /// Shorthand for [`Wrong`].
 pub fn wrong(what: impl Into<String>, advice: impl Into<String>) -> Wrong {
-    Wrong { what: what.into(), advice: advice.into() }
+    Wrong { what: what.into(), advice: advice.into(), passing: false }
 }
 
 /// One table being read.
@@ -94,7 +96,8 @@ impl<'p> Section<'p> {
             Ok(parsed) => Some(parsed),
             Err(wrong) => {
                 self.wrong.push(key);
-                self.problems.push(Problem::new(Some(value.origin), self.full(key), wrong.what, wrong.advice));
+                let problem = Problem::new(Some(value.origin), self.full(key), wrong.what, wrong.advice);
+                self.problems.push(Problem { passing: wrong.passing, ..problem });
                 None
             }
         }

@@ -82,7 +82,7 @@ fn client(value: &Value, secrets: Secrets) -> Result<Client, Wrong> {
     let text = secret_file::read(&path)?;
     let advice = "write what the service's page gave: its JSON, or the id on a line and then the key in PEM";
     let file = ClientFile::parse(&text).map_err(|e| wrong(format!("{} {e}", path.display()), advice))?;
-    Ok(Client { file: Some(file), written: written(&path) })
+    Ok(Client { file: Some(file), written: secret_file::in_time(&path, |path| Ok(written(path)))? })
 }
 
 /// When the file was written.

@@ -77,7 +77,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
     let mut url = |knob: &str, value: Option<&String>| match value.map(|url| input::url_text(url)) {
         None => None,
         Some(Ok(url)) => Some(url),
-        Some(Err(Wrong { what, advice })) => {
+        Some(Err(Wrong { what, advice, .. })) => {
             complain(knob, &what, &advice);
             None
         }
@@ -153,7 +153,7 @@ pub fn web_approval(section: &mut Section<'_>, stock: &Stock<'_>) -> Option<WebA
     };
     match knobs.prefix.as_deref().map(page_url) {
         Some(Ok(url)) => Some(WebApproval { listen, url }),
-        Some(Err(Wrong { what, advice })) => {
+        Some(Err(Wrong { what, advice, .. })) => {
             section.complain("web_approval_listen", &format!("HTCondor's CREDMON_WEB_PREFIX {what}"), &advice);
             None
         }

@@ -66,23 +66,36 @@ pub fn drop_privileges(ids: Option<(u32, u32)>, groups: &[u32]) -> Result<(), St
 /// # Errors
 /// Landlock is there, and refuses.
 pub fn close_files() -> Result<String, String> {
-    close_files_but(&[])
+    close_files_but(Vec::new())
+}
+
+/// What stays readable besides: opened before, since a mount that hangs would hold up whoever closes files.
+#[derive(Debug)]
+pub struct Readable {
+    fd: PathFd,
+    directory: bool,
+}
+
+impl Readable {
+    /// None if it is not there.
+    #[must_use]
+    pub fn open(path: &Path) -> Option<Self> {
+        Some(Self { fd: PathFd::new(path).ok()?, directory: path.is_dir() })
+    }
 }
 
 /// As [`close_files`], but that what is below these can be read as well.
 ///
 /// # Errors
 /// Landlock is there, and refuses.
-pub fn close_files_but(readable: &[&Path]) -> Result<String, String> {
+pub fn close_files_but(readable: Vec<Readable>) -> Result<String, String> {
     let abi = ABI::V3;
     let fail = |e: landlock::RulesetError| format!("landlock: {e}");
     let mut rules = Ruleset::default().handle_access(AccessFs::from_all(abi)).map_err(fail)?.create().map_err(fail)?;
-    for path in READABLE.iter().map(Path::new).chain(readable.iter().copied()) {
-        if let Ok(fd) = PathFd::new(path) {
-            let all = AccessFs::from_read(abi);
-            let access = if path.is_dir() { all } else { all & AccessFs::from_file(abi) };
-            rules = rules.add_rule(PathBeneath::new(fd, access)).map_err(fail)?;
-        }
+    for one in READABLE.iter().filter_map(|path| Readable::open(Path::new(path))).chain(readable) {
+        let all = AccessFs::from_read(abi);
+        let access = if one.directory { all } else { all & AccessFs::from_file(abi) };
+        rules = rules.add_rule(PathBeneath::new(one.fd, access)).map_err(fail)?;
     }
     let status = rules.restrict_self().map_err(fail)?;
     Ok(match status.ruleset {

@@ -16,7 +16,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
@@ -117,7 +117,7 @@ pub struct Journal {
     lines: usize,
     /// With this many, it is looked whether most of it is old: one pass over everything that is known.
     look_at: usize,
-    /// A write failed half way: the next line begins on a line of its own.
+    /// A write failed half way, and could not be taken back: the next line begins on a line of its own.
     torn: bool,
     credentials: BTreeMap<CredentialId, Memory>,
     notes: BTreeMap<(String, String), String>,
@@ -239,14 +239,21 @@ impl Journal {
 
     fn append(&mut self, lines: impl IntoIterator<Item = Line>) -> io::Result<()> {
         let mut text = if self.torn { "\n".to_owned() } else { String::new() };
+        let mut count = 0;
         for line in lines {
             text.push_str(&serde_json::to_string(&line)?);
             text.push('\n');
-            self.lines += 1;
+            count += 1;
         }
-        self.torn = true;
-        self.file.write_all(text.as_bytes())?;
+        let end = self.file.stream_position()?;
+        if let Err(error) = self.file.write_all(text.as_bytes()) {
+            // On a full disk half of it may be there. It is taken back, so that no later reader takes it for damage.
+            let taken_back = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+            self.torn |= taken_back.is_err();
+            return Err(error);
+        }
         self.torn = false;
+        self.lines += count;
         Ok(())
     }
 
@@ -448,6 +455,43 @@ mod tests {
             let journal = Journal::open(dir.path()).unwrap();
             assert!(known(&journal).iter().any(|(name, _)| name == "carol/grid_x"), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn what_a_full_disk_took_half_of_is_taken_back_and_what_follows_is_whole() {
+        struct Unmount(PathBuf);
+        impl Drop for Unmount {
+            fn drop(&mut self) {
+                std::process::Command::new("umount").arg("-l").arg(&self.0).status().ok();
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=16k,mode=700", "none"]).arg(dir.path());
+        if !mount.stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success()) {
+            println!("skipped: a file system of 16 KiB cannot be mounted here (needs root)");
+            return;
+        }
+        let _mounted = Unmount(dir.path().to_owned());
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.record(&[(id("alice"), 7, [1; 16])]).unwrap();
+        let (path, fill) = (dir.path().join(NAME), dir.path().join("fill"));
+        let before = fs::read(&path).unwrap();
+        fs::write(&fill, [0; 16 << 10]).unwrap_err();
+        // More than the rest of its page, which is all that it can have.
+        let many: Vec<_> = (0..100).map(|n| (id(&format!("user{n}")), n, [2; 16])).collect();
+        assert_eq!(journal.record(&many).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&path).unwrap(), before, "nothing of it stays");
+        journal.acknowledge(&id("alice"), "nersc", confirmed(7)).unwrap();
+        fs::remove_file(&fill).unwrap();
+        journal.record(&[(id("bob"), 9, [2; 16])]).unwrap();
+        let known_before = known(&journal);
+        drop(journal);
+        let journal = Journal::open(dir.path()).unwrap();
+        assert_eq!(known(&journal), known_before);
+        assert_eq!(known_before.len(), 2);
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert!(!names.into_iter().any(|name| name.contains("damaged")), "half a line was taken for damage");
     }
 
     #[test]

@@ -26,6 +26,11 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// And so does one that is not ready this long after its start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
+/// One that was told to end has so long, before it is killed.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+/// And so long until another one is started all the same.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The other process, as the link sees it.
 pub trait Peer: Send + 'static {
     /// Frames to it.
@@ -235,10 +240,16 @@ fn one_life<P: Peer>(peer: &P, shared: &Mutex<Shared>) -> io::Result<()> {
         shared.stream = None;
     }
     drop(ours.shutdown(Shutdown::Both));
-    let patience = Instant::now();
+    let asked = Instant::now();
     while child.try_wait()?.is_none() {
-        if patience.elapsed() > Duration::from_secs(1) {
+        if asked.elapsed() > END_PATIENCE {
             child.kill()?;
+        }
+        if asked.elapsed() > KILL_PATIENCE {
+            // It sits in the kernel, with a file system that hangs; the next one does not wait for that.
+            let reap = move || drop(child.wait());
+            drop(std::thread::Builder::new().name("reaper".into()).spawn(reap)?);
+            break;
         }
         std::thread::sleep(Duration::from_millis(5));
     }

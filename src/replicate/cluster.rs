@@ -3,7 +3,8 @@
 //! **Where it is.** `kubeconfig` of the site; without it `.kube/config` in the home of `replicate_user`, and without
 //! that the service account of the pod that we run in. The replicator has an empty environment, so `KUBECONFIG` does
 //! not count: where tokens go is said by the configuration alone. The file is read as `replicate_user`, and again
-//! when the server refuses us or is not reached, so that one that was replaced counts. Landlock lets the replicator
+//! when the server refuses us or is not reached, so that one that was replaced counts; a token in a file of its own
+//! (`tokenFile`) once a minute. Landlock lets the replicator
 //! read the directories of that file and of those that it names; give them a directory of their own.
 //!
 //! **What is refused in it.** `exec` and `auth-provider`: they start programs, in the one process that holds
@@ -13,7 +14,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -21,15 +22,16 @@ use hyper::{Method, Request, header};
 use kube::{
     Client, Config,
     client::{Body, RustlsTlsError},
-    config::{Kubeconfig, KubeconfigError, LoadDataError},
+    config::{AuthInfo, Kubeconfig, KubeconfigError, LoadDataError},
 };
 use nix::unistd::{User, geteuid};
 use zeroize::Zeroizing;
 
 use super::web::{self, Answer};
 use crate::{
-    config::site_settings::{Kubernetes, Site},
+    config::{ca_file::CaFile, site_settings::Kubernetes},
     core::delivery::Undelivered,
+    courier::sandbox::Readable,
     error::Kind,
 };
 
@@ -37,6 +39,8 @@ use crate::{
 const POD: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// A Secret is at most 1 MiB; its base64 and what belongs to it are more.
 const MAX_BODY: usize = 3 << 20;
+/// A token in a file is read again after that: kubelets replace it.
+const TOKEN_FILE: Duration = Duration::from_secs(60);
 /// Of one request; a delivery needs two or three.
 const REQUEST: Duration = Duration::from_secs(30);
 
@@ -47,6 +51,7 @@ pub struct Cluster {
     pub namespace: String,
     /// Its address.
     pub server: String,
+    fresh_until: Option<Instant>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -55,14 +60,18 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// Fix which file a site's cluster is found in, and say what must stay readable for it. Called after the change of uid,
-/// before files are closed.
-pub fn settle(kubernetes: &mut Kubernetes) -> Vec<PathBuf> {
-    if kubernetes.kubeconfig.is_none() {
-        let home = User::from_uid(geteuid()).ok().flatten().map(|user| user.dir);
-        kubernetes.kubeconfig = home.map(|home| home.join(".kube/config")).filter(|path| path.exists());
-    }
-    let Some(path) = &kubernetes.kubeconfig else { return vec![PathBuf::from(POD)] };
+/// Where a site's cluster is looked for if its configuration does not say: in the home of whoever we are.
+#[must_use]
+pub fn usual_file() -> Option<PathBuf> {
+    User::from_uid(geteuid()).ok().flatten().map(|user| user.dir.join(".kube/config"))
+}
+
+/// Fix which file a site's cluster is found in, and say what must stay readable for it. `given`: its configuration says
+/// so. Called after the change of uid, before files are closed, on a thread: these files may hang.
+#[must_use]
+pub fn settle(file: Option<PathBuf>, given: bool) -> (Option<PathBuf>, Vec<Readable>) {
+    let file = file.filter(|path| given || path.exists());
+    let Some(path) = &file else { return (None, Readable::open(Path::new(POD)).into_iter().collect()) };
     let mut files = vec![path.clone()];
     // What cannot be read is told with the first delivery.
     if let Ok(read) = Kubeconfig::read_from(path) {
@@ -72,15 +81,16 @@ pub fn settle(kubernetes: &mut Kubernetes) -> Vec<PathBuf> {
         files.extend(clusters.chain(users).map(PathBuf::from));
     }
     // Files are replaced by rename: a rule for the file itself would hold for the old one alone.
-    files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)).collect()
+    let readable = files.iter().filter_map(|file| file.parent()).filter_map(Readable::open).collect();
+    (file, readable)
 }
 
 impl Cluster {
-    /// Find it, and make a client for it. Needs a runtime around it.
+    /// Find it, and make a client for it. Reads all files that this takes, which may hang. Needs a runtime around it.
     ///
     /// # Errors
     /// [`Kind::SiteAuth`]: the configuration cannot be read or used; says what to do.
-    pub fn find(site: &Site, kubernetes: &Kubernetes) -> Result<Self, Undelivered> {
+    pub fn find(ca_file: Option<&CaFile>, kubernetes: &Kubernetes) -> Result<Self, Undelivered> {
         let wrong = |what: &dyn std::fmt::Display| Undelivered::new(Kind::SiteAuth, what.to_string());
         let mut config = match &kubernetes.kubeconfig {
             Some(path) => read(path, kubernetes.context.as_deref())
@@ -89,10 +99,11 @@ impl Cluster {
                 wrong(&format!("no kubeconfig, and no service account of a pod ({e}); set `kubeconfig` of the site"))
             })?,
         };
-        if let Some(file) = &site.ca_file {
+        if let Some(file) = ca_file {
             let more = file.certificates().map_err(|what| wrong(&what))?;
             config.root_cert.get_or_insert_default().extend(more.iter().map(|one| one.to_vec()));
         }
+        let fresh_until = read_token(&mut config.auth_info).map_err(|what| wrong(&what))?;
         config.default_retry = false;
         config.connect_timeout = Some(Duration::from_secs(10));
         config.read_timeout = Some(REQUEST);
@@ -101,7 +112,19 @@ impl Cluster {
         let namespace = config.default_namespace.trim().to_owned();
         let server = config.cluster_url.to_string().trim_end_matches('/').to_lowercase();
         let client = Client::try_from(config).map_err(|e| wrong(&no_client(&e)))?;
-        Ok(Self { client, namespace, server })
+        Ok(Self { client, namespace, server, fresh_until })
+    }
+
+    /// Whether it is as its files say; where the token is in a file of its own that is known for a minute at a time.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.fresh_until.is_none_or(|until| Instant::now() < until)
+    }
+
+    /// As a minute later.
+    #[cfg(test)]
+    pub fn age(&mut self) {
+        self.fresh_until = self.fresh_until.map(|_| Instant::now());
     }
 
     /// Ask. `body`: content type and bytes.
@@ -187,6 +210,16 @@ fn read(path: &Path, context: Option<&str>) -> Result<Config, String> {
         return Err(format!("the server {} is not reached by https", config.cluster_url));
     }
     Ok(config)
+}
+
+/// Take the token out of its file, if that is how we authenticate; says until when it counts. The client would read the
+/// file itself, in the middle of a request, on the one thread that must not hang.
+fn read_token(auth: &mut AuthInfo) -> Result<Option<Instant>, String> {
+    let password = auth.username.is_some() && auth.password.is_some();
+    let Some(file) = auth.token_file.take().filter(|_| auth.token.is_none() && !password) else { return Ok(None) };
+    let text = Zeroizing::new(std::fs::read_to_string(&file).map_err(|e| format!("tokenFile {file}: {e}"))?);
+    auth.token = Some(text.trim().to_owned().into());
+    Ok(Some(Instant::now() + TOKEN_FILE))
 }
 
 /// Why a kubeconfig cannot be used, without a word of what is in it but the names of its parts: it holds secrets, and
@@ -314,7 +347,7 @@ mod tests {
         let site =
             format!("[site.k]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{}\"\n", path.display());
         let sites = crate::config::tests::sites(&site);
-        let [Site { kind: SiteKind::Kubernetes(kubernetes), .. }] = &sites[..] else { panic!("one site") };
+        let SiteKind::Kubernetes(kubernetes) = &sites[0].kind else { panic!("kubernetes") };
         let broken = STANDARD.encode("-----BEGIN canary-7c2e41\ncanary-7c2e41\n");
         for data in ["canary-7c2e41!", &broken] {
             let text = format!(
@@ -323,7 +356,7 @@ mod tests {
                  users: [{{name: u, user: {{client-certificate-data: \"{data}\", client-key-data: \"{data}\"}}}}]\n"
             );
             std::fs::write(&path, text).unwrap();
-            let words = Cluster::find(&sites[0], kubernetes).unwrap_err().detail;
+            let words = Cluster::find(None, kubernetes).unwrap_err().detail;
             assert!(words.contains("client") && !words.contains("canary"), "{words}");
         }
     }

@@ -39,8 +39,8 @@ pub async fn deliver(site: &Site, credd: &Credd, parcel: &Parcel) -> Result<Deli
     let config = credd.condor_config.as_ref().map(|path| path.display().to_string());
     let mut environment = vec![("_CONDOR_CREDD_HOST", credd.host.as_str())];
     environment.extend(config.as_deref().map(|path| ("CONDOR_CONFIG", path)));
-    let mut command = program::command(&credd.program, &arguments, &environment);
-    let ended = program::run(&mut command, &bytes, site.timeout).await?;
+    let command = program::command(&credd.program, &arguments, &environment);
+    let ended = program::run(command, &credd.program.display().to_string(), &bytes, site.timeout).await?;
     let token = use_file::token(&bytes);
     judge(&ended, &user, token.as_ref().map_or(&bytes, |token| token))
 }

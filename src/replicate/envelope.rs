@@ -151,11 +151,7 @@ impl KeyRing {
         if Seal::time(payload) != Some(envelope.iat) {
             return Err(Refusal::NoEnvelope);
         }
-        if envelope.iat > now.saturating_add(SKEW) {
-            return Err(Refusal::Future { ahead: envelope.iat - now });
-        }
-        let (age, allowed) = (now.saturating_sub(envelope.iat), max_age.min(envelope.max_age));
-        if age > allowed { Err(Refusal::Stale { age, allowed }) } else { Ok(envelope) }
+        in_time(envelope.iat, now, max_age.min(envelope.max_age)).map(|()| envelope)
     }
 
     /// HMAC-SHA256 over what was written, in hexadecimal, with the text of the first key: what a far end confirms.
@@ -169,6 +165,15 @@ impl KeyRing {
     pub fn confirms(&self, shown: &str, bytes: &[u8]) -> bool {
         self.texts.iter().any(|key| mac(key, bytes) == shown)
     }
+}
+
+/// Whether what was sealed then may arrive now.
+fn in_time(sealed: u64, now: u64, allowed: u64) -> Result<(), Refusal> {
+    if sealed > now.saturating_add(SKEW) {
+        return Err(Refusal::Future { ahead: sealed - now });
+    }
+    let age = now.saturating_sub(sealed);
+    if age > allowed { Err(Refusal::Stale { age, allowed }) } else { Ok(()) }
 }
 
 fn mac(key: &KeyText, bytes: &[u8]) -> String {
@@ -265,28 +270,87 @@ mod tests {
         ring(&[KEY]).open(&sealed, now, 86_400).map(|e| e.seq)
     }
 
+    /// The specification's secret, its one good token, and when that was made.
+    const SPEC: (&str, &str, u64) = (
+        "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=",
+        "gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA==",
+        499_162_800,
+    );
+
+    /// Fernet text as the specification says it is made, from its parts.
+    fn made(key: &str, time: u64, iv: [u8; 16], text: &[u8]) -> String {
+        use aws_lc_rs::cipher::{AES_128, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey};
+        use base64::{Engine, engine::general_purpose::URL_SAFE};
+        let key = URL_SAFE.decode(key).unwrap();
+        let (signing, encryption) = key.split_at(16);
+        let cipher = PaddedBlockEncryptingKey::cbc_pkcs7(UnboundCipherKey::new(&AES_128, encryption).unwrap()).unwrap();
+        let mut inside = text.to_vec();
+        cipher.less_safe_encrypt(&mut inside, EncryptionContext::Iv128((&iv).into())).unwrap();
+        let mut all = [&[0x80][..], &time.to_be_bytes(), &iv, &inside].concat();
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, signing), &all);
+        all.extend_from_slice(tag.as_ref());
+        URL_SAFE.encode(all)
+    }
+
     #[test]
-    fn the_vectors_of_the_fernet_specification_open_as_they_should() {
-        // Contract replication, 6.1 (made by Python's cryptography), and verify.json of the specification.
+    fn what_we_seal_is_made_as_the_vector_for_generation_is() {
+        use base64::{Engine, engine::general_purpose::URL_SAFE};
+        let (key, token, time) = SPEC;
+        let first: [u8; 16] = std::array::from_fn(|n| u8::try_from(n).unwrap());
+        assert_eq!(made(key, time, first, b"hello"), token);
+        let ours = Seal::from_key(key).unwrap().seal_at(b"hello", time);
+        let iv = URL_SAFE.decode(&*ours).unwrap()[9..25].try_into().unwrap();
+        assert_eq!(made(key, time, iv, b"hello").as_bytes(), &**ours);
+    }
+
+    #[test]
+    fn the_specifications_vectors_for_verification_open_and_its_invalid_ones_are_refused() {
+        // Contract replication, 6.1 (made by Python's cryptography).
         let seal = Seal::from_key(KEY).unwrap();
         let text =
             "gAAAAABlU_EAAAECAwQFBgcICQoLDA0OD_LG9llg0BZtMD3zNgh4iefMnOjNv372E5bk8NRGk1NQHRahLuU3nflkz9pCAdpJ1g==";
         assert_eq!(&**seal.open(text.as_bytes()).unwrap(), b"eyJ.token");
         assert_eq!(Seal::time(text.as_bytes()), Some(1_700_000_000));
-        let seal = Seal::from_key("cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=").unwrap();
-        let text =
-            b"gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA==";
-        assert_eq!(&**seal.open(text).unwrap(), b"hello");
-        assert_eq!(Seal::time(text), Some(499_162_800));
-        // invalid.json: a wrong MAC, too short, no base64, a wrong padding of the plaintext.
-        for bad in [
-            "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAl1-szkFVzXTuGb4hR8AKtwcaX1YdykQUFBQUFBQUFBQQ==",
-            "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPA==",
-            "%%%%%%%%%%%%%AECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAl1-szkFVzXTuGb4hR8AKtwcaX1YdykRtfsH-p1YsUD2Q==",
-            "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0ODz4LEpdELGQAad7aNEHbf-JkLPIpuiYRLQ3RtXatOYREu2FWke6CnJNYIbkuKNqOhw==",
+        // verify.json and invalid.json; each may be 60 s old.
+        let (key, token, time) = SPEC;
+        let seal = Seal::from_key(key).unwrap();
+        let opened = |token: &str, now: u64| {
+            let inside = seal.open(token.as_bytes()).ok_or(Refusal::Decrypt)?;
+            in_time(Seal::time(token.as_bytes()).unwrap(), now, 60).map(|()| inside.to_vec())
+        };
+        assert_eq!(opened(token, time + 1), Ok(b"hello".to_vec()));
+        for (what, bad) in [
+            (
+                "incorrect mac",
+                "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAl1-szkFVzXTuGb4hR8AKtwcaX1YdykQUFBQUFBQUFBQQ==",
+            ),
+            ("too short", "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPA=="),
+            (
+                "invalid base64",
+                "%%%%%%%%%%%%%AECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAl1-szkFVzXTuGb4hR8AKtwcaX1YdykRtfsH-p1YsUD2Q==",
+            ),
+            (
+                "payload size not multiple of block size",
+                "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPOm73QeoCk9uGib28Xe5vz6oxq5nmxbx_v7mrfyudzUm",
+            ),
+            (
+                "payload padding error",
+                "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0ODz4LEpdELGQAad7aNEHbf-JkLPIpuiYRLQ3RtXatOYREu2FWke6CnJNYIbkuKNqOhw==",
+            ),
+            (
+                "incorrect IV (causes padding error)",
+                "gAAAAAAdwJ6xBQECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAkLhFLHpGtDBRLRTZeUfWgHSv49TF2AUEZ1TIvcZjK1zQ==",
+            ),
         ] {
-            assert!(seal.open(bad.as_bytes()).is_none(), "{bad}");
+            assert_eq!(opened(bad, time + 1), Err(Refusal::Decrypt), "{what}");
         }
+        // Good seals with a wrong time on them: far in the future, and 90 s old.
+        let future =
+            "gAAAAAAdwStRAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAnja1xKYyhd-Y6mSkTOyTGJmw2Xc2a6kBd-iX9b_qXQcw==";
+        assert_eq!(opened(future, time + 1), Err(Refusal::Future { ahead: 36_000 }));
+        let expired =
+            "gAAAAAAdwJ6xAAECAwQFBgcICQoLDA0OD3HkMATM5lFqGaerZ-fWPAl1-szkFVzXTuGb4hR8AKtwcaX1YdykRtfsH-p1YsUD2Q==";
+        assert_eq!(opened(expired, time + 91), Err(Refusal::Stale { age: 90, allowed: 60 }));
     }
 
     #[test]

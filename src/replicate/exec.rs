@@ -54,8 +54,8 @@ pub async fn deliver(
             ("EVERCRED_FILE", name.as_str()),
             ("EVERCRED_GENERATION", generation.as_str()),
         ];
-        let mut command = program::command(program.as_ref(), arguments, &environment);
-        let ended = program::run(&mut command, &content, site.timeout).await?;
+        let command = program::command(program.as_ref(), arguments, &environment);
+        let ended = program::run(command, program, &content, site.timeout).await?;
         end = parcel::worse(end, judge(program, &ended, &content));
     }
     end

@@ -56,6 +56,8 @@ pub struct Account {
     registering: Mutex<()>,
     watched: StdMutex<HashMap<String, oneshot::Sender<Value>>>,
     looking: StdMutex<bool>,
+    /// Why the last question how tasks stand had no answer.
+    unanswered: StdMutex<Option<String>>,
 }
 
 /// The client of a site.
@@ -70,8 +72,29 @@ pub fn account(accounts: &Accounts<Account>, site: &Site, globus: &GlobusCompute
             registering: Mutex::new(()),
             watched: StdMutex::default(),
             looking: StdMutex::new(false),
+            unanswered: StdMutex::default(),
         })
     })
+}
+
+/// The note of the site's function: `VERSION:UUID`, and `:new` behind it until it was accepted once.
+const FUNCTION: &str = "function";
+
+/// A function at the service.
+struct Function {
+    id: String,
+    /// What it is of: our source, the client, the service; `None`: the configuration names it.
+    version: Option<String>,
+    /// It was good before.
+    accepted: bool,
+}
+
+impl Function {
+    fn parse(text: &str) -> Option<Self> {
+        let (version, rest) = text.split_once(':')?;
+        let (id, accepted) = rest.strip_suffix(":new").map_or((rest, true), |id| (id, false));
+        Some(Self { id: id.to_owned(), version: Some(version.to_owned()), accepted })
+    }
 }
 
 /// Where a site's delivery stands between two tries.
@@ -140,32 +163,58 @@ async fn one_file(
             }
         }
     }
-    let function = account.function(site, globus, notes).await?;
     let sealed = receive::now();
     let payload = parcel.sealed(site, ring, path, sealed)?;
     let text = std::str::from_utf8(&payload).map_err(|_| Undelivered::new(Kind::SiteError, "no text"))?;
     let arguments = Zeroizing::new(pack::arguments(&json!([text, globus.keys_there, max_age])));
-    let body = json!({
-        "create_queue": false,
-        "tasks": {&function: [arguments.as_str()]},
-        "result_serializers": ["globus_compute_sdk.serialize.JSONData"],
-    });
-    let url = format!("{}/v3/endpoints/{}/submit", globus.api.trim_end_matches('/'), globus.endpoint);
-    let answer = account.call(globus, Method::POST, &url, Some(&body)).await?;
-    if answer.status == 404 {
-        // The function was removed at the service: the next try registers it anew.
-        notes.put("function", None).await;
-        return Err(Undelivered::new(Kind::SiteError, "the service does not know endpoint or function"));
-    }
-    let answer = answer.json()?;
-    let id = answer.get("tasks").and_then(|tasks| tasks.get(&function)?.get(0)?.as_str());
-    let id = id.ok_or_else(|| Undelivered::new(Kind::SiteError, "the service names no task"))?;
-    let task = Task { generation: parcel.generation, sealed, id: id.to_owned() };
+    let id = submit(site, globus, account, notes, &arguments).await?;
+    let task = Task { generation: parcel.generation, sealed, id };
     notes.put(&key, Some(&task.text())).await;
     let found = account.watch(globus, &task.id, end).await?;
     notes.put(&key, None).await;
     let lost = || Undelivered::new(Kind::SiteError, "the service has lost the task");
     judge(&found.ok_or_else(lost)?, ring, parcel, site)
+}
+
+/// Hand a payload to the service: the task's id.
+async fn submit(
+    site: &Site,
+    globus: &GlobusCompute,
+    account: &Arc<Account>,
+    notes: &Notes,
+    arguments: &str,
+) -> Result<String, Undelivered> {
+    let url = format!("{}/v3/endpoints/{}/submit", globus.api.trim_end_matches('/'), globus.endpoint);
+    let mut function = account.function(site, globus, notes, None).await?;
+    let answer = loop {
+        let body = json!({
+            "create_queue": false,
+            "tasks": {&function.id: [arguments]},
+            "result_serializers": ["globus_compute_sdk.serialize.JSONData"],
+        });
+        let answer = account.call(globus, Method::POST, &url, Some(&body)).await?;
+        if answer.status == 403 && function.accepted {
+            // It was good before: anew, once. One that was never accepted stays, so that a site can allow it.
+            function = account.function(site, globus, notes, Some(&function.id)).await?;
+        } else {
+            break answer;
+        }
+    };
+    if answer.status == 404 {
+        // The function was removed at the service: the next try registers it anew.
+        notes.put(FUNCTION, None).await;
+        return Err(Undelivered::new(Kind::SiteError, "the service does not know endpoint or function"));
+    }
+    let status = answer.status;
+    let answer = answer.json().map_err(|error| match status {
+        403 => Undelivered { detail: format!("{}; our function is {}", error.detail, function.id), ..error },
+        _ => error,
+    })?;
+    if let (false, Some(version)) = (function.accepted, &function.version) {
+        notes.put(FUNCTION, Some(&format!("{version}:{}", function.id))).await;
+    }
+    let id = answer.get("tasks").and_then(|tasks| tasks.get(&function.id)?.get(0)?.as_str());
+    id.map(str::to_owned).ok_or_else(|| Undelivered::new(Kind::SiteError, "the service names no task"))
 }
 
 /// What a document of a task that has ended means (contract §3.2: `exception`, then `result`, then neither).
@@ -207,26 +256,29 @@ impl Account {
         self.client.call(|http| Ok(grant(globus, http)), build).await
     }
 
-    /// The UUID of the site's function: configured, noted, or registered now.
+    /// The site's function: configured, noted, or registered now; not the one that was `refused`.
     async fn function(
         self: &Arc<Self>,
         site: &Site,
         globus: &GlobusCompute,
         notes: &Notes,
-    ) -> Result<String, Undelivered> {
+        refused: Option<&str>,
+    ) -> Result<Function, Undelivered> {
         if let Some(function) = &globus.function {
-            return Ok(function.clone());
+            return Ok(Function { id: function.clone(), version: None, accepted: false });
         }
         let root = directory::fixed(&globus.directory).display().to_string();
         let code = pack::code(pack::NAME, &pack::source(&root, &site.name), globus.legacy);
-        let version =
-            Sha256::digest(&code).iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        // Another service does not know it, and another client may not use it.
+        let of = json!([globus.api, globus.client_id, code]).to_string();
+        let version = Sha256::digest(of).iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         let _one = self.registering.lock().await;
-        let known = notes.value("function");
-        if let Some((of, function)) = known.as_deref().and_then(|known| known.split_once(':'))
-            && of == version
+        let known = notes.value(FUNCTION).and_then(|known| Function::parse(&known));
+        if let Some(known) = known
+            && known.version.as_ref() == Some(&version)
+            && refused != Some(known.id.as_str())
         {
-            return Ok(function.to_owned());
+            return Ok(known);
         }
         let identifier = if globus.legacy { "04" } else { "st" };
         let body = json!({
@@ -240,8 +292,8 @@ impl Account {
         let answer = self.call(globus, Method::POST, &url, Some(&body)).await?.json()?;
         let function = answer.get("function_uuid").and_then(Value::as_str);
         let function = function.ok_or_else(|| Undelivered::new(Kind::SiteError, "the service names no function"))?;
-        notes.put("function", Some(&format!("{version}:{function}"))).await;
-        Ok(function.to_owned())
+        notes.put(FUNCTION, Some(&format!("{version}:{function}:new"))).await;
+        Ok(Function { id: function.to_owned(), version: Some(version), accepted: false })
     }
 
     /// What the service says of the site's endpoint: [`ONLINE`], or another word.
@@ -275,6 +327,11 @@ impl Account {
             Ok(Err(_)) => Err(Undelivered::new(Kind::SitePending, "the task is still pending")),
             Err(_) => {
                 self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
+                let unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some(why) = unanswered {
+                    let words = format!("the service does not say how the task stands ({why}); it stays in its queue");
+                    return Err(Undelivered::new(Kind::SitePending, words));
+                }
                 let state = tokio::time::timeout(WORDS_PATIENCE, self.endpoint(globus)).await;
                 let state = match state {
                     Ok(Ok(state)) => format!(", which is {state},"),
@@ -301,11 +358,20 @@ impl Account {
                 watched.keys().cloned().collect()
             };
             let mut ended = 0;
+            let mut wish = None;
             for batch in ids.chunks(BATCH) {
                 let body = json!({"task_ids": batch});
                 let answer = self.call(globus, Method::POST, &url, Some(&body)).await.and_then(|answer| answer.json());
                 // Whatever is wrong: the tasks go on, and are asked for again.
-                let Ok(answer) = answer else { continue };
+                let why = answer.as_ref().err().map(|error| error.detail.clone());
+                *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = why;
+                let answer = match answer {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        wish = error.retry_after;
+                        break;
+                    }
+                };
                 for id in batch {
                     let document = answer.get("results").and_then(|results| results.get(id));
                     let over = match document {
@@ -322,6 +388,7 @@ impl Account {
                 }
             }
             pause = if ended > 0 { LOOK_FIRST } else { (pause * 3 / 2).min(LOOK_MOST) };
+            pause = pause.max(wish.unwrap_or_default());
         }
     }
 }

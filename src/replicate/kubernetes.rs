@@ -34,7 +34,7 @@ use tokio::sync::Mutex;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
-use super::{cluster::Cluster, name, parcel::Parcel, web::Answer};
+use super::{cluster::Cluster, name, parcel::Parcel, threads::Threads, web::Answer};
 use crate::{
     config::site_settings::{Kubernetes, Site},
     core::{
@@ -86,11 +86,12 @@ impl Clusters {
         &self,
         site: &Site,
         kubernetes: &Kubernetes,
+        threads: &Threads,
         parcel: &Parcel,
     ) -> Result<Delivered, Undelivered> {
         let bytes = parcel.bytes(site)?;
         let value = Zeroizing::new(STANDARD.encode(&*bytes));
-        let (cluster, server) = self.of(site, kubernetes)?;
+        let (cluster, server) = self.of(site, kubernetes, threads).await?;
         let end = async {
             let place = Place::of(site, kubernetes, &cluster, &parcel.id)?;
             let _turn = server.turn(&place).await?;
@@ -107,10 +108,11 @@ impl Clusters {
         &self,
         site: &Site,
         kubernetes: &Kubernetes,
+        threads: &Threads,
         id: &CredentialId,
         generation: u64,
     ) -> Result<Delivered, Undelivered> {
-        let (cluster, server) = self.of(site, kubernetes)?;
+        let (cluster, server) = self.of(site, kubernetes, threads).await?;
         let end = async {
             let place = Place::of(site, kubernetes, &cluster, id)?;
             let _turn = server.turn(&place).await?;
@@ -119,16 +121,27 @@ impl Clusters {
         self.judged(site, &server, end.await)
     }
 
-    fn of(&self, site: &Site, kubernetes: &Kubernetes) -> Result<Found, Undelivered> {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(both) = found.get(&site.name) {
-            return Ok(both.clone());
+    async fn of(&self, site: &Site, kubernetes: &Kubernetes, threads: &Threads) -> Result<Found, Undelivered> {
+        let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(&site.name).cloned();
+        if let Some(found) = known.as_ref().filter(|(cluster, _)| cluster.is_fresh()) {
+            return Ok(found.clone());
         }
-        let cluster = Arc::new(Cluster::find(site, kubernetes)?);
+        let (ca_file, its) = (site.ca_file.clone(), kubernetes.clone());
+        let file = kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string());
+        let what = file.unwrap_or_else(|| "the pod's service account".into());
+        let end = tokio::time::Instant::now() + site.timeout;
+        let looked = threads.run(what, end, move || Cluster::find(ca_file.as_ref(), &its)).await;
+        let cluster = match (looked, known) {
+            (Ok(cluster), _) => Arc::new(cluster),
+            // What was read last may be good for a while; if it is not, the server says so, and it is forgotten.
+            (Err(_), Some(found)) => return Ok(found),
+            (Err(error), None) => return Err(error),
+        };
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let server = Arc::clone(servers.entry(cluster.server.clone()).or_default());
-        found.insert(site.name.clone(), (Arc::clone(&cluster), Arc::clone(&server)));
-        Ok((cluster, server))
+        let found = (cluster, server);
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(site.name.clone(), found.clone());
+        Ok(found)
     }
 
     /// A cluster that refuses us, or is not there, is looked for again: its configuration may have been replaced.
@@ -469,50 +482,89 @@ mod tests {
         core::{id::UserName, secret::KeyText},
     };
 
-    /// A server that limits our rate, and how often it was asked.
-    async fn busy() -> (String, Arc<StdMutex<u32>>) {
+    const BUSY: &str = "429 Too Many Requests\r\nRetry-After: 60";
+
+    /// A server that answers everything so, and what it was asked.
+    async fn server(status: &'static str) -> (String, Arc<StdMutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let asked: Arc<StdMutex<u32>> = Arc::default();
-        let count = Arc::clone(&asked);
+        let asked: Arc<StdMutex<Vec<String>>> = Arc::default();
+        let heard = Arc::clone(&asked);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
-                *count.lock().unwrap() += 1;
-                let answer = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                heard.lock().unwrap().push(String::from_utf8_lossy(&request[..length]).into_owned());
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
         (address, asked)
     }
 
+    fn kubeconfig(server: &str, user: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             clusters: [{{name: k, cluster: {{server: \"{server}\"}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+        )
+    }
+
+    fn parcel() -> Parcel {
+        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "w").unwrap();
+        Parcel { id, generation: 7, expiry: None, content: KeyText::parse("a-token").unwrap() }
+    }
+
+    #[tokio::test]
+    async fn a_token_in_a_file_is_read_again_and_the_last_one_counts_while_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (address, asked) = server("500 No").await;
+        let (config, file) = (dir.path().join("config"), dir.path().join("token"));
+        std::fs::write(&config, kubeconfig(&address, &format!("tokenFile: {}", file.display()))).unwrap();
+        let text =
+            format!("[site.k]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{}\"\n", config.display());
+        let sites = sites(&text);
+        let SiteKind::Kubernetes(kubernetes) = &sites[0].kind else { panic!("kubernetes") };
+        let (clusters, threads) = (Clusters::default(), Threads::default());
+        let mut used = Vec::new();
+        for (content, a_minute_later) in
+            [(Some("one\n"), false), (Some("two\n"), false), (None, true), (Some("three"), true)]
+        {
+            match content {
+                Some(content) => std::fs::write(&file, content).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            if let Some((cluster, _)) = clusters.found.lock().unwrap().get_mut("k").filter(|_| a_minute_later) {
+                Arc::get_mut(cluster).unwrap().age();
+            }
+            let error = clusters.deliver(&sites[0], kubernetes, &threads, &parcel()).await.unwrap_err();
+            assert_eq!(error.kind, Kind::SiteError, "{error}");
+            let request = asked.lock().unwrap().pop().unwrap().to_lowercase();
+            used.push(request.split("bearer ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned());
+        }
+        assert_eq!(used, ["one", "one", "one", "three"]);
+    }
+
     #[tokio::test]
     async fn sites_at_one_server_wait_together_and_those_at_another_do_not() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().display();
-        let (one, asked_one) = busy().await;
-        let (two, asked_two) = busy().await;
+        let (one, asked_one) = server(BUSY).await;
+        let (two, asked_two) = server(BUSY).await;
         let text: String = [("a", &one), ("b", &one), ("c", &two)]
             .map(|(name, server)| {
-                let config = format!(
-                    "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
-                     clusters: [{{name: k, cluster: {{server: \"{server}\"}}}}]\nusers: [{{name: u, user: {{token: {name}}}}}]\n"
-                );
+                let config = kubeconfig(server, &format!("token: {name}"));
                 std::fs::write(dir.path().join(name), config).unwrap();
                 format!("[site.{name}]\nkind = \"kubernetes\"\nservices = [\"w\"]\nkubeconfig = \"{home}/{name}\"\n")
             })
             .concat();
         let clusters = Clusters::default();
-        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "w").unwrap();
-        let content = KeyText::parse("a-token").unwrap();
-        let parcel = Parcel { id, generation: 7, expiry: None, content };
         for site in sites(&text) {
             let SiteKind::Kubernetes(kubernetes) = &site.kind else { panic!("kubernetes") };
-            let error = clusters.deliver(&site, kubernetes, &parcel).await.unwrap_err();
+            let error = clusters.deliver(&site, kubernetes, &Threads::default(), &parcel()).await.unwrap_err();
             assert_eq!(error.kind, Kind::RateLimited, "{error}");
             assert!(error.retry_after.is_some_and(|wait| wait > Duration::from_secs(30)), "{error:?}");
         }
-        assert_eq!((*asked_one.lock().unwrap(), *asked_two.lock().unwrap()), (1, 1));
+        assert_eq!((asked_one.lock().unwrap().len(), asked_two.lock().unwrap().len()), (1, 1));
     }
 
     #[test]

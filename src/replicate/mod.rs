@@ -13,6 +13,9 @@
 //! still has in its queue) goes back to the keeper as a note. When it dies another one is started; what was under way
 //! counts as failed and is sent again under the same generation, which the far end recognises.
 //!
+//! **What hangs.** The replicator has one thread for everything that waits by itself. A site's files are read and written
+//! on [`threads`] of that site, and a program is started so that it hangs alone ([`program`]).
+//!
 //! **Far ends.** Where our own code runs there ([`receive`], the function of [`globus`]), it checks seal, age, path and
 //! sequence before it writes, and a late or repeated delivery changes nothing. [`place`] is the one way in which a
 //! file appears: temporary, mode first, fsync, rename, fsync, then the sequence.
@@ -40,6 +43,7 @@ pub mod sfapi;
 pub mod sftp;
 pub mod sftp_place;
 pub mod ssh;
+pub mod threads;
 pub mod web;
 pub mod worker;
 

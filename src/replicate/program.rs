@@ -1,7 +1,12 @@
 //! Runs a program of the site's or the system's: input on standard input, never in arguments or environment; output
 //! capped; ended with its whole process group when its time is over.
+//!
+//! **Where its file hangs.** Starting a program waits until its file was opened, and on a mount that hangs that is never:
+//! whoever starts it hangs as well, and the half-started process keeps open what was open here, such as other
+//! programs' pipes. So what we start is the system's shell, which becomes the program at once (`exec`): what hangs then
+//! is a process of its own, without anything of ours, which is ended when its time is over.
 
-use std::{collections::HashSet, ffi::OsStr, path::Path, process::Stdio, time::Duration};
+use std::{collections::HashSet, ffi::OsStr, path::Path, pin::pin, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -9,11 +14,13 @@ use nix::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    process::Command,
+    process::{Child, Command},
 };
 
 use crate::{core::delivery::Undelivered, error::Kind};
 
+/// For the shell: become the first argument, with the others as arguments of that.
+const BECOME: &str = r#"exec "$0" "$@""#;
 /// The most that is read of either output.
 const MAX_OUTPUT: u64 = 64 << 10;
 
@@ -75,6 +82,7 @@ fn masked(text: &str, secret: &[u8]) -> String {
 }
 
 /// A process group that does not outlive its time.
+#[derive(Debug)]
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -86,11 +94,32 @@ impl Drop for Group {
     }
 }
 
+/// A program that was started. Dropped, it is ended with its whole group, and only then its standard input: what is
+/// cut off there is no content.
+#[derive(Debug)]
+pub struct Started {
+    group: Group,
+    /// The program itself.
+    pub child: Child,
+}
+
+/// Start it.
+///
+/// # Errors
+/// The system refuses a process.
+pub fn start(mut command: Command) -> Result<Started, Undelivered> {
+    let child = command.spawn().map_err(|e| Undelivered::new(Kind::SiteError, format!("no process for it: {e}")))?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    Ok(Started { group: Group(group), child })
+}
+
 /// A command with an empty environment but for `PATH` and what is given; in a process group of its own.
 #[must_use]
 pub fn command(program: &Path, arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(program);
+    let mut command = Command::new("/bin/sh");
     command
+        .args(["-c", BECOME])
+        .arg(program)
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
@@ -104,16 +133,14 @@ pub fn command(program: &Path, arguments: &[impl AsRef<OsStr>], environment: &[(
     command
 }
 
-/// Run it to its end.
+/// Run it to its end; `shown`: its name, for people.
 ///
 /// # Errors
 /// It does not start, or does not end in time.
-pub async fn run(command: &mut Command, input: &[u8], patience: Duration) -> Result<Ended, Undelivered> {
-    let shown = command.as_std().get_program().to_string_lossy().into_owned();
-    let mut child = command.spawn().map_err(|e| Undelivered::new(Kind::SiteError, format!("{shown}: {e}")))?;
-    let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw));
+pub async fn run(command: Command, shown: &str, input: &[u8], patience: Duration) -> Result<Ended, Undelivered> {
+    let Started { group, mut child } = start(command)?;
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let whole = async {
+    let mut whole = pin!(async {
         let feed = async {
             if let Some(stdin) = &mut stdin {
                 // A program that does not read to the end says by its exit code whether it had enough.
@@ -123,16 +150,18 @@ pub async fn run(command: &mut Command, input: &[u8], patience: Duration) -> Res
         };
         let (_fed, output, errors, status) = tokio::join!(feed, capped(stdout), capped(stderr), child.wait());
         status.map(|status| Ended { code: status.code(), output, errors })
-    };
-    let ended = tokio::time::timeout(patience, whole).await;
-    match ended {
+    });
+    // Behind what holds its standard input, so that it is dropped before that.
+    let mut group = group;
+    match tokio::time::timeout(patience, &mut whole).await {
         Ok(Ok(ended)) => {
             group.0 = None;
             Ok(ended)
         }
         Ok(Err(e)) => Err(Undelivered::new(Kind::SiteError, format!("{shown}: {e}"))),
         Err(_) => {
-            Err(Undelivered::new(Kind::SiteTimeout, format!("{shown} did not end within {} s", patience.as_secs())))
+            let words = format!("{shown} timed out: it did not end within {} s", patience.as_secs());
+            Err(Undelivered::new(Kind::SiteTimeout, words))
         }
     }
 }
@@ -181,8 +210,8 @@ mod tests {
     async fn a_program_whose_time_is_over_ends_with_all_that_it_started() {
         let dir = tempfile::tempdir().unwrap();
         let (script, file) = ("sleep 1000 & echo $! > \"$0\"; wait", dir.path().join("pid"));
-        let mut command = command("/bin/sh".as_ref(), &["-c", script, file.to_str().unwrap()], &[]);
-        let error = run(&mut command, b"", Duration::from_secs(1)).await.unwrap_err();
+        let command = command("/bin/sh".as_ref(), &["-c", script, file.to_str().unwrap()], &[]);
+        let error = run(command, "sh", b"", Duration::from_secs(1)).await.unwrap_err();
         assert_eq!(error.kind, Kind::SiteTimeout);
         let pid = std::fs::read_to_string(file).unwrap();
         let stat = format!("/proc/{}/stat", pid.trim());

@@ -9,14 +9,14 @@
 //!
 //! In this order: lock; look at the sequence; write the file (0600 from its creation, then its mode, sync) and the new
 //! sequence; see that the lock is still ours; rename the file; rename the sequence; unlock. A delivery that was cut off leaves its lock. Whoever finds
-//! one that is abandoned (it is of a delivery of this process that is over, or has stood unchanged for [`ABANDONED`])
+//! one that is abandoned (it is of a delivery of ours that is over, perhaps of an earlier process, or has stood unchanged for [`ABANDONED`])
 //! first takes that delivery's file away, so that even a rename that is still on its way moves nothing; if the file was
 //! renamed already, the sequence is renamed after it. Then the lock goes, and the delivery begins anew.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -39,14 +39,30 @@ pub const ABANDONED: Duration = Duration::from_secs(120);
 /// So does one without an ID, which is written right after it was made.
 const UNWRITTEN: Duration = Duration::from_secs(10);
 
-/// The deliveries of this process, and the locks of others that it has met.
-#[derive(Debug, Default)]
+/// A site's deliveries, and the locks of others that they have met.
+#[derive(Debug)]
 pub struct Locks {
-    /// What all our IDs begin with.
-    ours: OnceLock<String>,
+    /// What all our IDs begin with, also after a restart: what an earlier process left is ours.
+    ours: String,
     count: AtomicU64,
     under_way: Mutex<HashSet<String>>,
     met: Mutex<HashMap<String, (String, Instant)>>,
+}
+
+impl Default for Locks {
+    /// Those of a sender that nobody knows yet.
+    fn default() -> Self {
+        Self::of(format!("{:016x}", random()))
+    }
+}
+
+fn random() -> u64 {
+    let mut number = [0; 8];
+    // Without randomness the time tells senders apart.
+    match aws_lc_rs::rand::fill(&mut number) {
+        Ok(()) => u64::from_be_bytes(number),
+        Err(_) => super::receive::now(),
+    }
 }
 
 /// A delivery that is under way; over when it is dropped.
@@ -62,28 +78,28 @@ impl Drop for Holder<'_> {
 }
 
 impl Locks {
+    /// Those of a sender that was called so before.
+    #[must_use]
+    pub fn of(ours: String) -> Self {
+        // Not from the start again: an ID of an earlier process must not come twice.
+        Self { ours, count: AtomicU64::new(random()), under_way: Mutex::default(), met: Mutex::default() }
+    }
+
+    /// What they are called, for the next process.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.ours
+    }
+
     fn begin(&self, generation: u64) -> Holder<'_> {
-        let ours = self.ours();
-        let id = format!("{ours}-{generation:x}-{:x}", self.count.fetch_add(1, Ordering::Relaxed));
+        let id = format!("{}-{generation:x}-{:x}", self.ours, self.count.fetch_add(1, Ordering::Relaxed));
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
         Holder { locks: self, id }
     }
 
-    fn ours(&self) -> &str {
-        self.ours.get_or_init(|| {
-            let mut number = [0; 8];
-            // Without randomness the time tells processes apart.
-            if aws_lc_rs::rand::fill(&mut number).is_err() {
-                number = super::receive::now().to_be_bytes();
-            }
-            number.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
-        })
-    }
-
     /// Whether the delivery with that lock is over, as far as anybody can tell.
     fn is_abandoned(&self, lock: &str, id: &str) -> bool {
-        let over = id.split('-').next() == Some(self.ours());
-        if over {
+        if id.split('-').next() == Some(self.ours.as_str()) {
             return !self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
         }
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,9 +147,25 @@ pub async fn put<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
     let end = write(sftp, &file, &holder.id, mode, generation, bytes).await;
     if !matches!(end, Err(SftpError::Broken(_) | SftpError::Protocol(_))) {
-        sftp.remove(&file.beside("lock")).await?;
+        unlock(sftp, &file, &holder.id).await?;
     }
     end
+}
+
+/// Take our lock away; not another's, if we were held up for long enough to be taken for dead.
+async fn unlock<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    sftp: &mut Sftp<R, W>,
+    file: &File<'_>,
+    id: &str,
+) -> Result<(), SftpError> {
+    let lock = file.beside("lock");
+    if text(sftp, &lock).await?.as_deref() != Some(id) {
+        return Ok(());
+    }
+    match sftp.remove(&lock).await {
+        Err(SftpError::Missing) => Ok(()),
+        end => end,
+    }
 }
 
 /// Take the lock; the inner error says why it is not to be had.
@@ -325,13 +357,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_of_ours_is_abandoned_when_its_delivery_is_over_and_one_of_others_is_not_yet() {
+    fn a_lock_of_ours_is_abandoned_when_its_delivery_is_over_or_from_before_a_restart_and_one_of_others_is_not_yet() {
         let locks = Locks::default();
         let holder = locks.begin(7);
         let id = holder.id.clone();
         assert!(!locks.is_abandoned("/a/.b.lock", &id));
         drop(holder);
         assert!(locks.is_abandoned("/a/.b.lock", &id));
+        let after_restart = Locks::of(locks.name().to_owned());
+        assert!(after_restart.is_abandoned("/a/.b.lock", &id));
+        assert_ne!(after_restart.begin(7).id, id, "the same delivery, and another lock");
         let other = Locks::default();
         assert!(!other.is_abandoned("/a/.b.lock", &id) && !other.is_abandoned("/a/.b.lock", ""));
     }

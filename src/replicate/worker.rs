@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Semaphore, mpsc},
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     account::{Account, Accounts},
@@ -21,6 +18,7 @@ use super::{
     frame::{FromReplicator, Note, ToReplicator},
     parcel::Parcel,
     sandbox,
+    threads::{THREADS, Threads},
 };
 use crate::{
     config::site_settings::{Site, SiteKind},
@@ -37,9 +35,7 @@ use crate::{
 /// Beyond the site's own `timeout`, for ending what it started.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Threads of one site that may hang in a file system; the others wait for one, in their own time.
-const THREADS: usize = 4;
-/// Threads for everything else that blocks, such as the look-up of names.
+/// Threads for what blocks and is no site's own, such as the look-up of names.
 const OTHER_THREADS: usize = 256;
 
 /// Between two questions how a site's endpoint is, at least.
@@ -53,7 +49,7 @@ struct Place {
     ring: Option<KeyRing>,
     notes: Notes,
     shared: Arc<Shared>,
-    threads: Arc<Semaphore>,
+    threads: Threads,
 }
 
 /// What all sites share.
@@ -71,6 +67,14 @@ pub struct Notes {
     site: usize,
     known: Mutex<HashMap<String, String>>,
     to: mpsc::Sender<FromReplicator>,
+}
+
+#[cfg(test)]
+impl Default for Notes {
+    /// Nothing is noted, and nobody keeps it.
+    fn default() -> Self {
+        Self { site: 0, known: Mutex::default(), to: mpsc::channel(1).0 }
+    }
 }
 
 impl Notes {
@@ -92,28 +96,6 @@ impl Notes {
         let note = Note { site: self.site, key: key.to_owned(), value: value.map(str::to_owned) };
         // The keeper is gone if nobody takes it.
         self.to.send(FromReplicator::Remember(note)).await.ok();
-    }
-}
-
-impl Place {
-    /// Do what blocks on a thread. A file system may hang; then its threads hang, and hold their turns, and nothing else.
-    async fn blocking(
-        &self,
-        job: impl FnOnce() -> Result<Delivered, Undelivered> + Send + 'static,
-    ) -> Result<Delivered, Undelivered> {
-        let end = Instant::now() + self.site.timeout;
-        let Ok(turn) = timeout_at(end, Arc::clone(&self.threads).acquire_owned()).await else {
-            let words = format!("{THREADS} earlier operations there have not come back; no more are begun");
-            return Err(Undelivered::new(Kind::SiteTimeout, words));
-        };
-        let job = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            job()
-        });
-        match timeout_at(end, job).await {
-            Ok(end) => end.unwrap_or_else(|e| Err(Undelivered::new(Kind::SiteError, e.to_string()))),
-            Err(_) => Err(Undelivered::new(Kind::SiteTimeout, "its file system does not answer")),
-        }
     }
 }
 
@@ -146,9 +128,8 @@ fn run() -> io::Result<()> {
         }
     };
     frame::write(&mut stream, &FromReplicator::Ready { sandbox })?;
-    let directories = places.iter().filter(|place| matches!(place.site.kind, SiteKind::Directory { .. })).count();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().max_blocking_threads(OTHER_THREADS + directories * THREADS).build()?;
+    let runtime = runtime.enable_all().max_blocking_threads(OTHER_THREADS + places.len() * THREADS).build()?;
     let result = runtime.block_on(serve(stream, places, done, ended));
     // A file system that hangs must not keep us from ending.
     runtime.shutdown_background();
@@ -169,7 +150,7 @@ fn place(
     let known = notes.iter().filter(|note| note.site == index);
     let known = known.filter_map(|note| Some((note.key.clone(), note.value.clone()?))).collect();
     let notes = Notes { site: index, known: Mutex::new(known), to: to.clone() };
-    Ok(Place { site, ring, notes, shared: Arc::clone(shared), threads: Arc::new(Semaphore::new(THREADS)) })
+    Ok(Place { site, ring, notes, shared: Arc::clone(shared), threads: Threads::default() })
 }
 
 async fn serve(
@@ -265,13 +246,13 @@ async fn in_time(place: Arc<Place>, id: CredentialId, job: Job) -> Result<Delive
     };
     match tokio::time::timeout(patience, done).await {
         Ok(result) => result,
-        Err(_) => Err(Undelivered::new(Kind::SiteTimeout, format!("{name} did not answer in time"))),
+        Err(_) => Err(Undelivered::new(Kind::SiteTimeout, format!("{name} timed out: it did not answer in time"))),
     }
 }
 
 async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undelivered> {
     match &place.site.kind {
-        SiteKind::Directory { .. } => {
+        SiteKind::Directory { directory } => {
             let one = Arc::clone(&place);
             let job = move || match &one.site.kind {
                 SiteKind::Directory { directory } => {
@@ -279,12 +260,14 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
                 }
                 _ => Err(Undelivered::new(Kind::SiteError, "not a directory")),
             };
-            place.blocking(job).await
+            place.threads.run(directory, Instant::now() + place.site.timeout, job).await
         }
         SiteKind::Exec { command, directory } => {
             super::exec::deliver(&place.site, command, directory.as_deref(), place.ring.as_ref(), &parcel).await
         }
-        SiteKind::Ssh(ssh) => place.shared.ssh.deliver(&place.site, ssh, place.ring.as_ref(), &parcel).await,
+        SiteKind::Ssh(ssh) => {
+            place.shared.ssh.deliver(&place.site, ssh, place.ring.as_ref(), &place.notes, &parcel).await
+        }
         SiteKind::GlobusCompute(globus) => {
             let Some(ring) = &place.ring else { return Err(Undelivered::new(Kind::SiteKey, "no key")) };
             let account = super::globus::account(&place.shared.globus, &place.site, globus)?;
@@ -300,7 +283,9 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
             let (ring, accounts) = (place.ring.as_ref(), &place.shared.facilities);
             super::iri::deliver(&place.site, iri, accounts, ring, &place.notes, &parcel).await
         }
-        SiteKind::Kubernetes(kubernetes) => place.shared.kubernetes.deliver(&place.site, kubernetes, &parcel).await,
+        SiteKind::Kubernetes(kubernetes) => {
+            place.shared.kubernetes.deliver(&place.site, kubernetes, &place.threads, &parcel).await
+        }
     }
 }
 
@@ -308,7 +293,7 @@ async fn attempt(place: Arc<Place>, parcel: Parcel) -> Result<Delivered, Undeliv
 async fn withdraw(place: &Place, id: &CredentialId, generation: u64) -> Result<Delivered, Undelivered> {
     match &place.site.kind {
         SiteKind::Kubernetes(kubernetes) => {
-            place.shared.kubernetes.withdraw(&place.site, kubernetes, id, generation).await
+            place.shared.kubernetes.withdraw(&place.site, kubernetes, &place.threads, id, generation).await
         }
         other => Err(Undelivered::new(Kind::SiteError, format!("{} takes nothing away", other.label()))),
     }
@@ -366,7 +351,7 @@ mod tests {
             }
             drop(held);
             // What came back gives its turn back.
-            while stuck.threads.available_permits() < THREADS {
+            while stuck.threads.free() < THREADS {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             assert_eq!(deliver(stuck, 98).await, Ok(Delivered::Written));

@@ -2,8 +2,8 @@
 # A real MIT KDC and a real sshd with GSSAPI on 127.0.0.1, unpacked from Debian's packages; nothing is installed.
 #   lab.sh DIR fetch | up ACCOUNTS | down
 # up: principal evercred@TEST.LOCAL with its ticket in DIR/cc, accounts a0, a1, … (all uid 0, in a private /etc/passwd),
-# MaxStartups at its default, DIR/ssh as the client; account recv runs DIR/receive whatever is asked of it. Ports 18888
-# (KDC) and 12222 (sshd).
+# MaxStartups at its default, DIR/ssh as the client; account recv runs DIR/receive whatever is asked of it; account keyed
+# takes the key in DIR/keyed.pub. Ports 18888 (KDC) and 12222 (sshd).
 set -e
 [ $# -ge 2 ] || { echo "usage: lab.sh DIR fetch|up ACCOUNTS|down" >&2; exit 2; }
 . "$(dirname "$0")/../needs.sh"
@@ -75,6 +75,8 @@ E
   done
   mkdir -m 700 homes/recv; echo evercred@TEST.LOCAL > homes/recv/.k5login
   echo "recv:x:0:0::$LAB/homes/recv:/bin/bash" >> sshd/passwd
+  mkdir -m 700 homes/keyed
+  echo "keyed:x:0:0::$LAB/homes/keyed:/bin/bash" >> sshd/passwd
   cat > sshd/conf <<E
 Port 12222
 ListenAddress 127.0.0.1
@@ -92,6 +94,9 @@ LogLevel VERBOSE
 Subsystem sftp internal-sftp
 Match User recv
   ForceCommand $LAB/receive
+Match User keyed
+  PubkeyAuthentication yes
+  AuthorizedKeysFile $LAB/keyed.pub
 E
   cat > sshd/start.sh <<E
 mount --bind $LAB/sshd/passwd /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -p /run/sshd && chmod 755 /run/sshd
