@@ -136,6 +136,8 @@ kinds! {
     NameRefused = "name-refused", Input;
     /// Fernet text without a key that opens it.
     TopSealed = "top-sealed", Input;
+    /// Its service is for the accounts that the configuration names, and this is none of them.
+    AccountNotNamed = "account-not-named", Input;
     /// The `.meta` beside it is of another client or token endpoint than the configured one.
     MetaMismatch = "meta-mismatch", Input;
 }

@@ -238,6 +238,7 @@ pub fn mender(kind: Kind) -> Mender {
         | Kind::TopNotRegular
         | Kind::TopWrongOwner
         | Kind::TopSealed
+        | Kind::AccountNotNamed
         | Kind::MetaMismatch => Mender::Either,
         _ => Mender::Admin,
     }

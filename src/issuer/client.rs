@@ -6,7 +6,11 @@ use serde::Deserialize;
 
 use super::TokenAnswer;
 use crate::{
-    core::{answer::ExchangeError, secret::RefreshToken, time::Timestamp},
+    core::{
+        answer::ExchangeError,
+        secret::{ClientSecret, RefreshToken},
+        time::Timestamp,
+    },
     error::Kind,
 };
 
@@ -157,8 +161,9 @@ pub fn http_failure(answer: &TokenAnswer, now: Timestamp) -> Option<ExchangeErro
 
 /// An issuer's words, fit for a log: no control characters, no long runs that could be a token, 200 characters.
 #[must_use]
-pub fn printable(text: &str, secret: &RefreshToken) -> String {
-    presentable(&text.replace(secret.expose(), "[masked]"))
+pub fn printable(text: &str, token: Option<&RefreshToken>, client_secret: Option<&ClientSecret>) -> String {
+    let secrets = token.map(RefreshToken::expose).into_iter().chain(client_secret.map(ClientSecret::expose));
+    presentable(&secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "[masked]")))
 }
 
 /// As [`printable`], where no refresh token was sent.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use super::{
+    accounts::Stewards,
     driver::{Clock, Input, Owner},
     replicas::{self, Replication},
     told::Told,
@@ -110,7 +111,7 @@ pub enum Look {
     Owners(Vec<Arc<Owner>>, Duration),
 }
 
-/// Run until the channel closes. `every`: a full scan runs at least that often.
+/// Run until the channel closes. `every`: a full scan runs at least that often. `condor`: whose users' directories are.
 #[expect(clippy::too_many_arguments, reason = "a thread's body: it takes everything that it owns or tells")]
 pub fn run(
     spool: &Arc<Spool>,
@@ -121,6 +122,7 @@ pub fn run(
     mut every: Duration,
     mut watch: Option<Watch>,
     replication: &Replication,
+    condor: Option<u32>,
 ) {
     let mut eye = Eye {
         spool: Arc::clone(spool),
@@ -131,6 +133,7 @@ pub fn run(
         told: Told::default(),
         replication: replication.clone(),
         strays: Told::default(),
+        stewards: Stewards::new(condor),
     };
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
@@ -209,6 +212,8 @@ pub fn run(
                 return;
             }
             let as_of = clock.now().tick;
+            // Before the users are listed: an account that was swept is among them.
+            eye.stewards.provide_all(spool, &owners, as_of);
             match spool.users(|name, kind| eye.stray(as_of, name, kind)) {
                 Ok(users) => {
                     scope = wanted;
@@ -237,6 +242,7 @@ struct Eye {
     replication: Replication,
     /// What is no credential of anybody's, by its path.
     strays: Told<String>,
+    stewards: Stewards,
 }
 
 impl Eye {
@@ -260,6 +266,7 @@ impl Eye {
             watch.user(user);
         }
         let as_of = self.clock.now().tick;
+        self.stewards.provide(&self.spool, owners, user, as_of);
         let strays = RefCell::new(Vec::new());
         let wanted = |base: &str| {
             let owner = owner_of(owners, base);
