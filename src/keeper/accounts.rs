@@ -8,15 +8,15 @@
 
 use std::sync::Arc;
 
-use super::{driver::Owner, told::Told};
+use super::{announce, driver::Owner, told::Told};
 use crate::{
-    config::settings::Accounts,
+    config::settings::Provider,
     core::{
         id::{CredentialId, UserName},
         stand_in,
         time::Tick,
     },
-    spool::Spool,
+    spool::{Seen, Spool},
 };
 
 /// Sees to them.
@@ -32,49 +32,63 @@ impl Stewards {
         Self { condor, told: Told::default() }
     }
 
+    /// Whether one of the credentials that these name for the user is not among what was seen: it went between
+    /// [`Stewards::provide`] and the look.
+    pub(super) fn miss(owners: &[Arc<Owner>], user: &UserName, seen: &[Seen]) -> bool {
+        named(owners, Some(user)).any(|(_, id)| seen.iter().all(|seen| seen.id != id))
+    }
+
+    /// Whom the configuration names.
+    pub(super) fn users(owners: &[Arc<Owner>]) -> impl Iterator<Item = UserName> {
+        named(owners, None).map(|(_, id)| id.user)
+    }
+
     /// Everybody's.
     pub(super) fn provide_all(&mut self, spool: &Spool, owners: &[Arc<Owner>], now: Tick) {
-        for (owner, accounts) in with_accounts(owners) {
-            for user in accounts.users.iter().filter_map(|user| UserName::parse(user).ok()) {
-                self.provide_of(spool, owner, accounts, &user, now);
-            }
+        for (provider, id) in named(owners, None) {
+            self.put(spool, provider, &id, now);
         }
     }
 
     /// One user's, if any provider names that one.
     pub(super) fn provide(&mut self, spool: &Spool, owners: &[Arc<Owner>], user: &UserName, now: Tick) {
-        for (owner, accounts) in with_accounts(owners) {
-            if accounts.users.iter().any(|name| name == user.as_str()) {
-                self.provide_of(spool, owner, accounts, user, now);
-            }
+        for (provider, id) in named(owners, Some(user)) {
+            self.put(spool, provider, &id, now);
         }
     }
 
-    fn provide_of(&mut self, spool: &Spool, owner: &Owner, accounts: &Accounts, user: &UserName, now: Tick) {
-        let provider = &owner.provider;
-        let ids = provider.services.iter().flat_map(|service| accounts.bases(service));
-        for id in ids.filter_map(|base| CredentialId::from_base(user.clone(), &base).ok()) {
-            let audience = provider.audience_of(id.handle.as_ref());
-            let text = stand_in::text(&provider.name, &provider.scopes, audience);
-            match spool.stand_in(&id, &text, self.condor) {
-                Ok(made) => {
-                    self.told.retain(|(other, _)| *other != id);
-                    if made {
-                        let handle = id.handle.as_ref().map_or("", |handle| handle.as_str());
-                        let (service, provider) = (id.service.as_str(), provider.name.as_str());
-                        tracing::info!(%user, service, handle, provider, "the configuration names this account");
-                    }
+    fn put(&mut self, spool: &Spool, provider: &Provider, id: &CredentialId, now: Tick) {
+        let text = stand_in::text(&provider.name, &provider.scopes, provider.audience_of(id.handle.as_ref()));
+        match spool.stand_in(id, &text, self.condor) {
+            Ok(made) => {
+                self.told.retain(|(other, _)| other != id);
+                if made {
+                    let (user, service, handle) = announce::names(id);
+                    let provider = provider.name.as_str();
+                    tracing::info!(user, service, handle, provider, "the configuration names this account");
                 }
-                Err(error) => {
-                    if self.told.tell(now, (id.clone(), error.to_string())) {
-                        tracing::error!(credential = %id, provider = provider.name, %error, "no .top for an account");
-                    }
+            }
+            Err(error) => {
+                if self.told.tell(now, (id.clone(), error.to_string())) {
+                    tracing::error!(credential = %id, provider = provider.name, %error, "no .top for an account");
                 }
             }
         }
     }
 }
 
-fn with_accounts(owners: &[Arc<Owner>]) -> impl Iterator<Item = (&Owner, &Accounts)> {
-    owners.iter().filter_map(|owner| Some((owner.as_ref(), owner.provider.accounts()?)))
+/// Every credential that the configuration names; `only`: of this user.
+fn named<'o>(
+    owners: &'o [Arc<Owner>],
+    only: Option<&'o UserName>,
+) -> impl Iterator<Item = (&'o Provider, CredentialId)> {
+    let with_accounts = owners.iter().filter_map(|owner| Some((&owner.provider, owner.provider.accounts()?)));
+    with_accounts.flat_map(move |(provider, accounts)| {
+        let wanted = move |user: &&String| only.is_none_or(|only| only.as_str() == user.as_str());
+        let users = accounts.users.iter().filter(wanted).filter_map(|user| UserName::parse(user).ok());
+        users.flat_map(move |user| {
+            let bases = provider.services.iter().flat_map(|service| accounts.bases(service));
+            bases.filter_map(move |base| Some((provider, CredentialId::from_base(user.clone(), &base).ok()?)))
+        })
+    })
 }

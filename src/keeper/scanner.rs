@@ -27,7 +27,7 @@ use crate::{
         time::Tick,
     },
     error::Kind,
-    spool::{Hint, Spool, Watch},
+    spool::{Hint, Seen, Spool, SpoolError, Wanted, Watch},
 };
 
 /// A full scan that a hint of overflow asks for comes at most this often.
@@ -40,6 +40,8 @@ const IN_PARTS: Duration = Duration::from_secs(300);
 const PARTS: usize = 144;
 /// What was found is remembered on disk at most this often, apart from the stop.
 const BETWEEN_MEMOS: Duration = Duration::from_secs(3600);
+/// So often a look is begun anew where accounts of the configuration are being swept.
+const SWEPT: usize = 4;
 /// The loop is never more than so many looks behind: each waits in memory.
 const AHEAD: usize = 256;
 
@@ -217,8 +219,10 @@ pub fn run(
             match spool.users(|name, kind| eye.stray(as_of, name, kind)) {
                 Ok(users) => {
                     scope = wanted;
-                    sweeping = Some((as_of, users.iter().cloned().collect()));
-                    sweep = users.into();
+                    // Those who are swept just now are not gone.
+                    let users: BTreeSet<UserName> = users.into_iter().chain(Stewards::users(&owners)).collect();
+                    sweep = users.iter().cloned().collect();
+                    sweeping = Some((as_of, users));
                     if scope == Scope::Part {
                         part = (part + 1) % PARTS;
                         sweep = sweep.into_iter().skip(part).step_by(PARTS).collect();
@@ -266,7 +270,6 @@ impl Eye {
             watch.user(user);
         }
         let as_of = self.clock.now().tick;
-        self.stewards.provide(&self.spool, owners, user, as_of);
         let strays = RefCell::new(Vec::new());
         let wanted = |base: &str| {
             let owner = owner_of(owners, base);
@@ -275,7 +278,7 @@ impl Eye {
             }
             owner.map(|(_, service, handle)| (service, handle))
         };
-        match self.spool.scan_user(user, &wanted) {
+        match self.scan(owners, user, as_of, &wanted) {
             Ok(seen) => {
                 let ids = seen.iter().map(|seen| seen.id.clone()).collect();
                 self.replication.tell(replicas::Told::Look(user.clone(), ids));
@@ -292,6 +295,24 @@ impl Eye {
         for stray in strays.into_inner() {
             self.stray(as_of, &stray, Kind::NameRefused);
         }
+    }
+
+    /// What is there, with what the configuration names, also while it is being swept.
+    fn scan(
+        &mut self,
+        owners: &[Arc<Owner>],
+        user: &UserName,
+        now: Tick,
+        wanted: Wanted<'_>,
+    ) -> Result<Vec<Seen>, SpoolError> {
+        for _ in 1..SWEPT {
+            self.stewards.provide(&self.spool, owners, user, now);
+            let seen = self.spool.scan_user(user, wanted)?;
+            if !Stewards::miss(owners, user, &seen) {
+                return Ok(seen);
+            }
+        }
+        self.spool.scan_user(user, wanted)
     }
 }
 
