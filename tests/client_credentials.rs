@@ -73,7 +73,7 @@ fn md5(target: &str) -> String {
 
 fn token(site: &Site, base: &str) -> Option<String> {
     let value: Value = serde_json::from_slice(&site.file("harvester", &format!("{base}.use"))?).unwrap();
-    Some(value["access_token"].as_str().unwrap().to_owned())
+    value.get("access_token").and_then(Value::as_str).map(str::to_owned)
 }
 
 fn claims(token: &str) -> Value {

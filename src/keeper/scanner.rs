@@ -126,17 +126,7 @@ pub fn run(
     replication: &Replication,
     condor: Option<u32>,
 ) {
-    let mut eye = Eye {
-        spool: Arc::clone(spool),
-        inputs: inputs.clone(),
-        clock,
-        behind: Arc::default(),
-        watch: None,
-        told: Told::default(),
-        replication: replication.clone(),
-        strays: Told::default(),
-        stewards: Stewards::new(condor),
-    };
+    let mut eye = Eye::new(spool, inputs, clock, replication, Stewards::new(condor));
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
     let mut urgent: BTreeSet<UserName> = BTreeSet::new();
@@ -214,13 +204,9 @@ pub fn run(
                 return;
             }
             let as_of = clock.now().tick;
-            // Before the users are listed: an account that was swept is among them.
-            eye.stewards.provide_all(spool, &owners, as_of);
-            match spool.users(|name, kind| eye.stray(as_of, name, kind)) {
+            match eye.users(&owners, as_of) {
                 Ok(users) => {
                     scope = wanted;
-                    // Those who are swept just now are not gone.
-                    let users: BTreeSet<UserName> = users.into_iter().chain(Stewards::users(&owners)).collect();
                     sweep = users.iter().cloned().collect();
                     sweeping = Some((as_of, users));
                     if scope == Scope::Part {
@@ -250,6 +236,26 @@ struct Eye {
 }
 
 impl Eye {
+    fn new(
+        spool: &Arc<Spool>,
+        inputs: &Sender<Input>,
+        clock: Clock,
+        replication: &Replication,
+        stewards: Stewards,
+    ) -> Self {
+        Self {
+            spool: Arc::clone(spool),
+            inputs: inputs.clone(),
+            clock,
+            behind: Arc::default(),
+            watch: None,
+            told: Told::default(),
+            replication: replication.clone(),
+            strays: Told::default(),
+            stewards,
+        }
+    }
+
     /// Something that is left alone, and should not be there.
     fn stray(&mut self, now: Tick, path: &str, kind: Kind) {
         if self.strays.tell(now, path.to_owned()) {
@@ -295,6 +301,14 @@ impl Eye {
         for stray in strays.into_inner() {
             self.stray(as_of, &stray, Kind::NameRefused);
         }
+    }
+
+    /// Everybody who has a directory, and whom the configuration names: those who are swept just now are not gone.
+    fn users(&mut self, owners: &[Arc<Owner>], now: Tick) -> Result<BTreeSet<UserName>, SpoolError> {
+        let spool = Arc::clone(&self.spool);
+        self.stewards.provide_all(&spool, owners, now);
+        let users = spool.users(|name, kind| self.stray(now, name, kind))?;
+        Ok(users.into_iter().chain(Stewards::users(owners)).collect())
     }
 
     /// What is there, with what the configuration names, also while it is being swept.
