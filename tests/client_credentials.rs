@@ -133,6 +133,47 @@ fn harvesters_token_files_are_there_and_stay_fresh_without_anybodys_approval() {
     }
 }
 
+/// What a program says, with single blanks; the client's secret is not in it.
+fn says(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_evercred")).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains(SECRET), "{text}");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn doctor_asks_as_the_client_itself_and_status_shows_credentials_that_nobody_need_approve() {
+    let (mut site, _) = harvester(600);
+    let config = site.home.path().join("evercred.toml").display().to_string();
+    let said = says(&["doctor", "--config", &config]);
+    assert!(said.contains("panda: no token yet for harvester"), "{said}");
+    assert_eq!(said.matches("it gives our client a token of its own").count(), 2, "{said}");
+    assert_eq!(asked(&site, "ce1.example.org:9619"), 1, "with the audience of a handle");
+    secret(&site, "another");
+    let said = says(&["doctor", "--config", &config]);
+    assert_eq!(
+        said.matches("it refuses our client").count(),
+        3,
+        "both, and that of the grid, which is not known: {said}"
+    );
+    secret(&site, SECRET);
+    site.start();
+    site.wait("both", 15, |s| token(s, "panda").is_some() && token(s, "ce_ce1").is_some());
+    let socket = site.socket().display().to_string();
+    let said = says(&["status", "--socket", &socket]);
+    for words in ["harvester/ce_ce1 ce fresh", "harvester/panda panda fresh"] {
+        assert!(said.contains(words), "{said}");
+    }
+    let status: Value = serde_json::from_str(&says(&["status", "--json", "--socket", &socket])).unwrap();
+    let kinds: Vec<_> = status["providers"].as_array().unwrap().iter().map(|provider| &provider["kind"]).collect();
+    assert_eq!(kinds, ["client-credentials", "oauth2", "mytoken", "client-credentials"]);
+    assert_eq!(status["credentials"][0]["refresh_token_expires"], Value::Null, "there is none to renew");
+    let said = says(&["doctor", "--config", &config]);
+    assert!(said.contains("ce: 1 credentials, all with a living token"), "{said}");
+    let said = says(&["check", "--config", &config]);
+    assert!(said.contains("ce client-credentials ce, of harvester"), "{said}");
+}
+
 #[test]
 fn a_swept_or_deleted_account_is_back_at_once_and_its_files_stay_at_the_site() {
     let (mut site, tokens) = harvester(600);

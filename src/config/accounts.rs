@@ -47,7 +47,10 @@ const NEEDLESS: [&str; 5] = ["revoke_at_end", "revoke_after", "fernet_key_file",
 /// Refuse what every other kind takes.
 pub(super) fn refuse_needless(section: &mut Section<'_>) {
     for key in NEEDLESS {
-        section.needless(key, r#"has no meaning with kind = "client-credentials": there is nothing to approve"#);
+        section.needless(
+            key,
+            r#"has no meaning with kind = "client-credentials": there is neither an approval nor a refresh token"#,
+        );
     }
 }
 

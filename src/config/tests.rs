@@ -269,10 +269,10 @@ fn every_mistake_with_a_clients_own_tokens_has_its_message() {
         (
             format!("{OWN}{users}revoke_at_end = true\nlogin_client_id = \"l\"\nlogin_scopes = \"s\"\nrenew_default = \"yes\"\n"),
             vec![
-                r#"c.toml:7: provider.panda.revoke_at_end: has no meaning with kind = "client-credentials": there is nothing to approve; remove it"#.to_owned(),
+                r#"c.toml:7: provider.panda.revoke_at_end: has no meaning with kind = "client-credentials": there is neither an approval nor a refresh token; remove it"#.to_owned(),
                 r#"c.toml:8: provider.panda.login_client_id: belongs to approvals of kind = "oauth2"; remove it"#.to_owned(),
                 r#"c.toml:9: provider.panda.login_scopes: belongs to approvals of kind = "oauth2"; remove it"#.to_owned(),
-                r#"c.toml:10: provider.panda.renew_default: has no meaning with kind = "client-credentials": there is nothing to approve; remove it"#.to_owned(),
+                r#"c.toml:10: provider.panda.renew_default: has no meaning with kind = "client-credentials": there is neither an approval nor a refresh token; remove it"#.to_owned(),
             ],
         ),
         (
