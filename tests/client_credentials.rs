@@ -199,6 +199,14 @@ fn a_swept_or_deleted_account_is_back_at_once_and_its_files_stay_at_the_site() {
 }
 
 #[test]
+fn without_root_the_accounts_get_their_tokens_as_well() {
+    let (mut site, tokens) = harvester(600);
+    site.credmon = Some(site.unprivileged().spawn().unwrap());
+    let ce1 = tokens.join(md5("ce1.example.org:9619"));
+    site.wait("all", 15, |s| token(s, "panda").is_some() && holds(&ce1, token(s, "ce_ce1").as_deref()));
+}
+
+#[test]
 fn who_is_not_named_gets_nothing_and_what_an_account_stores_is_neither_spent_nor_overwritten() {
     let (mut site, _) = harvester(600);
     let theirs = "{\"refresh_token\":\"canary-of-a-user-77\",\"scopes\":\"admin\",\"audience\":\"https://elsewhere\"}";
