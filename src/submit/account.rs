@@ -1,7 +1,11 @@
 //! A request for a client's own tokens (`kind = "client-credentials"`): whether the configuration names it.
 
 use super::{error::SubmitError, request::Request};
-use crate::{config::settings::Provider, core::id::CredentialId, core::id::UserName, issuer::judge};
+use crate::{
+    config::settings::Provider,
+    core::id::{CredentialId, UserName},
+    issuer::judge,
+};
 
 /// Whether this account gets what is asked for, without anybody's approval.
 ///
@@ -17,12 +21,8 @@ pub(super) fn check(account: &str, request: &Request, provider: &Provider) -> Re
              admins if you need them."
         ));
     }
-    let id = UserName::parse(account).map(|user| CredentialId {
-        user,
-        service: service.clone(),
-        handle: request.handle.clone(),
-    });
-    if !id.is_ok_and(|id| accounts.name(&id)) {
+    let id = |user| CredentialId { user, service: service.clone(), handle: request.handle.clone() };
+    if !UserName::parse(account).is_ok_and(|user| accounts.name(&id(user))) {
         let known: Vec<String> = accounts.bases(service.as_str()).collect();
         return refuse(format!("There is no {name} here; there is: {}.", known.join(", ")));
     }

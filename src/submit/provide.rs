@@ -158,6 +158,11 @@ impl Counter<'_> {
                     bare.name()
                 )))
             }
+            // A user's own, stored with scopes or an audience; without it the keeper puts its own there.
+            Stored::Mismatch => Err(SubmitError::NotNamed(format!(
+                "{0}: something else is stored there; remove it: condor_store_cred delete-oauth -s {0}",
+                bare.name()
+            ))),
             _ => self.wait_for_use(&bare, None).map(drop),
         }
     }

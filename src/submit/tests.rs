@@ -1322,5 +1322,7 @@ fn a_clients_own_tokens_are_taken_without_an_approval_and_refused_where_the_conf
     std::fs::write(desk.file("ce_ce1.use"), "token").unwrap();
     submit("ce&handle=ce1").unwrap();
     submit("ce&handle=ce1&scopes=compute.read&audience=https://ce1").unwrap();
+    std::fs::write(desk.file("ce_ce1.wish"), "storage.read:/|").unwrap();
+    refused("ce&handle=ce1", "remove it: condor_store_cred delete-oauth -s ce_ce1");
     assert_eq!(desk.calls("add-oauth"), 0, "nothing is stored");
 }
