@@ -38,6 +38,11 @@ impl Stewards {
         named(owners, Some(user)).any(|(_, id)| seen.iter().all(|seen| seen.id != id))
     }
 
+    /// Whether the user's directory lacks what these put there.
+    pub(super) fn lack(spool: &Spool, owners: &[Arc<Owner>], user: &UserName) -> bool {
+        named(owners, Some(user)).any(|(_, id)| spool.lacks_top(&id))
+    }
+
     /// Whom the configuration names.
     pub(super) fn users(owners: &[Arc<Owner>]) -> impl Iterator<Item = UserName> {
         named(owners, None).map(|(_, id)| id.user)

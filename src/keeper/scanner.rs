@@ -40,6 +40,8 @@ const IN_PARTS: Duration = Duration::from_secs(300);
 const PARTS: usize = 144;
 /// What was found is remembered on disk at most this often, apart from the stop.
 const BETWEEN_MEMOS: Duration = Duration::from_secs(3600);
+/// What credd's rm of one user's directory takes, and more. Only accounts of the configuration are waited for.
+const SWEEPING: Duration = Duration::from_millis(100);
 /// So often a look is begun anew where accounts of the configuration are being swept.
 const SWEPT: usize = 4;
 /// The loop is never more than so many looks behind: each waits in memory.
@@ -319,6 +321,10 @@ impl Eye {
         now: Tick,
         wanted: Wanted<'_>,
     ) -> Result<Vec<Seen>, SpoolError> {
+        // Whatever is put there while credd's rm is at it makes that fail; it is over in no time.
+        if Stewards::lack(&self.spool, owners, user) {
+            std::thread::sleep(SWEEPING);
+        }
         for _ in 1..SWEPT {
             self.stewards.provide(&self.spool, owners, user, now);
             let seen = self.spool.scan_user(user, wanted)?;

@@ -10,10 +10,18 @@ use nix::errno::Errno;
 use super::{
     PublishError, Spool,
     dir::{self, Refusal},
+    publish::look,
 };
 use crate::core::{id::CredentialId, stand_in};
 
 impl Spool {
+    /// Whether the user's directory is there, and this `.top` is not: credd sweeps just now, or it was deleted alone.
+    #[must_use]
+    pub fn lacks_top(&self, id: &CredentialId) -> bool {
+        let home = self.top.user(id.user.as_str(), &self.owners);
+        home.is_ok_and(|home| matches!(look(&home, &format!("{}.top", id.base())), Ok(None)))
+    }
+
     /// See that there is a `.top`: this text, or one that is not ours; whether it was made now. `condor`: whose a user's
     /// directory is made.
     ///
@@ -52,6 +60,7 @@ mod tests {
         let id = CredentialId::from_base(UserName::parse("harvester").unwrap(), "ce_ce1").unwrap();
         let path = dir.path().join("harvester/ce_ce1.top");
         let wish = |scope: &str| stand_in::text("ce", &[scope.to_owned()], &["ce1:9619".to_owned()]);
+        assert!(!spool.lacks_top(&id), "nobody has a directory yet");
         assert!(spool.stand_in(&id, &wish("a"), None).unwrap(), "in a directory that is made for it");
         assert_eq!(fs::read(&path).unwrap(), wish("a"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -60,7 +69,10 @@ mod tests {
         assert_eq!(spool.top_identity(&id).unwrap(), first, "left alone");
         assert!(spool.stand_in(&id, &wish("b"), None).unwrap(), "another wish");
         assert_ne!(spool.top_identity(&id).unwrap(), first);
+        fs::remove_file(&path).unwrap();
+        assert!(spool.lacks_top(&id), "as in the middle of a sweep");
         fs::remove_dir_all(dir.path().join("harvester")).unwrap();
+        assert!(!spool.lacks_top(&id));
         assert!(spool.stand_in(&id, &wish("b"), None).unwrap(), "after a sweep");
         for theirs in ["{\"refresh_token\":\"worth something\"}", "harvester", "\u{e9}"] {
             fs::write(&path, theirs).unwrap();
