@@ -229,6 +229,11 @@ pub fn advice(kind: Kind) -> Advice {
             STORE_AGAIN,
             "If the users are right, correct server or issuer of the provider, then send SIGHUP.",
         ),
+        Kind::AccountNotNamed => (
+            "The service's tokens are for the accounts and handles that the admins have named, and this is none of them.",
+            "Remove it: condor_store_cred delete-oauth -s SERVICE. If you need such tokens, ask the admins.",
+            "Name the account in the provider's `users`, or its handle in `audiences`, then send SIGHUP.",
+        ),
         Kind::MetaMismatch => (
             "The old web page had it approved for another client or token endpoint than the configured one: it is not sent.",
             APPROVE,

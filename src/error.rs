@@ -138,6 +138,8 @@ kinds! {
     TopSealed = "top-sealed", Input;
     /// A token of another server than the configured one.
     TopElsewhere = "top-elsewhere", Input;
+    /// Its service is for the accounts that the configuration names, and this is none of them.
+    AccountNotNamed = "account-not-named", Input;
     /// The `.meta` beside it is of another client or token endpoint than the configured one.
     MetaMismatch = "meta-mismatch", Input;
 }

@@ -259,7 +259,7 @@ fn every_piece_of_configuration_in_the_documents_is_good() {
             seen.push_str(&text);
         }
     }
-    for kind in ["mytoken", "oauth2", "directory", "credd", "sfapi", "iri", "kubernetes"] {
+    for kind in ["mytoken", "oauth2", "client-credentials", "directory", "credd", "sfapi", "iri", "kubernetes"] {
         assert!(seen.contains(&format!("kind = \"{kind}\"")), "no example of {kind}");
     }
 }

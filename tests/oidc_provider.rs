@@ -338,3 +338,39 @@ fn an_opaque_access_token_of_a_grant_without_resource_is_published() {
     assert!(!token.contains('.'), "opaque");
     assert_eq!(site.client("introspect", &[], &token).get("active"), Some(&Value::Bool(true)), "and good");
 }
+
+#[test]
+#[ignore = "needs Node and npm packages: `tests/run oidc`"]
+fn a_client_that_asks_for_itself_keeps_its_accounts_supplied_and_one_that_may_not_is_told() {
+    let mut site = Site::new(12, "on");
+    let own =
+        format!("scopes = [\"storage.read:/\"]\naudience = [\"{STORAGE}\"]\nusers = [\"robot\"]\n") + &site.secret();
+    let post = own.clone() + "client_auth = \"body\"";
+    // This one is registered for other grants.
+    site.configure(&[("own", "evercred-own", &own), ("post", "evercred-own-post", &post), ("not", "evercred", &own)]);
+    let text = fs::read_to_string(site.path("evercred.toml")).unwrap();
+    fs::write(site.path("evercred.toml"), text.replace("\"oauth2\"", "\"client-credentials\"")).unwrap();
+    site.start();
+    let mut access: [HashSet<String>; 2] = Default::default();
+    site.wait("three tokens of each", 90, |site| {
+        for (seen, service) in access.iter_mut().zip(["own", "post"]) {
+            seen.extend(site.member("robot", &format!("{service}.use"), "access_token"));
+        }
+        access.iter().all(|seen| seen.len() >= 3)
+    });
+    for (tokens, client) in access.iter().zip(["evercred-own", "evercred-own-post"]) {
+        for token in tokens {
+            let claims = claims(token);
+            assert_eq!((&claims["iss"], &claims["aud"]), (&site.url.as_str().into(), &STORAGE.into()));
+            assert_eq!((&claims["sub"], &claims["scope"]), (&client.into(), &"storage.read:/".into()));
+        }
+    }
+    // RFC 6749 §5.2 has unauthorized_client for it; this one calls it otherwise.
+    let refusal = ["provider=not", "kind=request-refused", "grant type is not allowed for this client"];
+    site.wait("the refusal", 30, |site| site.logged(&refusal) == 1);
+    assert!(site.member("robot", "not.use", "access_token").is_none());
+    assert!(
+        !site.log().contains(fs::read_to_string(site.path("issuer/secret")).unwrap().trim()),
+        "the secret in the log"
+    );
+}

@@ -40,6 +40,8 @@ pub enum Way {
     Exchange,
     /// HTCondor's own page in a browser.
     Web,
+    /// None: the client asks for itself.
+    Nobody,
 }
 
 const MYTOKEN_KEYS: [&str; 3] = ["profile", "lifetime", "capabilities"];
@@ -74,7 +76,10 @@ pub fn read(section: &mut Section<'_>, way: Way) -> Approval {
             });
             approval.pkce = section.take("login_pkce", input::boolean).unwrap_or(false);
         }
-        Way::Web => {}
+        Way::Web | Way::Nobody => {}
+    }
+    if way == Way::Nobody {
+        return approval;
     }
     approval.hosts = section.take("approval_hosts", hosts).unwrap_or_default();
     approval.renew_default = section.take("renew_default", input::choice(&[("yes", true), ("no", false)]));

@@ -126,6 +126,12 @@ impl<'p> Section<'p> {
         }
     }
 
+    /// A key of every kind that has no meaning with this one.
+    pub fn needless(&mut self, key: &'static str, what: &str) {
+        self.known.push(key);
+        self.refuse(key, what, "remove it");
+    }
+
     /// A problem of the table as a whole, or of an absent key.
     pub fn complain(&mut self, key: &str, what: &str, advice: &str) {
         self.problems.push(Problem::new(Some(self.origin.clone()), self.full(key), what, advice));

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Secrets,
+    Secrets, accounts,
     approval::{self, Way},
     ca_file,
     fragment::Value,
@@ -17,11 +17,15 @@ use crate::core::{id::Service, secret::ClientSecret, use_file::UseFormat};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    Client,
     OAuth2,
     Exchange,
     HTCondor,
     Mytoken,
 }
+
+/// As they are written.
+const KINDS: &str = r#""oauth2", "token-exchange", "client-credentials", "htcondor" or "mytoken""#;
 
 /// Keys of `kind = "oauth2"` alone.
 const OAUTH2_KEYS: [&str; 9] = [
@@ -45,7 +49,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
             "write it to a file of mode 0600, name that with `client_secret_file` (or `fernet_key_file`)",
         );
     }
-    let kind = section.require("kind", r#"set it to "oauth2", "token-exchange", "htcondor" or "mytoken""#, kind);
+    let kind = section.require("kind", &format!("set it to {KINDS}"), kind);
     let Some(kind) = kind else {
         section.abandon();
         return None;
@@ -66,6 +70,9 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
     let max_in_flight = section.take("max_in_flight", input::number(1..=10_000)).unwrap_or(64);
     let max_per_second = section.take("max_per_second", input::number(1..=100_000)).unwrap_or(50);
     let timeout = section.take("timeout", input::duration(seconds(1), seconds(600))).unwrap_or(seconds(20));
+    if kind == Kind::Client {
+        accounts::refuse_needless(&mut section);
+    }
     let revoke_at_end = section.take("revoke_at_end", input::boolean).unwrap_or(false);
     let revoke_after =
         section.take("revoke_after", input::duration(seconds(1), seconds(86_400))).unwrap_or(seconds(600));
@@ -74,6 +81,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
     let approval = approval::read(
         &mut section,
         match kind {
+            Kind::Client => Way::Nobody,
             Kind::OAuth2 => Way::Device,
             Kind::Exchange => Way::Exchange,
             Kind::HTCondor => Way::Web,
@@ -87,7 +95,11 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
                 "a refresh token belongs to the client that it was given to, which is client_id",
                 r#"remove it, or set kind = "token-exchange""#,
             );
+            refuse_accounts(&mut section);
             oauth2(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2)
+        }
+        Kind::Client => {
+            accounts::read(&mut section, issuer.is_some(), !audience.is_empty(), secrets).map(ProviderKind::OAuth2)
         }
         Kind::Exchange => exchange(&mut section, issuer.is_some(), secrets).map(ProviderKind::OAuth2),
         Kind::HTCondor => stock::read(&services, &mut section, secrets, stock).map(ProviderKind::OAuth2),
@@ -121,16 +133,19 @@ fn kind(value: &Value) -> Result<Kind, Wrong> {
         "token-exchange" => Ok(Kind::Exchange),
         "htcondor" => Ok(Kind::HTCondor),
         "mytoken" => Ok(Kind::Mytoken),
-        later @ ("vault" | "client-credentials" | "local") => Err(wrong(
+        "client-credentials" => Ok(Kind::Client),
+        later @ ("vault" | "local") => Err(wrong(
             format!("the kind {later:?} is not part of this version"),
-            r#"use "oauth2", "token-exchange", "htcondor" or "mytoken", or remove this provider"#,
+            format!("use {KINDS}, or remove this provider"),
         )),
-        other => Err(match input::nearest(other, &["oauth2", "token-exchange", "htcondor", "mytoken"]) {
-            Some(near) => wrong(format!("{other:?} is not a kind"), format!("did you mean {near:?}?")),
-            None => {
-                wrong(format!("{other:?} is not a kind"), r#"use "oauth2", "token-exchange", "htcondor" or "mytoken""#)
-            }
-        }),
+        other => {
+            let kinds = ["oauth2", "token-exchange", "client-credentials", "htcondor", "mytoken"];
+            let advice = match input::nearest(other, &kinds) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("use {KINDS}"),
+            };
+            Err(wrong(format!("{other:?} is not a kind"), advice))
+        }
     }
 }
 
@@ -174,8 +189,8 @@ fn service(name: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> Option<OAuth2> {
-    section.refuse("server", r#"belongs to kind = "mytoken""#, "remove it, or set `issuer` or `token_endpoint`");
+/// `token_endpoint`, if it is given; else there must be an issuer.
+pub(super) fn token_endpoint(section: &mut Section<'_>, issuer_usable: bool) -> Option<String> {
     // An issuer that is there but wrong has been reported already.
     let endpoint_given = section.has("token_endpoint");
     let token_endpoint = section.take("token_endpoint", input::url);
@@ -186,6 +201,19 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
             "set `issuer` (endpoints by discovery), or `token_endpoint`",
         );
     }
+    token_endpoint
+}
+
+/// Keys of `kind = "client-credentials"` alone.
+fn refuse_accounts(section: &mut Section<'_>) {
+    for key in ["users", "audiences"] {
+        section.refuse(key, r#"belongs to kind = "client-credentials""#, "remove it: here each user approves");
+    }
+}
+
+fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> Option<OAuth2> {
+    section.refuse("server", r#"belongs to kind = "mytoken""#, "remove it, or set `issuer` or `token_endpoint`");
+    let token_endpoint = token_endpoint(section, issuer_usable);
     let revocation_endpoint = section.take("revocation_endpoint", input::url);
     let client_id =
         section.require("client_id", "set it to the id under which evercred is registered there", input::text);
@@ -211,6 +239,7 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
         audience_style,
         from_htcondor: false,
         login_client: None,
+        accounts: None,
         authorization_endpoint,
         return_path,
     })
@@ -220,6 +249,7 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
 fn exchange(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> Option<OAuth2> {
     let advice = "set it to the id of a public client with the device flow, as which users approve";
     let login_client = section.require("login_client_id", advice, input::text);
+    refuse_accounts(section);
     let oauth2 = oauth2(section, issuer_usable, secrets)?;
     Some(OAuth2 { login_client: Some(login_client?), ..oauth2 })
 }
@@ -250,6 +280,7 @@ fn mytoken(section: &mut Section<'_>) -> Option<ProviderKind> {
     for key in OAUTH2_KEYS {
         section.refuse(key, r#"belongs to kind = "oauth2""#, "remove it");
     }
+    refuse_accounts(section);
     let server = section.require("server", r#"set it to the mytoken server, like "https://mytok.eu""#, input::url)?;
     Some(ProviderKind::Mytoken { server })
 }

@@ -24,6 +24,7 @@ const DAEMON: &str = "[daemon]";
 const NOTICES: &str = "[notices]";
 const PROVIDER: &str = "[provider.NAME]";
 const OAUTH2: &str = "[provider.NAME] kind = \"oauth2\"";
+const CLIENT: &str = "[provider.NAME] kind = \"client-credentials\"";
 const EXCHANGE: &str = "[provider.NAME] kind = \"token-exchange\"";
 const HTCONDOR: &str = "[provider.NAME] kind = \"htcondor\"";
 const SITE: &str = "[site.NAME]";
@@ -294,6 +295,24 @@ pub const KEYS: &[Key] = &[
          8693) for a refresh token of `client_id`. `login_scopes` is empty unless set.",
     ),
     key(
+        CLIENT,
+        "users",
+        "",
+        "The client asks for itself, without anybody's approval, and these accounts get its tokens, like \
+         `[\"harvester\"]`. Nobody else does, whatever they store.",
+    ),
+    key(
+        CLIENT,
+        "audiences",
+        "one credential, with `audience`",
+        "A credential `SERVICE_HANDLE` for each handle, with its own audience: `{ ce1 = \"ce1.example.org:9619\" }`.",
+    ),
+    key(CLIENT, "token_endpoint", "by discovery at `issuer`", "Where tokens are asked for."),
+    key(CLIENT, "client_id", "", "Under which id evercred is registered at the issuer, for `client_credentials`."),
+    key(CLIENT, "client_secret_file", "", "As for `\"oauth2\"`; read again at a reload."),
+    key(CLIENT, "client_auth", "`\"header\"`", "As for `\"oauth2\"`."),
+    key(CLIENT, "audience_style", "`\"audience\"`", "As for `\"oauth2\"`."),
+    key(
         HTCONDOR,
         "client_auth",
         "`\"body\"`",
@@ -474,6 +493,9 @@ mod tests {
         assert_eq!(known(&oauth2), documented(&[PROVIDER, OAUTH2]));
         let exchange = "kind = \"token-exchange\"\nclient_id = \"c\"\nlogin_client_id = \"l\"\nissuer = \"https://i.example.org\"\n";
         assert_eq!(known(&provider(exchange)), documented(&[PROVIDER, OAUTH2, EXCHANGE]));
+        // Keys of every kind that this one refuses are known to it: the advice is another.
+        let own = "kind = \"client-credentials\"\nclient_id = \"c\"\nclient_secret_file = \"/s\"\nusers = [\"u\"]\nissuer = \"https://i.example.org/\"\n";
+        assert_eq!(known(&provider(own)), documented(&[PROVIDER, CLIENT]));
         let htcondor = provider("kind = \"htcondor\"\n");
         assert_eq!(known(&htcondor), documented(&[PROVIDER, HTCONDOR]));
         let mytoken = provider("kind = \"mytoken\"\nserver = \"https://m.example.org\"\n");

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::site_settings::Site;
-pub use super::{approval::Approval, ca_file::CaFile};
+pub use super::{accounts::Accounts, approval::Approval, ca_file::CaFile};
 use crate::core::{
+    id::Handle,
     notice::Policy,
     secret::{ClientSecret, on_wire},
     use_file::UseFormat,
@@ -246,6 +247,31 @@ impl Provider {
             }
         }
     }
+
+    /// Our client's secret, where it has one and it was read.
+    #[must_use]
+    pub fn client_secret(&self) -> Option<&ClientSecret> {
+        match &self.kind {
+            ProviderKind::Mytoken { .. } => None,
+            ProviderKind::OAuth2(oauth2) => oauth2.client_secret.as_ref(),
+        }
+    }
+
+    /// `kind = "client-credentials"`: for whom its tokens are. Of no other kind.
+    #[must_use]
+    pub fn accounts(&self) -> Option<&Accounts> {
+        match &self.kind {
+            ProviderKind::Mytoken { .. } => None,
+            ProviderKind::OAuth2(oauth2) => oauth2.accounts.as_ref(),
+        }
+    }
+
+    /// The audience that is asked for, for a credential whose `.top` does not say.
+    #[must_use]
+    pub fn audience_of(&self, handle: Option<&Handle>) -> &[String] {
+        let own = self.accounts().zip(handle).and_then(|(accounts, handle)| accounts.audiences.get(handle.as_str()));
+        own.map_or(&self.audience, |own| own)
+    }
 }
 
 /// Where tokens come from and how.
@@ -267,13 +293,14 @@ impl ProviderKind {
         match self {
             Self::OAuth2(oauth2) if oauth2.from_htcondor => "htcondor",
             Self::OAuth2(oauth2) if oauth2.login_client.is_some() => "token-exchange",
+            Self::OAuth2(oauth2) if oauth2.accounts.is_some() => "client-credentials",
             Self::OAuth2(_) => "oauth2",
             Self::Mytoken { .. } => "mytoken",
         }
     }
 }
 
-/// `kind = "oauth2"`
+/// `kind = "oauth2"`, and what else speaks OAuth2.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OAuth2 {
     /// `token_endpoint`; absent: discovery at `issuer`.
@@ -297,6 +324,8 @@ pub struct OAuth2 {
     /// `kind = "token-exchange"`: the public client as which users approve (`login_client_id`). Its access token is
     /// exchanged (RFC 8693) for a refresh token of our own client.
     pub login_client: Option<String>,
+    /// `kind = "client-credentials"`: the client asks for itself, and for whom.
+    pub accounts: Option<Accounts>,
     /// `authorization_endpoint`; absent: discovery at `issuer`.
     pub authorization_endpoint: Option<String>,
     /// `return_path`: where the issuer sends the browser back to, below the page's URL; absent: `/return/SERVICE`.

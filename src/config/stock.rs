@@ -114,6 +114,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
         audience_style: audience_style.unwrap_or(AudienceStyle::Resource),
         from_htcondor: true,
         login_client: None,
+        accounts: None,
         authorization_endpoint,
         return_path,
     })

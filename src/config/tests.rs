@@ -52,13 +52,13 @@ fn every_bad_configuration_has_its_message() {
         (
             "[provider.a]\nserver = \"https://m.eu\"\n",
             &[
-                r#"c.toml:1: provider.a.kind: is missing; set it to "oauth2", "token-exchange", "htcondor" or "mytoken""#,
+                r#"c.toml:1: provider.a.kind: is missing; set it to "oauth2", "token-exchange", "client-credentials", "htcondor" or "mytoken""#,
             ],
         ),
         (
             "[provider.a]\nkind = \"vault\"\n",
             &[
-                r#"c.toml:2: provider.a.kind: the kind "vault" is not part of this version; use "oauth2", "token-exchange", "htcondor" or "mytoken", or remove this provider"#,
+                r#"c.toml:2: provider.a.kind: the kind "vault" is not part of this version; use "oauth2", "token-exchange", "client-credentials", "htcondor" or "mytoken", or remove this provider"#,
             ],
         ),
         (
@@ -223,6 +223,89 @@ fn a_secret_file_is_judged_and_its_newline_stripped() {
     assert_eq!(oauth2.client_secret.as_ref().unwrap().expose(), CANARY);
 }
 
+const OWN: &str = "[provider.panda]\nkind = \"client-credentials\"\nissuer = \"https://i.example.org/\"\nclient_id = \"c\"\n\
+                   client_secret_file = \"DIR/secret\"\n";
+
+#[test]
+fn every_mistake_with_a_clients_own_tokens_has_its_message() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "secret", CANARY);
+    let advice = r#"name the accounts that get the tokens, like ["harvester"]"#;
+    let users = "users = [\"harvester\"]\n";
+    let table: &[(String, Vec<String>)] = &[
+        (OWN.to_owned(), vec![format!("c.toml:1: provider.panda.users: is missing; {advice}")]),
+        (
+            "[provider.panda]\nkind = \"client-credentials\"\nclient_id = \"c\"\nusers = []\n".to_owned(),
+            vec![
+                "c.toml:1: provider.panda.issuer: neither `issuer` nor `token_endpoint` is set; set `issuer` (endpoints by discovery), or `token_endpoint`".to_owned(),
+                "c.toml:1: provider.panda.client_secret_file: is missing; name a file of mode 0600 with the client's secret alone: a client without one cannot ask for itself".to_owned(),
+                format!("c.toml:4: provider.panda.users: is empty; {advice}"),
+            ],
+        ),
+        (
+            format!("{OWN}users = [\"har/vester\"]\n"),
+            vec![
+                r#"c.toml:6: provider.panda.users: "har/vester" is not a name: letters, digits and - + = _ . only, not empty, no dot in front; name an account of this host"#.to_owned(),
+            ],
+        ),
+        (
+            format!("{OWN}{users}audience = \"a\"\naudiences = {{ ce1 = \"ce1:9619\" }}\n"),
+            vec![
+                "c.toml:1: provider.panda.audience: is set, and so is `audiences`, which each have their own; remove one of them".to_owned(),
+            ],
+        ),
+        (
+            format!("{OWN}{users}audiences = {{ ce1 = [] }}\n"),
+            vec![
+                r#"c.toml:7: provider.panda.audiences: ce1 has no audience; write it as { HANDLE = "ce1.example.org:9619" }"#.to_owned(),
+            ],
+        ),
+        (
+            format!("{OWN}{users}audiences = \"ce1\"\n"),
+            vec![
+                r#"c.toml:7: provider.panda.audiences: is a string, not a table; write it as { HANDLE = "ce1.example.org:9619" }"#.to_owned(),
+            ],
+        ),
+        (
+            format!("{OWN}{users}revoke_at_end = true\nlogin_client_id = \"l\"\nlogin_scopes = \"s\"\nrenew_default = \"yes\"\n"),
+            vec![
+                r#"c.toml:7: provider.panda.revoke_at_end: has no meaning with kind = "client-credentials": there is neither an approval nor a refresh token; remove it"#.to_owned(),
+                r#"c.toml:8: provider.panda.login_client_id: belongs to approvals of kind = "oauth2"; remove it"#.to_owned(),
+                r#"c.toml:9: provider.panda.login_scopes: belongs to approvals of kind = "oauth2"; remove it"#.to_owned(),
+                r#"c.toml:10: provider.panda.renew_default: has no meaning with kind = "client-credentials": there is neither an approval nor a refresh token; remove it"#.to_owned(),
+            ],
+        ),
+        (
+            format!("{GOOD}{users}"),
+            vec![
+                r#"c.toml:4: provider.a.users: belongs to kind = "client-credentials"; remove it: here each user approves"#.to_owned(),
+            ],
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(&problems_in(&dir, text), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_clients_own_tokens_have_their_accounts_and_the_audience_of_each_handle() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = write(&dir, "secret", CANARY);
+    let text = OWN.replace("DIR/secret", &secret.display().to_string())
+        + "users = [\"harvester\"]\nservices = [\"ce\"]\naudiences = { ce1 = \"ce1:9619\", arc1 = [\"https://arc1\", \"b\"] }\n";
+    let provider = settings_of(&text).providers.remove(0);
+    assert_eq!((provider.kind.word(), provider.client_secret().unwrap().expose()), ("client-credentials", CANARY));
+    assert!(!format!("{provider:?}").contains(CANARY));
+    let audience = |handle: &str| provider.audience_of(Some(&crate::core::id::Handle::parse(handle).unwrap())).to_vec();
+    assert_eq!((audience("ce1"), audience("arc1")), (vec!["ce1:9619".into()], vec!["https://arc1".into(), "b".into()]));
+    // Who may not read the secret knows all the same whose the tokens are.
+    fs::remove_file(&secret).unwrap();
+    let file = write(&dir, "c.toml", &text);
+    let as_user = load_files(&[file], &sources().without_secrets(), &Knobs::default()).unwrap().providers.remove(0);
+    assert_eq!(as_user.accounts(), provider.accounts());
+    assert!(as_user.client_secret().is_none());
+}
+
 #[test]
 fn durations_are_words_or_seconds() {
     for (text, secs) in [("\"20s\"", 20), ("\"10m\"", 600), ("\"1h30m\"", 5400), ("\"7d\"", 604_800), ("90", 90)] {
@@ -263,6 +346,12 @@ fn the_shipped_harvester_example_is_valid_with_its_secrets_in_place() {
     assert!(site.rules.want(&id, |_| false) && !settings.sites[1].rules.want(&id, |_| false));
     let names = site.file_name.names(&id, &site.targets).unwrap();
     assert!(names.len() == 2 && names.iter().all(|name| name.len() == 32), "{names:?}");
+    // Whatever the submitter looks for, a credential is asked for, and goes there.
+    let [ce, panda] = &settings.providers[..] else { panic!("two providers") };
+    assert!(ce.accounts().unwrap().name(&id), "of the harvester itself, without an approval");
+    let handles: Vec<_> = site.targets.keys().collect();
+    assert_eq!(ce.accounts().unwrap().audiences.keys().collect::<Vec<_>>(), handles);
+    assert_eq!(panda.accounts().unwrap().users, ["harvester"]);
 }
 
 fn spool_key() -> String {

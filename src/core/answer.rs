@@ -10,15 +10,34 @@ use crate::error::Kind;
 /// What a renewal asks the issuer for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Grant {
-    /// Spent by the exchange.
-    #[serde(with = "on_wire")]
-    pub refresh_token: RefreshToken,
+    /// What the exchange shows for it, besides our client's own credentials.
+    pub spends: Spends,
     /// Scopes wished for; empty: the issuer's default.
     pub scopes: Vec<String>,
     /// Audiences wished for; empty: the issuer's default.
     pub audience: Vec<String>,
-    /// What is spent is no refresh token yet but a user's subject token (RFC 8693), exchanged for one.
-    pub subject: bool,
+}
+
+/// What an exchange spends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Spends {
+    /// A refresh token or a mytoken.
+    RefreshToken(#[serde(with = "on_wire")] RefreshToken),
+    /// No refresh token yet but a user's subject token (RFC 8693), exchanged for one.
+    SubjectToken(#[serde(with = "on_wire")] RefreshToken),
+    /// Nothing: the client asks for itself (RFC 6749 §4.4).
+    Nothing,
+}
+
+impl Spends {
+    /// The token that is spent, if one is.
+    #[must_use]
+    pub fn token(&self) -> Option<&RefreshToken> {
+        match self {
+            Self::RefreshToken(token) | Self::SubjectToken(token) => Some(token),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// A verified answer of an issuer.

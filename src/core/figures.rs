@@ -239,6 +239,7 @@ pub fn mender(kind: Kind) -> Mender {
         | Kind::TopWrongOwner
         | Kind::TopSealed
         | Kind::TopElsewhere
+        | Kind::AccountNotNamed
         | Kind::MetaMismatch => Mender::Either,
         _ => Mender::Admin,
     }

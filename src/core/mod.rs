@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod secret;
 pub mod site;
 pub mod snapshot;
+pub mod stand_in;
 pub mod standing;
 pub mod time;
 pub mod top;

@@ -140,9 +140,12 @@ impl Caller {
         }
     }
 
-    /// What the provider asks for where a `.top` does not say: scopes and audience.
-    pub(super) fn wishes(&self) -> (Vec<String>, Vec<String>) {
-        (self.provider.scopes.clone(), self.provider.audience.clone())
+    /// What the provider asks for where a `.top` does not say: scopes and audience (of several, the first); and whether
+    /// the client asks for itself.
+    pub(super) fn wishes(&self) -> (Vec<String>, Vec<String>, bool) {
+        let accounts = self.provider.accounts();
+        let first = accounts.and_then(|accounts| accounts.audiences.values().next());
+        (self.provider.scopes.clone(), first.unwrap_or(&self.provider.audience).clone(), accounts.is_some())
     }
 
     /// GET: status, `Date`, body.
@@ -180,7 +183,8 @@ impl Caller {
     /// Its client, if it is one of OAuth2.
     pub(super) fn oauth2(&self) -> Option<&OAuth2> {
         match &self.provider.kind {
-            ProviderKind::OAuth2(client) => Some(client),
+            // Nobody approves for a client that asks for itself.
+            ProviderKind::OAuth2(client) => Some(client).filter(|client| client.accounts.is_none()),
             ProviderKind::Mytoken { .. } => None,
         }
     }

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::http::Caller;
 use crate::{
-    core::{answer::Grant, secret::RefreshToken},
+    core::{
+        answer::{Grant, Spends},
+        secret::RefreshToken,
+    },
     error::Kind,
     issuer::client,
 };
@@ -27,9 +30,9 @@ pub struct Facts {
     pub endpoint: Result<String, (Kind, String)>,
     /// `scopes_supported` of the discovery document.
     pub scopes_supported: Option<Vec<String>>,
-    /// What the issuer says to a request with a refresh token that does not exist. `invalid_grant` is the good
-    /// answer: our client is known.
-    pub client: Option<(Kind, String)>,
+    /// What the issuer says to a request with a refresh token that does not exist, where `invalid_grant` is the good
+    /// answer: our client is known. A client that asks for itself asks just so, and the token is dropped.
+    pub client: Option<Result<(), (Kind, String)>>,
 }
 
 /// The refresh token of the test request. Nobody has it.
@@ -44,12 +47,13 @@ pub async fn probe(caller: &Caller) -> Facts {
         Err(error) => (Err((error.kind, error.detail)), None, None),
     };
     let endpoint = caller.endpoint().await.map(|endpoint| endpoint.to_string()).map_err(|e| (e.kind, e.detail));
-    let client = match (&endpoint, RefreshToken::parse(NOBODYS)) {
-        (Ok(_), Ok(refresh_token)) => {
-            let (scopes, audience) = caller.wishes();
-            let grant = Grant { refresh_token, scopes, audience, subject: false };
-            caller.exchange(&grant).await.err().map(|error| (error.kind, error.detail))
-        }
+    let (scopes, audience, own) = caller.wishes();
+    let spends = if own { Ok(Spends::Nothing) } else { RefreshToken::parse(NOBODYS).map(Spends::RefreshToken) };
+    let client = match (&endpoint, spends) {
+        (Ok(_), Ok(spends)) => match caller.exchange(&Grant { spends, scopes, audience }).await {
+            Ok(_) => own.then_some(Ok(())),
+            Err(error) => Some(Err((error.kind, error.detail))),
+        },
         _ => None,
     };
     let scopes_supported = document.and_then(|document| client::scopes_supported(&document));

@@ -198,7 +198,10 @@ mod tests {
     use super::*;
     use crate::{
         config::{self, Sources, condor::Knobs},
-        core::{answer::Grant, secret::RefreshToken},
+        core::{
+            answer::{Grant, Spends},
+            secret::RefreshToken,
+        },
         notice::letter::Letter,
     };
 
@@ -226,10 +229,9 @@ mod tests {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let grant = || Grant {
-            refresh_token: RefreshToken::parse("r").unwrap(),
+            spends: Spends::RefreshToken(RefreshToken::parse("r").unwrap()),
             scopes: Vec::new(),
             audience: Vec::new(),
-            subject: false,
         };
         let exchange = |provider| {
             let frame = ToCourier::Exchange { number: 7, provider, grant: grant() };

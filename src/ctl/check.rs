@@ -72,10 +72,15 @@ fn row(provider: &Provider) -> [String; 5] {
         ProviderKind::OAuth2(oauth2) => oauth2.token_endpoint.as_ref().or(provider.issuer.as_ref()),
         ProviderKind::Mytoken { server } => Some(server),
     };
+    let services = provider.services.join(" ");
+    let services = match provider.accounts() {
+        Some(accounts) => format!("{services}, of {}", accounts.users.join(" ")),
+        None => services,
+    };
     [
         provider.name.clone(),
         provider.kind.word().to_owned(),
-        provider.services.join(" "),
+        services,
         from.cloned().unwrap_or_default(),
         format!("{} in flight, {} a second", provider.max_in_flight, provider.max_per_second),
     ]
@@ -92,14 +97,17 @@ mod tests {
         let file = dir.path().join("c.toml");
         let text = "[daemon]\ncredential_directory = \"/creds\"\n[provider.helmholtz]\nkind = \"mytoken\"\n\
                     server = \"https://mytok.eu\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
-                    issuer = \"https://i.example.org/\"\nservices = [\"cms\", \"atlas\"]\nmax_in_flight = 8\n";
+                    issuer = \"https://i.example.org/\"\nservices = [\"cms\", \"atlas\"]\nmax_in_flight = 8\n\
+                    [provider.panda]\nkind = \"client-credentials\"\nissuer = \"https://i.example.org/\"\n\
+                    client_id = \"x\"\nclient_secret_file = \"/s\"\nusers = [\"harvester\", \"pilot\"]\n";
         std::fs::write(&file, text).unwrap();
         let sources = Sources { config: Some(file), ..Sources::default() };
-        let settings = load_with(&sources, &Knobs::default()).unwrap();
+        let settings = load_with(&sources.without_secrets(), &Knobs::default()).unwrap();
         let expected = "\
-PROVIDER   KIND     SERVICES   TOKENS FROM             LIMITS
-helmholtz  mytoken  helmholtz  https://mytok.eu        64 in flight, 50 a second
-w          oauth2   cms atlas  https://i.example.org/  8 in flight, 50 a second
+PROVIDER   KIND                SERVICES                   TOKENS FROM             LIMITS
+helmholtz  mytoken             helmholtz                  https://mytok.eu        64 in flight, 50 a second
+panda      client-credentials  panda, of harvester pilot  https://i.example.org/  64 in flight, 50 a second
+w          oauth2              cms atlas                  https://i.example.org/  8 in flight, 50 a second
 
 Credentials in /creds, a full scan every 10m, log to stderr. The configuration is good.
 ";

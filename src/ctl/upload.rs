@@ -169,6 +169,9 @@ fn check_claims(
     provider: &Provider,
     now: Timestamp,
 ) -> Result<Checked, String> {
+    if provider.accounts().is_some() {
+        return Err("the service's tokens are its client's own, so that nobody needs to store anything".to_owned());
+    }
     let (key, issuer, what) = match &provider.kind {
         ProviderKind::Mytoken { server } => ("mytoken", Some(server), "a mytoken"),
         ProviderKind::OAuth2(OAuth2 { login_client: Some(_), .. }) => {

@@ -6,8 +6,11 @@ use serde::Deserialize;
 
 use super::TokenAnswer;
 use crate::{
-    config::settings::{Provider, ProviderKind},
-    core::{answer::ExchangeError, secret::RefreshToken, time::Timestamp},
+    core::{
+        answer::ExchangeError,
+        secret::{ClientSecret, RefreshToken},
+        time::Timestamp,
+    },
     error::Kind,
 };
 
@@ -158,13 +161,9 @@ pub fn http_failure(answer: &TokenAnswer, now: Timestamp) -> Option<ExchangeErro
 
 /// An issuer's words about a request, fit for a log: as [`presentable`], and nothing secret that it was sent.
 #[must_use]
-pub fn printable(text: &str, provider: &Provider, token: &RefreshToken) -> String {
-    let client = match &provider.kind {
-        ProviderKind::OAuth2(client) => client.client_secret.as_ref(),
-        ProviderKind::Mytoken { .. } => None,
-    };
-    let text = client.map_or_else(|| text.to_owned(), |secret| text.replace(secret.expose(), "[masked]"));
-    presentable(&text.replace(token.expose(), "[masked]"))
+pub fn printable(text: &str, token: Option<&RefreshToken>, client_secret: Option<&ClientSecret>) -> String {
+    let secrets = token.map(RefreshToken::expose).into_iter().chain(client_secret.map(ClientSecret::expose));
+    presentable(&secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "[masked]")))
 }
 
 /// An issuer's words: no control characters, no long runs that could be a token, 200 characters.

@@ -176,7 +176,7 @@ fn covers(have: &str, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
+    use crate::{config, core::answer::Spends};
 
     #[test]
     fn a_token_that_says_too_much_is_refused_and_the_rotated_refresh_token_stays() {
@@ -195,10 +195,9 @@ mod tests {
         };
         let provider = config::load_with(&sources, &config::condor::Knobs::default()).unwrap().providers.remove(0);
         let grant = Grant {
-            refresh_token: RefreshToken::parse("spent").unwrap(),
+            spends: Spends::RefreshToken(RefreshToken::parse("spent").unwrap()),
             scopes: Vec::new(),
             audience: Vec::new(),
-            subject: false,
         };
         let encode = |text: String| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
         let judged = |words: usize| {

@@ -57,7 +57,7 @@ pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Tim
         ProviderKind::Mytoken { .. } => mytoken::answer(provider, grant, answer, now),
     };
     outcome.map_err(|mut error: ExchangeError| {
-        error.detail = client::printable(&error.detail, provider, &grant.refresh_token);
+        error.detail = client::printable(&error.detail, grant.spends.token(), provider.client_secret());
         error
     })
 }

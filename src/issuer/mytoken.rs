@@ -17,7 +17,8 @@ use crate::{
 /// The JSON body.
 #[must_use]
 pub fn request(provider: &Provider, grant: &Grant) -> TokenRequest {
-    let mut body = json!({ "grant_type": "mytoken", "mytoken": grant.refresh_token.expose() });
+    let mytoken = grant.spends.token().map(RefreshToken::expose);
+    let mut body = json!({ "grant_type": "mytoken", "mytoken": mytoken });
     if let Some(members) = body.as_object_mut() {
         if let Some(issuer) = &provider.issuer {
             members.insert("oidc_issuer".into(), json!(issuer));
@@ -73,7 +74,7 @@ pub fn introspected(
         if error.kind == Kind::Restricted {
             return Ok(None);
         }
-        error.detail = client::presentable(&error.detail.replace(token.expose(), "[masked]"));
+        error.detail = client::printable(&error.detail, Some(token), None);
         return Err(error);
     }
     let mut good: Map<String, Value> =

@@ -1,4 +1,5 @@
-//! RFC 6749 §6, the refresh grant, and RFC 8693, a user's token exchanged for a refresh token of our own client; audiences as RFC 8707 `resource` or as `audience`.
+//! RFC 6749 §6, the refresh grant; §4.4, a client that asks for itself; RFC 8693, a user's token exchanged for a refresh
+//! token of our own client. Audiences as RFC 8707 `resource` or as `audience`.
 
 use base64::Engine as _;
 use serde::Deserialize;
@@ -10,11 +11,11 @@ use super::{TokenAnswer, TokenRequest, client, judge};
 use crate::{
     config::settings::{AudienceStyle, ClientAuth, OAuth2, Provider},
     core::{
-        answer::{ExchangeError, Grant, Outcome},
+        answer::{ExchangeError, Grant, Outcome, Spends},
         secret::{AccessToken, RefreshToken},
         time::Timestamp,
     },
-    error::Kind,
+    error::{Class, Kind},
 };
 
 /// The form.
@@ -22,16 +23,22 @@ use crate::{
 pub fn request(oauth2: &OAuth2, grant: &Grant) -> TokenRequest {
     let mut form = Serializer::new(String::with_capacity(1024));
     let mut scopes: Vec<&str> = grant.scopes.iter().map(String::as_str).collect();
-    if grant.subject {
-        form.append_pair("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
-            .append_pair("subject_token", grant.refresh_token.expose())
-            .append_pair("subject_token_type", "urn:ietf:params:oauth:token-type:access_token");
-        // By it an issuer knows that a refresh token is wanted as well.
-        if !scopes.contains(&"offline_access") {
-            scopes.push("offline_access");
+    match &grant.spends {
+        Spends::RefreshToken(token) => {
+            form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token.expose());
         }
-    } else {
-        form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", grant.refresh_token.expose());
+        Spends::SubjectToken(token) => {
+            form.append_pair("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
+                .append_pair("subject_token", token.expose())
+                .append_pair("subject_token_type", "urn:ietf:params:oauth:token-type:access_token");
+            // By it an issuer knows that a refresh token is wanted as well.
+            if !scopes.contains(&"offline_access") {
+                scopes.push("offline_access");
+            }
+        }
+        Spends::Nothing => {
+            form.append_pair("grant_type", "client_credentials");
+        }
     }
     if !scopes.is_empty() {
         form.append_pair("scope", &scopes.join(" "));
@@ -127,17 +134,25 @@ pub(super) struct Bad {
 /// # Errors
 /// [`ExchangeError`].
 pub fn answer(provider: &Provider, grant: &Grant, answer: &TokenAnswer, now: Timestamp) -> Outcome {
+    let spent = grant.spends.token();
     if !(200..300).contains(&answer.status) {
-        return Err(refused(answer, now));
+        let mut error = refused(answer, now);
+        // No refresh token can be at fault where none was spent: nobody could approve anew, and time may mend it.
+        if spent.is_none() && error.kind.class() == Class::Refused {
+            error.kind = Kind::RequestRefused;
+        }
+        return Err(error);
     }
     // RFC 6749 §5.1, taken apart member by member: whatever else is wrong, a new refresh token is not thrown away.
     let good: Map<String, Value> = serde_json::from_slice(&answer.body).map_err(|_| not_a_token_answer(answer))?;
     let rotated = match good.get("refresh_token").and_then(Value::as_str) {
         None | Some("") => None,
-        Some(text) if text == grant.refresh_token.expose() => None,
+        // RFC 6749 §4.4.3: there should be none, and it is of no use.
+        Some(_) if spent.is_none() => None,
+        Some(text) if spent.is_some_and(|spent| spent.expose() == text) => None,
         Some(text) => Some(judge::refresh_token(text, "the new refresh token")?),
     };
-    if grant.subject && rotated.is_none() {
+    if matches!(grant.spends, Spends::SubjectToken(_)) && rotated.is_none() {
         let what = "the exchange gave no refresh token: our client may not have offline_access";
         return Err(ExchangeError::new(Kind::RequestRefused, what));
     }
@@ -275,17 +290,80 @@ mod tests {
         assert_eq!(header, None);
     }
 
+    fn subject(scopes: &[&str], audience: &[&str]) -> Grant {
+        Grant { spends: Spends::SubjectToken(RefreshToken::parse(TOKEN).unwrap()), ..grant(scopes, audience) }
+    }
+
     #[test]
     fn a_subject_token_is_exchanged_with_the_wish_for_a_refresh_token() {
-        let form = |scopes: &[&str]| asked(samples::oauth2(), &Grant { subject: true, ..grant(scopes, &["a"]) }).0;
+        let form = |scopes: &[&str]| asked(samples::oauth2(), &subject(scopes, &["a"])).0;
         let start = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token=T\
                      &subject_token_type=urn%3Aietf%3Aparams%3Aoauth%3Atoken-type%3Aaccess_token";
         assert_eq!(form(&["x"]), format!("{start}&scope=x+offline_access&audience=a&client_id=the+client"));
         assert_eq!(form(&["offline_access"]), format!("{start}&scope=offline_access&audience=a&client_id=the+client"));
         let body = json!({ "access_token": "abc", "expires_in": 600 }).to_string();
-        let wish = Grant { subject: true, ..grant(&[], &[]) };
+        let wish = subject(&[], &[]);
         let error = issuer::answer(&provider(samples::oauth2()), &wish, &samples::answer(200, &body), NOW).unwrap_err();
         assert_eq!(error.kind, Kind::RequestRefused, "nothing could be renewed later");
+    }
+
+    fn own(scopes: &[&str], audience: &[&str]) -> Grant {
+        Grant { spends: Spends::Nothing, ..grant(scopes, audience) }
+    }
+
+    #[test]
+    fn a_client_that_asks_for_itself_shows_nothing_but_itself_and_keeps_no_refresh_token() {
+        let secret = ClientSecret::parse("p:a ss").unwrap();
+        let client = OAuth2 { client_secret: Some(secret), ..samples::oauth2() };
+        let (form, header) = asked(client.clone(), &own(&["compute.read", "compute.modify"], &["ce1:9619"]));
+        assert_eq!(form, "grant_type=client_credentials&scope=compute.read+compute.modify&audience=ce1%3A9619");
+        let basic = base64::engine::general_purpose::STANDARD.encode("the+client:p%3Aa+ss");
+        assert_eq!(header, Some(format!("Basic {basic}")));
+        // As Harvester asks, but for the empty scope, which RFC 6749 does not know.
+        let (form, header) = asked(OAuth2 { client_auth: ClientAuth::Body, ..client }, &own(&[], &["a"]));
+        assert_eq!(form, "grant_type=client_credentials&audience=a&client_id=the+client&client_secret=p%3Aa+ss");
+        assert_eq!(header, None);
+        let body = json!({ "access_token": "abc", "expires_in": 600, "refresh_token": "two" }).to_string();
+        let told = issuer::answer(&provider(samples::oauth2()), &own(&[], &[]), &samples::answer(200, &body), NOW);
+        assert!(told.unwrap().rotated.is_none(), "RFC 6749 §4.4.3");
+    }
+
+    #[test]
+    fn what_a_client_that_asks_for_itself_is_refused_is_never_a_users_to_mend_nor_given_up() {
+        let secret = "s3cr3t-of-the-client";
+        let client = OAuth2 { client_secret: ClientSecret::parse(secret).ok(), ..samples::oauth2() };
+        let asks = |status, body: &str, shortfall| {
+            let provider = Provider { shortfall, ..provider(client.clone()) };
+            issuer::answer(
+                &provider,
+                &own(&["compute.read", "compute.modify"], &["a"]),
+                &samples::answer(status, body),
+                NOW,
+            )
+        };
+        for (status, error, kind) in [
+            (401, "invalid_client", Kind::ClientRefused),
+            (400, "unauthorized_client", Kind::ClientRefused),
+            (400, "unsupported_grant_type", Kind::RequestRefused),
+            (400, "invalid_scope", Kind::RequestRefused),
+            (400, "invalid_target", Kind::RequestRefused),
+            (400, "invalid_grant", Kind::RequestRefused),
+            (401, "invalid_token", Kind::RequestRefused),
+        ] {
+            let body = json!({ "error": error, "error_description": format!("no: {secret} expired") }).to_string();
+            let told = asks(status, &body, Shortfall::Refuse).unwrap_err();
+            assert_eq!((told.kind, does(&told)), (kind, Does::Slow), "{error}");
+            assert!(told.detail.contains(error) && !told.detail.contains(secret), "{}", told.detail);
+        }
+        let less = json!({ "access_token": "abc", "expires_in": 600, "scope": "compute.read" }).to_string();
+        assert_eq!(asks(200, &less, Shortfall::Refuse).unwrap_err().kind, Kind::ScopeShortfall);
+        assert_eq!(asks(200, &less, Shortfall::Flag).unwrap().flagged, Some(Kind::ScopeShortfall));
+        let other = json!({ "access_token": jwt(&json!({ "aud": "b" })), "expires_in": 600 }).to_string();
+        assert_eq!(asks(200, &other, Shortfall::Refuse).unwrap_err().kind, Kind::AudienceShortfall);
+        let endless = asks(200, &json!({ "access_token": "abc" }).to_string(), Shortfall::Refuse).unwrap();
+        assert_eq!(endless.lifetime, Duration::from_secs(3600), "without an expiry, as configured");
+        let dead = json!({ "access_token": "abc", "expires_in": 0 }).to_string();
+        assert_eq!(asks(200, &dead, Shortfall::Refuse).unwrap_err().kind, Kind::BadExpiry);
     }
 
     /// RFC 6749 §5.2, RFC 8707, and what else issuers and proxies answer.
@@ -335,7 +413,8 @@ mod tests {
     fn what_an_issuer_repeats_of_the_client_secret_or_the_refresh_token_is_told_to_nobody() {
         let secret = ClientSecret::parse("short-secret").unwrap();
         let provider = provider(OAuth2 { client_secret: Some(secret), ..samples::oauth2() });
-        let grant = Grant { refresh_token: RefreshToken::parse("the-token").unwrap(), ..grant(&[], &[]) };
+        let spends = Spends::RefreshToken(RefreshToken::parse("the-token").unwrap());
+        let grant = Grant { spends, ..grant(&[], &[]) };
         let body = r#"{"error":"invalid_client","error_description":"not short-secret, and the-token neither"}"#;
         let error = issuer::answer(&provider, &grant, &samples::answer(401, body), NOW).unwrap_err();
         assert!(error.detail.contains("not [masked], and [masked] neither"), "{}", error.detail);

@@ -55,6 +55,6 @@ pub fn answer(
         ProviderKind::OAuth2(_) => oauth2::refused(answer, now),
         ProviderKind::Mytoken { .. } => mytoken::refused(answer, now),
     };
-    error.detail = client::printable(&error.detail, provider, token);
+    error.detail = client::printable(&error.detail, Some(token), provider.client_secret());
     Err(error)
 }

@@ -10,7 +10,7 @@ use super::TokenAnswer;
 use crate::{
     config::settings::{Approval, AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind, Shortfall},
     core::{
-        answer::{ExchangeError, Grant},
+        answer::{ExchangeError, Grant, Spends},
         budget::Limits,
         id::{CredentialId, UserName},
         planner::{Action, Announcement, Event, Failure, Found, Planner},
@@ -61,6 +61,7 @@ pub fn oauth2() -> OAuth2 {
         audience_style: AudienceStyle::Audience,
         from_htcondor: false,
         login_client: None,
+        accounts: None,
         authorization_endpoint: None,
         return_path: None,
     }
@@ -70,10 +71,9 @@ pub fn oauth2() -> OAuth2 {
 pub fn grant(scopes: &[&str], audience: &[&str]) -> Grant {
     let all = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     Grant {
-        refresh_token: RefreshToken::parse(TOKEN).unwrap(),
+        spends: Spends::RefreshToken(RefreshToken::parse(TOKEN).unwrap()),
         scopes: all(scopes),
         audience: all(audience),
-        subject: false,
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     scanner,
 };
 use crate::{
-    config::settings::{ProviderKind, WebApproval},
+    config::settings::{OAuth2, ProviderKind, WebApproval},
     core::{
         approval::{Ask, Refusal, Request, Told},
         id::CredentialId,
@@ -219,7 +219,9 @@ impl Clerk {
 fn compare(item: &Item, owners: &[Arc<Owner>], page: &WebApproval) -> Result<usize, Refusal> {
     let (index, service, _) =
         scanner::owner_of(owners, &item.base).ok_or_else(|| Refusal::NotOurs(item.base.clone()))?;
-    let Some(ProviderKind::OAuth2(client)) = owners.get(index).map(|owner| &owner.provider.kind) else {
+    let Some(ProviderKind::OAuth2(client @ OAuth2 { accounts: None, .. })) =
+        owners.get(index).map(|owner| &owner.provider.kind)
+    else {
         return Err(Refusal::NotOurs(service.to_string()));
     };
     let return_url = format!("{}{}", page.url, client.return_path_of(service.as_str()));

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::settings::{Provider, ProviderKind},
     core::{
-        answer::Grant,
+        answer::{Grant, Spends},
         id::CredentialId,
         jwt,
         planner::Event,
@@ -126,7 +126,7 @@ impl Disk {
 /// Let a kill lose nothing from here on, before the job waits for its turn and for the disk.
 fn write(spool: &Spool, job: &mut Job) {
     let Job::Keep { identity, held, .. } = job else { return };
-    let Held { id, owner, reservation, spent, rotated: Some(new), .. } = &mut **held else { return };
+    let Held { id, owner, reservation, spent: Some(spent), rotated: Some(new), .. } = &mut **held else { return };
     let rotated = Rotated { spent, new };
     if let Err(error) = spool.write_refresh_token(id, reservation, *identity, rotated, owner.seal.as_ref()) {
         tracing::debug!(credential = %id, %error, "a refresh token is not written yet");
@@ -139,13 +139,13 @@ fn run(spool: &Spool, job: Job) -> Input {
         Job::Prepare { number, id, identity, owner } => prepare(spool, number, id, identity, owner),
         Job::Keep { number, identity, mut held } => {
             let Held { id, owner, reservation, spent, rotated, .. } = &mut *held;
-            let kept = match rotated {
-                Some(new) => {
+            let kept = match (spent, rotated) {
+                (Some(spent), Some(new)) => {
                     let rotated = Rotated { spent, new };
                     spool.keep_refresh_token(id, reservation, identity, rotated, owner.seal.as_ref())
                 }
                 // Kept before.
-                None => Ok(Kept { identity, stored_anew: false }),
+                _ => Ok(Kept { identity, stored_anew: false }),
             };
             let event = match kept {
                 Ok(Kept { identity, stored_anew }) => {
@@ -188,33 +188,45 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
             result: Err(crate::core::planner::Failure { kind, retry_after: None, rotated: false }),
         })
     };
-    let (found, top) = match spool.read_top(&id, owner.seal.as_ref()) {
-        Ok(read) => read,
-        Err(Refusal::Missing) => return Input::Event(Event::Superseded { number }),
+    let grant = match read_grant(spool, &id, &owner) {
+        Ok((found, grant)) if found == identity => grant,
+        Ok(_) | Err(Refusal::Missing) => return Input::Event(Event::Superseded { number }),
         Err(Refusal::Bad(kind)) => return fail(kind),
     };
-    if found != identity {
-        return Input::Event(Event::Superseded { number });
-    }
-    if top.is_subject() && !exchanges(&owner.provider) {
-        return fail(Kind::TopNoToken);
-    }
-    if let Some(maker) = made_elsewhere(&top, &owner.provider) {
-        tracing::warn!(credential = %id, provider = owner.provider.name, maker, "not sent: it is another server's");
-        return fail(Kind::TopElsewhere);
-    }
-    if let Err(error) = approved_here(spool, &id, &owner.provider) {
-        tracing::warn!(credential = %id, provider = owner.provider.name, error, "not sent");
-        return fail(Kind::MetaMismatch);
-    }
     let room = usize::try_from(identity.size).unwrap_or(0).saturating_add(8192);
     let reservation = match spool.reserve(&id, room, USE_ROOM) {
         Ok(reservation) => reservation,
         Err(error) => return failed(number, &error).map_or_else(|| fail(kind(&error)), Input::Event),
     };
-    let grant = grant(&owner.provider, &top);
-    let spent = grant.refresh_token.clone();
+    let spent = grant.spends.token().cloned();
     Input::Ask { number, grant, held: Box::new(Held { id, owner, reservation, spent, answer: None, rotated: None }) }
+}
+
+/// What is to be asked for, and the `.top` that says so.
+fn read_grant(spool: &Spool, id: &CredentialId, owner: &Owner) -> Result<(Identity, Grant), Refusal> {
+    let provider = &owner.provider;
+    if let Some(accounts) = provider.accounts() {
+        // What a user has stored there neither is spent nor says what is asked for.
+        let found = spool.top_identity(id)?;
+        if !accounts.name(id) {
+            return Err(Refusal::Bad(Kind::AccountNotNamed));
+        }
+        let audience = provider.audience_of(id.handle.as_ref()).to_vec();
+        return Ok((found, Grant { spends: Spends::Nothing, scopes: provider.scopes.clone(), audience }));
+    }
+    let (found, top) = spool.read_top(id, owner.seal.as_ref())?;
+    if top.is_subject() && !exchanges(provider) {
+        return Err(Refusal::Bad(Kind::TopNoToken));
+    }
+    if let Some(maker) = made_elsewhere(&top, provider) {
+        tracing::warn!(credential = %id, provider = provider.name, maker, "not sent: it is another server's");
+        return Err(Refusal::Bad(Kind::TopElsewhere));
+    }
+    if let Err(error) = approved_here(spool, id, provider) {
+        tracing::warn!(credential = %id, provider = provider.name, error, "not sent");
+        return Err(Refusal::Bad(Kind::MetaMismatch));
+    }
+    Ok((found, grant(provider, &top)))
 }
 
 fn exchanges(provider: &Provider) -> bool {
@@ -274,19 +286,14 @@ fn origin(url: &str) -> Option<url::Origin> {
 
 /// The `.top`'s own wishes come before the provider's; from HTCondor's knobs, what was approved is renewed unasked.
 fn grant(provider: &Provider, top: &Top) -> Grant {
+    let token = top.refresh_token().clone();
     if matches!(&provider.kind, ProviderKind::OAuth2(client) if client.from_htcondor) {
-        return Grant {
-            refresh_token: top.refresh_token().clone(),
-            scopes: Vec::new(),
-            audience: Vec::new(),
-            subject: false,
-        };
+        return Grant { spends: Spends::RefreshToken(token), scopes: Vec::new(), audience: Vec::new() };
     }
     Grant {
-        refresh_token: top.refresh_token().clone(),
+        spends: if top.is_subject() { Spends::SubjectToken(token) } else { Spends::RefreshToken(token) },
         scopes: top.scopes.clone().unwrap_or_else(|| provider.scopes.clone()),
         audience: top.audience.clone().unwrap_or_else(|| provider.audience.clone()),
-        subject: top.is_subject(),
     }
 }
 

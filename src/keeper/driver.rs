@@ -64,8 +64,8 @@ pub struct Held {
     pub owner: Arc<Owner>,
     /// Space for both files.
     pub reservation: Reservation,
-    /// The refresh token that the exchange spends.
-    pub spent: RefreshToken,
+    /// The refresh token that the exchange spends, if it spends one.
+    pub spent: Option<RefreshToken>,
     /// The answer, once it is there.
     pub answer: Option<Answer>,
     /// The refresh token that must be made durable first.
@@ -900,6 +900,13 @@ impl Driver {
 /// What was seen, if its service is somebody's here and now.
 fn found(owners: &[Arc<Owner>], seen: Seen) -> Option<Found> {
     let provider = scanner::provider_of(owners, &seen.id)?;
-    let Seen { id, top, use_file, refresh_ends, top_newer } = seen;
+    let Seen { id, mut top, use_file, mut refresh_ends, top_newer } = seen;
+    if let Some(accounts) = owners.get(provider)?.provider.accounts() {
+        if !accounts.name(&id) {
+            top = Err(Kind::AccountNotNamed);
+        }
+        // Whatever lies there is not spent, and its end is no matter.
+        refresh_ends = None;
+    }
     Some(Found { id, provider, top, use_file, refresh_ends, top_newer })
 }

@@ -134,7 +134,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
     let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
     let mut scan_from = clock.now().tick;
-    start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock)?;
+    start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock, condor)?;
     let fits = |settings: &Settings| self::owners(settings).and_then(|_| become_ids(settings)).map(drop);
     reload::start(sources, log.clone(), reload::fingerprint(&settings), hung_up, inputs.clone(), fits)
         .map_err(failed)?;
@@ -398,6 +398,7 @@ fn start_scanner(
     inputs: &Sender<Input>,
     replication: &Replication,
     clock: Clock,
+    condor: Option<u32>,
 ) -> Result<(), Report> {
     let hints = looks.clone();
     let directory: &Path = &settings.daemon.credential_directory;
@@ -412,7 +413,7 @@ fn start_scanner(
         (Arc::clone(spool), owners.to_vec(), inputs.clone(), replication.clone());
     std::thread::Builder::new()
         .name("scanner".into())
-        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, rounds, watch, &replication))
+        .spawn(move || scanner::run(&spool, owners, &queue, &inputs, clock, rounds, watch, &replication, condor))
         .map(|_| ())
         .map_err(failed)
 }

@@ -5,6 +5,7 @@
 //! [`approvals`] reads and stores for the web page; [`lifecycle`] starts and ends all that, and [`reload`] says when the
 //! configuration has changed. If any of them is interrupted, nothing is torn: files change by rename only.
 
+mod accounts;
 pub mod announce;
 pub mod approvals;
 pub mod audit;

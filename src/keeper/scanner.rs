@@ -17,6 +17,7 @@ use std::{
 };
 
 use super::{
+    accounts::Stewards,
     driver::{Clock, Input, Owner},
     replicas::{self, Replication},
     told::Told,
@@ -28,7 +29,7 @@ use crate::{
         time::Tick,
     },
     error::Kind,
-    spool::{Hint, Spool, Watch},
+    spool::{Hint, Seen, Spool, SpoolError, Wanted, Watch},
 };
 
 /// A full scan that a hint of overflow asks for comes at most this often.
@@ -41,6 +42,10 @@ const IN_PARTS: Duration = Duration::from_secs(300);
 const PARTS: usize = 144;
 /// What was found is remembered on disk at most this often, apart from the stop.
 const BETWEEN_MEMOS: Duration = Duration::from_secs(3600);
+/// What credd's rm of one user's directory takes, and more. Only accounts of the configuration are waited for.
+const SWEEPING: Duration = Duration::from_millis(100);
+/// So often a look is begun anew where accounts of the configuration are being swept.
+const SWEPT: usize = 4;
 /// The loop is never more than so many looks behind: each waits in memory.
 const AHEAD: usize = 256;
 
@@ -139,7 +144,7 @@ impl Rounds {
     }
 }
 
-/// Run until the channel closes.
+/// Run until the channel closes. `condor`: whose users' directories are.
 #[expect(clippy::too_many_arguments, reason = "a thread's body: it takes everything that it owns or tells")]
 pub fn run(
     spool: &Arc<Spool>,
@@ -150,8 +155,9 @@ pub fn run(
     mut rounds: Rounds,
     mut watch: Option<Watch>,
     replication: &Replication,
+    condor: Option<u32>,
 ) {
-    let mut eye = Eye::new(spool, inputs, clock, replication);
+    let mut eye = Eye::new(spool, inputs, clock, replication, Stewards::new(condor));
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
     let mut urgent: BTreeSet<UserName> = BTreeSet::new();
@@ -193,7 +199,7 @@ pub fn run(
                 Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
                 Look::Owners(new, other) => {
                     (owners, rounds) = (new, other);
-                    eye.names = RefCell::default();
+                    eye.names = Names::default();
                     spool.relist();
                     next = Some(Scope::Anew);
                 }
@@ -229,11 +235,11 @@ pub fn run(
                 return;
             }
             let as_of = clock.now().tick;
-            match spool.users(|name, kind| eye.stray(as_of, name, kind)) {
+            match eye.users(&owners, as_of) {
                 Ok(users) => {
                     scope = wanted;
-                    sweeping = Some((as_of, users.iter().cloned().collect()));
-                    sweep = users.into();
+                    sweep = users.iter().cloned().collect();
+                    sweeping = Some((as_of, users));
                     if scope == Scope::Part {
                         part = (part + 1) % PARTS;
                         sweep = one_part(sweep, part, |user| spool.is_sure_of(user));
@@ -263,7 +269,8 @@ struct Eye {
     replication: Replication,
     /// What is no credential of anybody's, by its path.
     strays: Told<String>,
-    names: RefCell<Names>,
+    names: Names,
+    stewards: Stewards,
 }
 
 /// What base names mean, as long as the owners are the same: most users have the same few.
@@ -291,7 +298,13 @@ impl Names {
 }
 
 impl Eye {
-    fn new(spool: &Arc<Spool>, inputs: &Sender<Input>, clock: Clock, replication: &Replication) -> Self {
+    fn new(
+        spool: &Arc<Spool>,
+        inputs: &Sender<Input>,
+        clock: Clock,
+        replication: &Replication,
+        stewards: Stewards,
+    ) -> Self {
         Self {
             spool: Arc::clone(spool),
             inputs: inputs.clone(),
@@ -301,7 +314,8 @@ impl Eye {
             told: Told::default(),
             replication: replication.clone(),
             strays: Told::default(),
-            names: RefCell::default(),
+            names: Names::default(),
+            stewards,
         }
     }
 
@@ -325,15 +339,17 @@ impl Eye {
             watch.user(user);
         }
         let as_of = self.clock.now().tick;
-        let strays = RefCell::new(Vec::new());
+        let (strays, names) = (RefCell::new(Vec::new()), RefCell::new(std::mem::take(&mut self.names)));
         let wanted = |base: &str| {
-            let owner = self.names.borrow_mut().of(owners, base);
+            let owner = names.borrow_mut().of(owners, base);
             if owner.is_none() && base.split_once('_').is_some_and(|(service, _)| owner_of(owners, service).is_some()) {
                 strays.borrow_mut().push(format!("{user}/{base}.top"));
             }
             owner.map(|(_, service, handle)| (service, handle))
         };
-        match self.spool.scan_user(user, &wanted) {
+        let scanned = self.scan(owners, user, as_of, &wanted);
+        self.names = names.into_inner();
+        match scanned {
             Ok(seen) => {
                 let ids = seen.iter().map(|seen| seen.id.clone()).collect();
                 self.replication.tell(replicas::Told::Look(user.clone(), ids));
@@ -350,6 +366,36 @@ impl Eye {
         for stray in strays.into_inner() {
             self.stray(as_of, &stray, Kind::NameRefused);
         }
+    }
+
+    /// Everybody who has a directory, and whom the configuration names: those who are swept just now are not gone.
+    fn users(&mut self, owners: &[Arc<Owner>], now: Tick) -> Result<BTreeSet<UserName>, SpoolError> {
+        let spool = Arc::clone(&self.spool);
+        self.stewards.provide_all(&spool, owners, now);
+        let users = spool.users(|name, kind| self.stray(now, name, kind))?;
+        Ok(users.into_iter().chain(Stewards::users(owners)).collect())
+    }
+
+    /// What is there, with what the configuration names, also while it is being swept.
+    fn scan(
+        &mut self,
+        owners: &[Arc<Owner>],
+        user: &UserName,
+        now: Tick,
+        wanted: Wanted<'_>,
+    ) -> Result<Vec<Seen>, SpoolError> {
+        // Whatever is put there while credd's rm is at it makes that fail; it is over in no time.
+        if Stewards::lack(&self.spool, owners, user) {
+            std::thread::sleep(SWEEPING);
+        }
+        for _ in 1..SWEPT {
+            self.stewards.provide(&self.spool, owners, user, now);
+            let seen = self.spool.scan_user(user, wanted)?;
+            if !Stewards::miss(owners, user, &seen) {
+                return Ok(seen);
+            }
+        }
+        self.spool.scan_user(user, wanted)
     }
 }
 

@@ -1,9 +1,9 @@
 //! Request files (keys) of credd, and the first `.top` of a user who approved on our page.
 //!
 //! Elsewhere we never make a user's directory and never a `.top` that was not there, because both are credd's. An
-//! approval on a web page is the one exception: credd cannot be asked to store for another user (that needs
-//! `CRED_SUPER_USERS`), so HTCondor's own web page writes both itself (contract `HTCondor`, 2.1 and 2.3), and so does
-//! ours, only while a request file that credd wrote for just that user and service is there and not older than
+//! approval on a web page is an exception (`stand_in` is the other one): credd cannot be asked to store for another user
+//! (that needs `CRED_SUPER_USERS`), so HTCondor's own web page writes both itself (contract `HTCondor`, 2.1 and 2.3), and
+//! so does ours, only while a request file that credd wrote for just that user and service is there and not older than
 //! [`LIFE`]. What we leave is what credd would: the directory condor's, mode 02700 by the set-group-id bit above it;
 //! the `.top` root's (ours, where we are not root), mode 0600.
 //!

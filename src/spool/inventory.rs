@@ -24,6 +24,7 @@ use super::{
 use crate::{
     core::{
         id::{CredentialId, Handle, Service, UserName},
+        stand_in,
         time::Timestamp,
         top::{Identity, Top},
         use_file::{self, Use},
@@ -176,14 +177,27 @@ impl Spool {
     /// # Errors
     /// Why it is bad, or that it is gone (a sweep removes file by file).
     pub fn read_top(&self, id: &CredentialId, keys: Option<&Seal>) -> Result<(Identity, Top), Refusal> {
+        let (stat, bytes) = self.top_bytes(id)?;
+        Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys).map_err(Refusal::Bad)?))
+    }
+
+    fn top_bytes(&self, id: &CredentialId) -> Result<(FileStat, Zeroizing<Vec<u8>>), Refusal> {
         let home = self.top.user(id.user.as_str(), &self.owners).map_err(|e| match e {
             Errno::ENOENT => Refusal::Missing,
             Errno::ELOOP | Errno::ENOTDIR => Refusal::Bad(Kind::TopNotRegular),
             Errno::EPERM => Refusal::Bad(Kind::TopWrongOwner),
             _ => Refusal::Bad(Kind::TopUnreadable),
         })?;
-        let (stat, bytes) = dir::read_top(&home, &format!("{}.top", id.base()), &self.owners)?;
-        Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys).map_err(Refusal::Bad)?))
+        dir::read_top(&home, &format!("{}.top", id.base()), &self.owners)
+    }
+
+    /// Which `.top` there is, whatever is in it.
+    ///
+    /// # Errors
+    /// As [`Spool::read_top`].
+    pub fn top_identity(&self, id: &CredentialId) -> Result<Identity, Refusal> {
+        let (stat, bytes) = self.top_bytes(id)?;
+        Ok(dir::identity(&stat, &bytes))
     }
 
     /// Which `.use` it is, by its metadata, and what is in it unless it is the one that `known` tells.
@@ -281,7 +295,14 @@ fn settled(stat: &FileStat) -> bool {
 
 /// What can be told without a key: whether it is good, and when the refresh token ends.
 fn judge(bytes: &[u8]) -> Result<Option<Timestamp>, Kind> {
-    if Seal::looks_sealed(bytes) { Ok(None) } else { Top::parse(bytes).map(|top| top.ends()) }
+    if Seal::looks_sealed(bytes) {
+        return Ok(None);
+    }
+    match Top::parse(bytes) {
+        // Whether that is enough, its provider tells.
+        Err(Kind::TopNoToken) if stand_in::is_one(bytes) => Ok(None),
+        read => read.map(|top| top.ends()),
+    }
 }
 
 /// The text as stored, or what is inside of Fernet text.

@@ -8,7 +8,7 @@
 //! Beside a stock credential monitor ([`Spool::open_beside`]) `pid` and `CREDMON_COMPLETE` are not ours, and untouched.
 //!
 //! Rules: open first, then judge the descriptor; never follow a symbolic link; never make a user's directory (but for
-//! an approval on our page, see `approval`); never
+//! an approval on our page and for accounts of the configuration, see `approval` and `stand_in`); never
 //! delete a `.top`, a `.mark`, or a `.use` that was there before us. A file appears by rename, after fsync. Killed at
 //! any point, we leave whole files and temporary ones; the next start removes the latter, after it has brought the
 //! refresh tokens in them (`.evercred-keep-*`) to their places.
@@ -24,6 +24,7 @@ mod meta;
 mod pidfile;
 mod publish;
 mod seal;
+mod stand_in;
 mod watch;
 
 use std::{

@@ -78,6 +78,9 @@ pub enum SubmitError {
     /// Between us and credd.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A client's own tokens, which the configuration does not name for this request.
+    #[error("{0}")]
+    NotNamed(String),
     /// Stored, and no `.use` came.
     #[error("The credential for {name} was stored, but {why}.")]
     NotUsable {
@@ -136,6 +139,7 @@ impl SubmitError {
             Self::UnsafePage(_) => "unsafe-page",
             Self::Unsuitable(_) => "unsuitable",
             Self::NotSetUp(_) => "not-set-up",
+            Self::NotNamed(_) => "not-named",
             Self::Cancelled | Self::CancelledAfter(_) | Self::Interrupted(_) | Self::NoAnswer => "cancelled",
             Self::Busy { .. } => "busy",
             Self::NeedsHuman(_) => "needs-human",
@@ -163,6 +167,7 @@ impl SubmitError {
             Self::Request(_) => "write the service, scopes and audience as in a submit file",
             Self::Store(_) => "see that HTCondor's credd runs and takes this user, and try again",
             Self::NotUsable { .. } => "run evercred status on the access point",
+            Self::NotNamed(_) => "ask for what the admins have named, or ask them",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! how it does from the keeper's status socket. It exits 0 only with a usable credential in place for every request.
 //! Standard output stays empty, messages go to standard error, URLs and codes to the terminal alone.
 
+mod account;
 pub mod browser;
 pub mod cases;
 mod child;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    account,
     cases::{self, Case, Left},
     error::SubmitError,
     flow::{self, Fresh, Invitation, Watcher, Wish},
@@ -99,6 +100,15 @@ impl Counter<'_> {
 
     fn each(&self, wanted: &[(Request, &Provider)], voice: &mut dyn Voice) -> Result<(), SubmitError> {
         voice.tell(Event::Greeting);
+        let (named, wanted): (Vec<_>, Vec<_>) =
+            wanted.iter().cloned().partition(|(_, provider)| provider.accounts().is_some());
+        for (request, provider) in &named {
+            self.named(request, provider)?;
+        }
+        let wanted = &wanted[..];
+        if wanted.is_empty() {
+            return Ok(());
+        }
         // A credd that does not answer may be one that was never meant.
         let stored = self.look(wanted).or_else(|error| self.right_place().and(Err(error)))?;
         // It has nothing to say about what is not there.
@@ -132,6 +142,29 @@ impl Counter<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A client's own tokens: nobody approves; the configuration says who gets them, and the keeper sees to it.
+    fn named(&self, request: &Request, provider: &Provider) -> Result<(), SubmitError> {
+        account::check(&self.account, request, provider)?;
+        // credd compares what a submit file asks for with the `.top`, which says nothing of it.
+        let bare = Request::of(request.service.clone(), request.handle.clone());
+        match self.credd.query(&bare)? {
+            stored if stored.is_usable() => Ok(()),
+            Stored::Missing => {
+                self.right_place()?;
+                Err(SubmitError::NotSetUp(format!(
+                    "{}: the access point's credential monitor has not put it there; ask the admins whether it runs.",
+                    bare.name()
+                )))
+            }
+            // A user's own, stored with scopes or an audience; without it the keeper puts its own there.
+            Stored::Mismatch => Err(SubmitError::NotNamed(format!(
+                "{0}: something else is stored there; remove it: condor_store_cred delete-oauth -s {0}",
+                bare.name()
+            ))),
+            _ => self.wait_for_use(&bare, None).map(drop),
+        }
     }
 
     /// Where nobody can be asked: that nobody needs to be, known before anything is waited for.

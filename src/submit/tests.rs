@@ -24,6 +24,7 @@ use crate::{
     config::load_with,
     core::{
         snapshot::{Credential, State, Trouble},
+        stand_in,
         time::Timestamp,
     },
     courier::http::now,
@@ -106,7 +107,11 @@ impl Desk {
             "[storer]\nuse_wait = \"3s\"\n[provider.helmholtz]\nkind = \"mytoken\"\nserver = \"{url}/mytoken\"\n\
              issuer = \"{url}\"\n{more}\n[provider.wlcg]\nkind = \"oauth2\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
              scopes = [\"storage.read:/\"]\n[provider.swap]\nkind = \"token-exchange\"\nissuer = \"{url}\"\n\
-             client_id = \"credmon\"\nlogin_client_id = \"public\"\n",
+             client_id = \"credmon\"\nlogin_client_id = \"public\"\n[provider.own]\nkind = \"client-credentials\"\n\
+             issuer = \"{url}\"\nclient_id = \"x\"\nclient_secret_file = \"/nobody/reads/it\"\nusers = [\"alice\"]\n\
+             services = [\"own\", \"ce\"]\nscopes = [\"compute.read\"]\naudiences = {{ ce1 = \"https://ce1\" }}\n\
+             [provider.others]\nkind = \"client-credentials\"\nissuer = \"{url}\"\nclient_id = \"x\"\n\
+             client_secret_file = \"/nobody/reads/it\"\nusers = [\"harvester\"]\n",
             url = issuer.url()
         );
         let settings = settings_of(dir.path(), &text);
@@ -304,7 +309,7 @@ fn settings_of(dir: &Path, text: &str) -> Settings {
     let file = dir.join("evercred.toml");
     std::fs::write(&file, text).unwrap();
     let sources = Sources { config: Some(file), credential_directory: Some("/creds".into()), ..Sources::default() };
-    load_with(&sources, &Knobs::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
+    load_with(&sources.without_secrets(), &Knobs::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
 /// The user's end of a terminal.
@@ -1294,4 +1299,30 @@ fn every_case_has_one_stable_label() {
     let labels: Vec<_> =
         [Case::Absent, Case::Revoked, Case::Expired(None), Case::RefusedBehind, Case::Mismatch].map(Case::label).into();
     assert_eq!(labels, ["absent", "revoked", "expired", "reauth-needed", "mismatch"]);
+}
+
+#[test]
+fn a_clients_own_tokens_are_taken_without_an_approval_and_refused_where_the_configuration_does_not_name_them() {
+    let desk = Desk::new("");
+    let submit = |request: &str| desk.submit(request, None, Box::new(std::io::sink()));
+    let refused = |request: &str, word: &str| {
+        let line = submit(request).unwrap_err().line(Purpose::Submit);
+        assert!(line.contains(word), "{request}: {line}");
+    };
+    refused("others", "accounts that the admins have named, and alice is none");
+    refused("ce", "There is no ce here; there is: ce_ce1.");
+    refused("ce&handle=ce2", "There is no ce_ce2 here");
+    refused("ce&handle=ce1&scopes=compute.read,compute.modify", "without the scope compute.modify");
+    refused("ce&handle=ce1&audience=https://ce2", "not for the audience https://ce2");
+    assert_eq!(desk.calls("query-oauth"), 0, "credd is not asked for what cannot be");
+    refused("ce&handle=ce1", "the access point's credential monitor has not put it there");
+    // As the keeper and credd have it: the `.top` says nothing of scopes and audience.
+    std::fs::write(desk.file("ce_ce1.top"), stand_in::text("own", &["compute.read".into()], &[])).unwrap();
+    std::fs::write(desk.file("ce_ce1.wish"), "|").unwrap();
+    std::fs::write(desk.file("ce_ce1.use"), "token").unwrap();
+    submit("ce&handle=ce1").unwrap();
+    submit("ce&handle=ce1&scopes=compute.read&audience=https://ce1").unwrap();
+    std::fs::write(desk.file("ce_ce1.wish"), "storage.read:/|").unwrap();
+    refused("ce&handle=ce1", "remove it: condor_store_cred delete-oauth -s ce_ce1");
+    assert_eq!(desk.calls("add-oauth"), 0, "nothing is stored");
 }

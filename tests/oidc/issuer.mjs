@@ -13,9 +13,10 @@
 // endpoint, with digests (first 12 hex digits of SHA-256) in the place of tokens. It ends at SIGTERM, or after --for
 // seconds. Everything it issued lives in memory and ends with it.
 //
-// Clients, all for the device flow and the refresh grant:
+// Clients, for the device flow and the refresh grant unless it says otherwise:
 //   evercred         secret in the Authorization header        evercred-post     secret in the form
 //   evercred-public  no secret
+//   evercred-own     asks for itself (client credentials); secret in the header       evercred-own-post     in the form
 //   evercred-web     with --return-url: the authorisation-code flow back to these URLs; secret in the form
 // Resources (RFC 8707) get JWT access tokens of --lifetime: the two of RESOURCES, with the scopes of RESOURCE_SCOPES;
 // without a resource the access token is opaque. --rotation on: each use of a refresh token gives another one, and a
@@ -104,6 +105,8 @@ function configuration(secret) {
       client('evercred', 'client_secret_basic'),
       client('evercred-post', 'client_secret_post'),
       client('evercred-public', 'none'),
+      { ...client('evercred-own', 'client_secret_basic'), grant_types: ['client_credentials'] },
+      { ...client('evercred-own-post', 'client_secret_post'), grant_types: ['client_credentials'] },
       ...(args['return-url'].length === 0 ? [] : [{
         ...client('evercred-web', 'client_secret_post'),
         grant_types: ['authorization_code', 'refresh_token'],
@@ -115,6 +118,7 @@ function configuration(secret) {
     cookies: { keys: [randomBytes(32).toString('hex')] },
     findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
     features: {
+      clientCredentials: { enabled: true },
       deviceFlow: { enabled: true },
       introspection: { enabled: true },
       revocation: { enabled: true },
@@ -138,6 +142,7 @@ function configuration(secret) {
     rotateRefreshToken: args.rotation === 'on',
     ttl: {
       AccessToken: lifetime,
+      ClientCredentials: lifetime,
       DeviceCode: 600,
       Grant: refreshLifetime,
       IdToken: 600,

@@ -5,7 +5,7 @@ use std::{path::Path, sync::OnceLock};
 use evercred::{
     config::{self, Secrets, Sources, condor::Knobs, fragment, input, settings::Provider},
     core::{
-        answer::Grant,
+        answer::{Grant, Spends},
         id::{CredentialId, UserName},
         jwt, key_file,
         secret::{ClientSecret, RefreshToken},
@@ -152,11 +152,14 @@ fn answered(provider: usize, bytes: &[u8]) {
     let providers = PROVIDERS.get_or_init(providers);
     let Some(provider) = providers.get(provider) else { panic!("the configuration of the test is wrong") };
     let Ok(refresh_token) = RefreshToken::parse("the-refresh-token") else { return };
-    let grant = Grant { refresh_token, scopes: vec!["a".into()], audience: vec!["b".into()], subject: false };
-    for status in [200, 400, 401, 429, 503] {
-        let answer = TokenAnswer { status, retry_after: None, body: Zeroizing::new(bytes.to_vec()) };
-        if let Err(error) = issuer::answer(provider, &grant, &answer, Timestamp::from_secs(1_764_000_000)) {
-            assert!(!error.detail.contains("the-refresh-token"), "no secret in an error");
+    for spends in [Spends::RefreshToken(refresh_token.clone()), Spends::SubjectToken(refresh_token), Spends::Nothing] {
+        let grant = Grant { spends, scopes: vec!["a".into()], audience: vec!["b".into()] };
+        for status in [200, 400, 401, 429, 503] {
+            let answer = TokenAnswer { status, retry_after: None, body: Zeroizing::new(bytes.to_vec()) };
+            if let Err(error) = issuer::answer(provider, &grant, &answer, Timestamp::from_secs(1_764_000_000)) {
+                let spent = grant.spends.token().is_some();
+                assert!(!spent || !error.detail.contains("the-refresh-token"), "no secret in an error");
+            }
         }
     }
 }

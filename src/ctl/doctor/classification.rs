@@ -26,6 +26,8 @@ pub(super) struct Service<'a> {
     pub name: &'a str,
     /// Our page for approvals serves it where HTCondor sends users to a page.
     pub by_page: bool,
+    /// Nobody is asked: the configuration names its accounts.
+    pub unasked: bool,
 }
 
 /// What a service is to `condor_submit` or credd.
@@ -89,7 +91,7 @@ pub(super) fn examine(program: &Path, services: &[Service<'_>]) -> Result<Vec<Fi
     let mut findings = Vec::new();
     if let (Some(submit), Some(credd)) = (submit.first(), credd.first()) {
         let there = |path: &str| Program::at(Path::new(path), "evercred_storer");
-        if services.iter().any(|service| !service.by_page) {
+        if services.iter().any(|service| !service.by_page && !service.unasked) {
             findings.extend(storer([submit.storer(), credd.storer()], there));
         }
         findings.extend(listed(services, [submit, credd]));
@@ -252,7 +254,7 @@ fn mend(service: &str, side: &str, sort: Sort, names: &Names) -> String {
 }
 
 fn classified(service: Service<'_>, [submit, credd]: [&Names; 2]) -> Finding {
-    let Service { name, by_page } = service;
+    let Service { name, by_page, unasked } = service;
     let (as_submit, as_credd) = (sort(name, submit), sort(name, credd));
     let check = "classification";
     if as_submit != as_credd {
@@ -268,6 +270,11 @@ fn classified(service: Service<'_>, [submit, credd]: [&Names; 2]) -> Finding {
         Sort::OAuth2 if by_page => {
             Finding::ok(AREA, check, format!("{name}: condor_submit and credd send users to the page, which is ours"))
         }
+        // credd stores a name of its own, which we do not read, and waits for the token.
+        Sort::Client if unasked => {
+            Finding::ok(AREA, check, format!("{name}: credd waits for its token, nobody is asked"))
+        }
+        Sort::Unknown if unasked => Finding::ok(AREA, check, format!("{name}: jobs take the token that lies there")),
         Sort::Unknown => Finding::warning(AREA, check, what)
             .advise(format!("jobs are refused until a token lies there; for an approval at submit time, {}", advice())),
         Sort::Local | Sort::Client | Sort::OAuth2 => Finding::failed(AREA, check, what).advise(advice()),
@@ -285,7 +292,7 @@ mod tests {
     }
 
     const STORER: (&str, &str) = ("SEC_CREDENTIAL_STORER", "/s");
-    const H: Service<'_> = Service { name: "helmholtz", by_page: false };
+    const H: Service<'_> = Service { name: "helmholtz", by_page: false, unasked: false };
 
     type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Sort);
 
@@ -332,7 +339,7 @@ mod tests {
             }
             assert_ne!(classified(H, [&bad, &bad]).verdict, Verdict::Ok, "{pairs:?}");
         }
-        let scitokens = Service { name: "scitokens", by_page: false };
+        let scitokens = Service { name: "scitokens", by_page: false, unasked: false };
         assert!(classified(scitokens, [&good, &good]).advice.contains("call the service otherwise"));
     }
 
@@ -341,6 +348,18 @@ mod tests {
         let page = names(&[("helmholtz_CLIENT_ID", "x")]);
         assert_eq!(classified(H, [&page, &page]).verdict, Verdict::Failed);
         assert_eq!(classified(Service { by_page: true, ..H }, [&page, &page]).verdict, Verdict::Ok);
+        // For accounts that the configuration names credd may wait for the token, and nobody needs to store one.
+        let (none, good) = (names(&[]), names(&[STORER, ("VAULT_CREDMON_PROVIDER_NAMES", "helmholtz")]));
+        let own = names(&[STORER, ("CLIENT_CREDMON_PROVIDER_NAMES", "helmholtz")]);
+        for (sides, verdict) in [
+            ([&own, &own], Verdict::Ok),
+            ([&none, &none], Verdict::Ok),
+            ([&good, &good], Verdict::Ok),
+            ([&own, &good], Verdict::Failed),
+            ([&page, &page], Verdict::Failed),
+        ] {
+            assert_eq!(classified(Service { unasked: true, ..H }, sides).verdict, verdict, "{sides:?}");
+        }
     }
 
     #[test]

@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_takes_our_services_is_found() {
-        let ours = [Service { name: "grid", by_page: false }];
+        let ours = [Service { name: "grid", by_page: false, unasked: false }];
         assert_eq!(neighbour(&ours, None).verdict, Verdict::Warning);
         assert_eq!(neighbour(&ours, Some("none")).verdict, Verdict::Ok);
         for taken in ["*", "x, grid"] {

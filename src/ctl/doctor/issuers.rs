@@ -142,7 +142,10 @@ fn judge(provider: &Provider, facts: &Facts) -> Vec<Finding> {
                 .advise("correct issuer or server, or name token_endpoint"),
         ),
     }
-    findings.extend(facts.client.as_ref().map(|(kind, detail)| client(area(), *kind, detail)));
+    findings.extend(facts.client.as_ref().map(|said| match said {
+        Ok(()) => Finding::ok(area(), "client", "it gives our client a token of its own"),
+        Err((kind, detail)) => client(area(), *kind, detail),
+    }));
     if let Some(supported) = &facts.scopes_supported {
         findings.push(scopes(area(), &provider.scopes, supported));
     }

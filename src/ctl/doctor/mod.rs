@@ -73,12 +73,15 @@ fn examine(sources: &Sources) -> Vec<Finding> {
     let shared = settings.daemon.share_directory;
     findings.extend(if shared { process::examine_beside(directory) } else { process::examine(directory) });
     let by_page = |provider: &Provider| {
-        settings.daemon.web_approval.is_some() && matches!(provider.kind, ProviderKind::OAuth2(_))
+        let of_oauth2 = matches!(provider.kind, ProviderKind::OAuth2(_)) && provider.accounts().is_none();
+        settings.daemon.web_approval.is_some() && of_oauth2
     };
     let services: Vec<Service<'_>> = settings
         .providers
         .iter()
-        .flat_map(|p| p.services.iter().map(move |name| Service { name, by_page: by_page(p) }))
+        .flat_map(|p| {
+            p.services.iter().map(move |name| Service { name, by_page: by_page(p), unasked: p.accounts().is_some() })
+        })
         .collect();
     findings.extend(htcondor::examine(&Ours {
         services: &services,

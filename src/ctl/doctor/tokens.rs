@@ -14,7 +14,12 @@ use nix::libc;
 use super::Finding;
 use crate::{
     config::settings::{Provider, Settings},
-    core::{id::UserName, jwt, time::Timestamp, use_file},
+    core::{
+        id::{Handle, UserName},
+        jwt,
+        time::Timestamp,
+        use_file,
+    },
     issuer::judge,
 };
 
@@ -95,7 +100,9 @@ fn look<'a>(home: &Path, providers: &'a [Provider], now: Timestamp, tallies: &mu
         }
         if let Some(have) = audience {
             tally.addressed += 1;
-            tally.elsewhere.extend(judge::missing_audiences(&provider.audience, &have).map(str::to_owned));
+            let handle = base.split_once('_').and_then(|(_, handle)| Handle::parse(handle).ok());
+            let wanted = provider.audience_of(handle.as_ref());
+            tally.elsewhere.extend(judge::missing_audiences(wanted, &have).map(str::to_owned));
         }
         if let Some(expiry) = found.expiry {
             tally.expired += usize::from(expiry <= now);
@@ -165,6 +172,11 @@ fn verdict(provider: &Provider, tally: Tally, every: Option<Duration>, of: &str)
     let name = &provider.name;
     let mut findings = Vec::new();
     let total = tally.tokens + tally.without_use;
+    if let Some(accounts) = provider.accounts().filter(|_| total == 0) {
+        let what = format!("{name}: no token yet for {}", accounts.users.join(", "));
+        let advice = "the credential monitor gets them by itself when it runs: see its log";
+        return vec![Finding::skipped(AREA, "tokens", what).advise(advice)];
+    }
     if total == 0 {
         let granted = format!(
             "{name}: what the issuer really grants shows in the first token; to ask now would spend a refresh token"

@@ -150,6 +150,18 @@ pub(super) struct Family {
     pub(super) mytoken: Option<Mytoken>,
 }
 
+impl Family {
+    /// Note a request in the record.
+    fn ask(&mut self, parameters: impl Iterator<Item = (String, String)>) {
+        let asked = &mut self.record.asked;
+        if asked.len() == KEPT_REQUESTS {
+            asked.pop_front();
+        }
+        let parameters = parameters.filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
+        asked.push_back(Asked { at_ms: now_ms(), parameters });
+    }
+}
+
 /// What the user said to a device.
 #[derive(Debug)]
 pub(super) enum Decision {
@@ -284,15 +296,40 @@ impl Book {
         Ok(spent)
     }
 
+    /// What a client gets that asks for itself (RFC 6749 §4.4): all of it is one family, whose user is the client.
+    pub(super) fn grant_itself(
+        &mut self,
+        client: &str,
+        (scopes, audience): (Vec<String>, Vec<String>),
+        parameters: impl Iterator<Item = (String, String)>,
+    ) -> Result<Spent, Refusal> {
+        let fault = self.fault(client);
+        let own = |family: &Family| family.record.user == client && family.client.as_deref() == Some(client);
+        let index = self.families.iter().position(own).unwrap_or_else(|| {
+            self.families.push(Family {
+                record: Record { user: client.to_owned(), ..Record::default() },
+                client: Some(client.to_owned()),
+                scopes: Vec::new(),
+                audience: Vec::new(),
+                mytoken: None,
+            });
+            self.families.len() - 1
+        });
+        if let Some(family) = self.families.get_mut(index) {
+            family.ask(parameters);
+            if let Some(fault) = fault.filter(|fault| fault.spares_the_token()) {
+                return Err(Refusal::Misbehave(fault));
+            }
+            family.record.exchanges += 1;
+        }
+        Ok(Spent { family: index, user: client.to_owned(), scopes, audience, fault, rotated: None })
+    }
+
     /// Note a request in the record of its token's family.
     pub(super) fn ask(&mut self, token: &str, parameters: impl Iterator<Item = (String, String)>) {
-        let Some(family) = self.family_of(token) else { return };
-        let asked = &mut family.record.asked;
-        if asked.len() == KEPT_REQUESTS {
-            asked.pop_front();
+        if let Some(family) = self.family_of(token) {
+            family.ask(parameters);
         }
-        let parameters = parameters.filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
-        asked.push_back(Asked { at_ms: now_ms(), parameters });
     }
 
     /// Note an access token in its family's record.

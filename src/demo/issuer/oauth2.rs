@@ -1,4 +1,4 @@
-//! The OAuth2 issuer: discovery, refresh grant (RFC 6749), device grant (RFC 8628), revocation (RFC 7009), keys.
+//! The OAuth2 issuer: discovery, refresh and client-credentials grants (RFC 6749), device grant (RFC 8628), revocation (RFC 7009), keys.
 
 use std::{
     collections::HashMap,
@@ -63,7 +63,7 @@ async fn discovery(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         "revocation_endpoint": format!("{url}/revoke"),
         "jwks_uri": format!("{url}/jwks"),
         "grant_types_supported": [
-            "refresh_token", "urn:ietf:params:oauth:grant-type:device_code",
+            "refresh_token", "client_credentials", "urn:ietf:params:oauth:grant-type:device_code",
             "urn:ietf:params:oauth:grant-type:token-exchange",
         ],
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
@@ -119,6 +119,9 @@ async fn token(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byte
     if !shared.knobs.knows(client.as_ref()) {
         return refuse(StatusCode::UNAUTHORIZED, "invalid_client", "client unknown");
     }
+    if form.one("grant_type") == Some("client_credentials") {
+        return itself(&shared, &form, client).await;
+    }
     let client = client.map(|(id, _)| id);
     match form.one("grant_type") {
         Some("refresh_token") => refresh(&shared, &form, client.as_deref()).await,
@@ -126,6 +129,22 @@ async fn token(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byte
         Some("urn:ietf:params:oauth:grant-type:token-exchange") => exchange(&shared, &form, client.as_deref()),
         Some(_) => refuse(StatusCode::BAD_REQUEST, "unsupported_grant_type", ""),
         None => refuse(StatusCode::BAD_REQUEST, "invalid_request", "grant_type is missing"),
+    }
+}
+
+/// RFC 6749 §4.4: a client asks for itself, which needs a secret.
+async fn itself(shared: &Shared, form: &Form, client: Option<(String, Option<String>)>) -> Response<Body> {
+    let Some((client, Some(_))) = client else {
+        return refuse(StatusCode::BAD_REQUEST, "unauthorized_client", "a client without a secret");
+    };
+    let mut audience = form.words("audience");
+    audience.extend(form.words("resource"));
+    let granted = shared.book().grant_itself(&client, (form.words("scope"), audience), form.0.iter().cloned());
+    match granted {
+        Ok(spent) => answer(shared, &spent),
+        Err(Refusal::Misbehave(fault)) => misbehave(fault).await,
+        Err(Refusal::Grant(why)) => refuse(StatusCode::BAD_REQUEST, "invalid_grant", why),
+        Err(Refusal::Scope) => refuse(StatusCode::BAD_REQUEST, "invalid_scope", ""),
     }
 }
 
