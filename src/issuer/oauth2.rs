@@ -352,7 +352,8 @@ mod tests {
         ] {
             let body = json!({ "error": error, "error_description": format!("no: {secret} expired") }).to_string();
             let told = asks(status, &body, Shortfall::Refuse).unwrap_err();
-            assert_eq!((told.kind, does(&told)), (kind, Does::Slow), "{error}");
+            let course = if kind == Kind::ClientRefused { Does::Probe } else { Does::Slow };
+            assert_eq!((told.kind, does(&told)), (kind, course), "{error}");
             assert!(told.detail.contains(error) && !told.detail.contains(secret), "{}", told.detail);
         }
         let less = json!({ "access_token": "abc", "expires_in": 600, "scope": "compute.read" }).to_string();
