@@ -1295,3 +1295,19 @@ fn every_case_has_one_stable_label() {
         [Case::Absent, Case::Revoked, Case::Expired(None), Case::RefusedBehind, Case::Mismatch].map(Case::label).into();
     assert_eq!(labels, ["absent", "revoked", "expired", "reauth-needed", "mismatch"]);
 }
+
+#[test]
+fn the_use_of_a_credential_for_other_scopes_is_not_taken_for_that_of_the_new_one() {
+    let desk = Desk::new("");
+    desk.stored();
+    std::fs::write(desk.file("helmholtz.wish"), "other|").unwrap();
+    std::fs::write(desk.file("no-use"), "").unwrap();
+    // Of this very second, by a clock that is ahead.
+    let ahead = std::time::SystemTime::now() + Duration::from_secs(1);
+    File::options().write(true).open(desk.file("helmholtz.use")).unwrap().set_modified(ahead).unwrap();
+    let request = Request::parse("helmholtz").unwrap();
+    let fresh = flow::Fresh { top: flow::top("mytoken", "new", None), left: super::cases::Left::Unknown };
+    let put = desk.at_counter(false, |counter| counter.put(&request, &fresh));
+    assert_eq!(put.unwrap_err().label(), "not-usable", "no .use has come of it");
+    assert!(desk.stored_at("helmholtz.top") > desk.stored_at("helmholtz.use"));
+}
