@@ -3,7 +3,7 @@
 //! `/etc/evercred/evercred.toml`, then `/etc/evercred/conf.d/*.toml` in the order of their names; a key given twice
 //! keeps the later value. `--config FILE` is read instead of both. All problems are reported at once.
 
-mod approval;
+pub mod approval;
 pub mod ca_file;
 pub mod condor;
 pub mod fragment;

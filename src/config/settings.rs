@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::site_settings::Site;
-pub use super::{approval::Approval, ca_file::CaFile};
+pub use super::{
+    approval::{Approval, Restrictions},
+    ca_file::CaFile,
+};
 use crate::core::{
     notice::Policy,
     secret::{ClientSecret, on_wire},
