@@ -136,7 +136,7 @@ fn checks(file: &Path, from: &str) {
         .unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{from}: {told}\n{}", fs::read_to_string(file).unwrap());
-    assert!(!told.contains("canary-77aa"));
+    assert!(!told.contains("canary-77aa") && !told.contains("warning: "), "{from}: {told}");
 }
 
 /// `key = value` in a comment, where the value is one of TOML.
@@ -200,7 +200,8 @@ fn what_htcondors_snippets_say_of_evercreds_configuration_is_good() {
             }
         }
         if !provider.contains("kind = ") {
-            provider.push_str("kind = \"mytoken\"\nserver = \"https://mytok.eu\"\n");
+            provider
+                .push_str("kind = \"mytoken\"\nserver = \"https://mytok.eu\"\nissuer = \"https://a.example.org/\"\n");
         }
         if names.is_empty() {
             names.push("of-the-test");

@@ -10,7 +10,7 @@ OURS, THEIRS, LIMIT, INK, FAINT = "#1f5fa8", "#9aa5b1", "#d9a441", "#1c2733", "#
 
 
 def colour(name):
-    stock = any(word in name for word in ("Credmon", "its slowest"))
+    stock = any(word in name for word in ("Credmon", "its slowest", "HTCondor's storer"))
     return THEIRS if stock else LIMIT
 
 

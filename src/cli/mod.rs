@@ -30,8 +30,13 @@ is no terminal; 78 bad configuration; 130 cancelled.";
 
 const UPLOAD_EXIT: &str = "\
 The token must be of the server that is configured for the service, alive, and without rotation. A mytoken server is \
-asked once about a new token, before it is stored; the same token again costs next to nothing. A good credential is \
-replaced only by one that is known to end later, or when it ends soon. Installed as reana_upload_mytoken, too.
+asked once about a new token, before it is stored; the same token again costs next to nothing. A credential that is not \
+known to be bad is replaced only by one that is known to end later, or when it ends soon; where nobody can tell how it \
+stands and its access tokens have stopped coming, also by one of which its server says that it lives. What comes after \
+the first line of input is not read.
+
+Installed as /usr/bin/reana_upload_mytoken, too. REANA calls /usr/local/bin/reana_upload_mytoken, where packages put \
+nothing: ln -s /usr/bin/reana_upload_mytoken /usr/local/bin/
 
 Exit status: 0 a usable credential is in place, this token or a better one, and then one line says so; 1 there is none, \
 or the token is dead, or its server cannot be asked: nothing was stored, and one line says why; 78 bad configuration.";
@@ -48,7 +53,7 @@ and no file is replaced.
 
 Exit status: 0 told, or written; 1 neither, and why.";
 
-const CHECK_EXIT: &str = "Exit status: 0 the configuration is good; 78 it is not, and every problem has been told.";
+const CHECK_EXIT: &str = "Exit status: 0 the configuration is good (a warning says where users could not approve); 78 it is not, and every problem has been told.";
 
 const DOCTOR_EXIT: &str = "\
 --json: one object with \"schema\": 1 and \"checks\": area, check (a stable name), verdict (ok, warning, failed, skipped), what, \

@@ -103,6 +103,12 @@ impl<'p> Section<'p> {
         }
     }
 
+    /// Begin to read the table below a key, if there is one.
+    pub fn table(&mut self, key: &'static str) -> Option<Section<'_>> {
+        let value = self.take_raw(key)?;
+        Section::open(self.full(key), value, self.problems)
+    }
+
     /// As [`Section::take`], but absence is a problem, too.
     pub fn require<T>(
         &mut self,

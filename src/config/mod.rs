@@ -4,7 +4,7 @@
 //! keeps the later value. `--config FILE` is read instead of both. All problems are reported at once.
 
 mod accounts;
-mod approval;
+pub mod approval;
 pub mod ca_file;
 pub mod condor;
 pub mod fragment;

@@ -37,6 +37,7 @@ const SFAPI: &str = "[site.NAME] kind = \"sfapi\"";
 const IRI: &str = "[site.NAME] kind = \"iri\"";
 const KUBERNETES: &str = "[site.NAME] kind = \"kubernetes\"";
 const MYTOKEN: &str = "[provider.NAME] kind = \"mytoken\"";
+const RESTRICTIONS: &str = "[provider.NAME.restrictions]";
 const STORER: &str = "[storer]";
 
 /// All keys, in the order in which people meet them.
@@ -194,7 +195,8 @@ pub const KEYS: &[Key] = &[
         PROVIDER,
         "issuer",
         "none",
-        "The OAuth2/OIDC issuer, for discovery and to check tokens; for mytoken the provider behind the server.",
+        "The OAuth2/OIDC issuer, for discovery and to check tokens; for mytoken the OpenID provider behind the server, where \
+         users approve: needed there unless the server has a single one.",
     ),
     key(PROVIDER, "scopes", "the issuer's", "What to ask for, unless the `.top` says otherwise. A list."),
     key(PROVIDER, "audience", "the issuer's", "For whom to ask, unless the `.top` says otherwise. A list."),
@@ -334,6 +336,27 @@ pub const KEYS: &[Key] = &[
         "How long an approval lasts. 10 min to 3,660 d; the server may give less.",
     ),
     key(MYTOKEN, "capabilities", "the server's: `AT` and `tokeninfo`", "Capabilities to ask for; `AT` among them."),
+    key(
+        MYTOKEN,
+        "restrictions",
+        "none",
+        "A table of further restrictions to ask for, beside `lifetime` and `scopes`; with `profile` it needs `lifetime`.",
+    ),
+    key(RESTRICTIONS, "audience", "none", "For whom access tokens may be made. A list."),
+    key(
+        RESTRICTIONS,
+        "hosts",
+        "none",
+        "Who may use the mytoken: addresses, networks (`192.0.2.0/24`) and host names, the access point's among them.",
+    ),
+    key(
+        RESTRICTIONS,
+        "usages_AT",
+        "none",
+        "How many access tokens may be made; each renewal is one. 1 to 4,294,967,295.",
+    ),
+    key(RESTRICTIONS, "geoip_allow", "none", "Countries from which it may be used, like `[\"de\"]`."),
+    key(RESTRICTIONS, "geoip_disallow", "none", "Countries from which it may not be used."),
     key(
         STORER,
         "stock_storer",
@@ -500,6 +523,9 @@ mod tests {
         assert_eq!(known(&htcondor), documented(&[PROVIDER, HTCONDOR]));
         let mytoken = provider("kind = \"mytoken\"\nserver = \"https://m.example.org\"\n");
         assert_eq!(known(&mytoken), documented(&[PROVIDER, MYTOKEN]));
+        let restrictions = "[daemon]\ncredential_directory = \"/c\"\n[provider.p]\nkind = \"mytoken\"\nserver = \
+                            \"https://m.example.org\"\n[provider.p.restrictions]\nxqzxqzxqzxqz = 1\n";
+        assert_eq!(known(restrictions), documented(&[RESTRICTIONS]));
         let storer = "[daemon]\ncredential_directory = \"/c\"\n[storer]\nxqzxqzxqzxqz = 1\n[provider.p]\nkind = \
                       \"mytoken\"\nserver = \"https://m.example.org\"\n";
         assert_eq!(known(storer), documented(&[STORER]));

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::site_settings::Site;
-pub use super::{accounts::Accounts, approval::Approval, ca_file::CaFile};
+pub use super::{
+    accounts::Accounts,
+    approval::{Approval, Restrictions},
+    ca_file::CaFile,
+};
 use crate::core::{
     id::Handle,
     notice::Policy,

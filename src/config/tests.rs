@@ -140,6 +140,32 @@ fn every_bad_configuration_has_its_message() {
 }
 
 #[test]
+fn what_a_mytoken_cannot_be_restricted_to_has_its_message() {
+    let table: &[(&str, &[&str])] = &[
+        (
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\n[provider.a.restrictions]\nhost = \"x\"\nhosts = [\"this\"]\nscope = \"a\"\nusages_AT = 0\ngeoip_allow = [\"Germany\"]\n",
+            &[
+                "c.toml:5: provider.a.restrictions.host: unknown key; did you mean `hosts`?",
+                r#"c.toml:6: provider.a.restrictions.hosts: "this" is the host where the user approves, not the one that makes access tokens; name the access point's address"#,
+                "c.toml:7: provider.a.restrictions.scope: is what `scopes` says; set `scopes` of the provider",
+                "c.toml:8: provider.a.restrictions.usages_AT: 0 is out of range; use 1 to 4294967295",
+                r#"c.toml:9: provider.a.restrictions.geoip_allow: "Germany" is no country's code; write two letters, like "de""#,
+            ],
+        ),
+        (
+            "[provider.a]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nrestrictions = { hosts = [\"10.0.0.0/33\"] }\n[provider.b]\nkind = \"mytoken\"\nserver = \"https://m.eu\"\nprofile = \"kit/x\"\nrestrictions = { usages_AT = 1, hosts = [\"2001:db8::/32\", \"ap1\"] }\n",
+            &[
+                r#"c.toml:4: provider.a.restrictions.hosts: "10.0.0.0/33" is neither an address, nor a network, nor a host; write it like "192.0.2.7", "192.0.2.0/24" or "ap1.example.org""#,
+                "c.toml:5: provider.b.restrictions: are asked for beside `profile`, whose end would not hold for them; set `lifetime`, too, or leave the restrictions to the profile",
+            ],
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(&problems(text), expected, "{text}");
+    }
+}
+
+#[test]
 fn a_syntax_error_names_its_line_and_quotes_nothing_of_it() {
     let found = problems("[provider.a]\nclient_secret = canary-5f1d\n").join("\n");
     assert!(found.starts_with("c.toml:2: not TOML: "), "{found}");
@@ -326,6 +352,8 @@ fn the_shipped_example_is_valid_with_its_secrets_in_place() {
     assert_ne!(text, example);
     let settings = load_files(&[write(&dir, "evercred.toml", &text)], &Sources::default(), &Knobs::default()).unwrap();
     assert_eq!(settings.providers.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["helmholtz", "wlcg"]);
+    let can_approve = |provider| approval::obstacle(provider, false).is_none();
+    assert!(settings.providers.iter().all(can_approve), "as it stands users can approve");
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl Sent for FromCourier {
                 Self::Delivered { number, result: Err("its answer is larger than what is passed on".to_owned()) }
             }
             Self::Probed { provider, facts } => {
-                let facts = Box::new(Facts { scopes_supported: None, ..*facts });
+                let facts = Box::new(Facts { scopes_supported: None, providers_supported: None, ..*facts });
                 Self::Probed { provider, facts }
             }
             Self::Failed { .. } => Self::Failed { why: "for more reasons than can be told".to_owned() },

@@ -30,6 +30,8 @@ pub struct Facts {
     pub endpoint: Result<String, (Kind, String)>,
     /// `scopes_supported` of the discovery document.
     pub scopes_supported: Option<Vec<String>>,
+    /// The issuers behind a mytoken server, by its document.
+    pub providers_supported: Option<Vec<String>>,
     /// What the issuer says to a request with a refresh token that does not exist, where `invalid_grant` is the good
     /// answer: our client is known. A client that asks for itself asks just so, and the token is dropped.
     pub client: Option<Result<(), (Kind, String)>>,
@@ -56,8 +58,10 @@ pub async fn probe(caller: &Caller) -> Facts {
         },
         _ => None,
     };
-    let scopes_supported = document.and_then(|document| client::scopes_supported(&document));
-    Facts { addresses: addresses(&url).await, url, reached, skew, endpoint, scopes_supported, client }
+    let scopes_supported = document.as_ref().and_then(|document| client::scopes_supported(document));
+    let providers_supported = document.as_ref().and_then(|document| client::providers_supported(document));
+    let addresses = addresses(&url).await;
+    Facts { url, addresses, reached, skew, endpoint, scopes_supported, providers_supported, client }
 }
 
 async fn addresses(url: &str) -> Result<Vec<String>, String> {

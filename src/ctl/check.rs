@@ -1,4 +1,5 @@
-//! `evercred check`: read the configuration as the credmon would, tell every problem, or what is configured.
+//! `evercred check`: read the configuration as the credmon would, tell every problem, or what is configured. What works and
+//! leaves users without a way to approve is a warning.
 
 use std::{
     fmt::Write as _,
@@ -11,7 +12,8 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        input::show_duration,
+        approval::obstacle,
+        input::{Wrong, show_duration},
         settings::{Provider, ProviderKind, Settings},
         site_settings::Site,
     },
@@ -55,6 +57,12 @@ fn summary(settings: &Settings) -> String {
         daemon.log.as_deref().unwrap_or("stderr"),
     )
     .ok();
+    let by_page = daemon.web_approval.is_some();
+    for provider in &settings.providers {
+        if let Some(Wrong { what, advice, .. }) = obstacle(provider, by_page) {
+            writeln!(text, "warning: provider.{}: {what}; {advice}", provider.name).ok();
+        }
+    }
     text
 }
 
@@ -96,7 +104,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
         let text = "[daemon]\ncredential_directory = \"/creds\"\n[provider.helmholtz]\nkind = \"mytoken\"\n\
-                    server = \"https://mytok.eu\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
+                    server = \"https://mytok.eu\"\nissuer = \"https://op.example.org\"\n[provider.w]\nkind = \"oauth2\"\nclient_id = \"x\"\n\
                     issuer = \"https://i.example.org/\"\nservices = [\"cms\", \"atlas\"]\nmax_in_flight = 8\n\
                     [provider.panda]\nkind = \"client-credentials\"\nissuer = \"https://i.example.org/\"\n\
                     client_id = \"x\"\nclient_secret_file = \"/s\"\nusers = [\"harvester\", \"pilot\"]\n";
@@ -112,5 +120,33 @@ w          oauth2              cms atlas                  https://i.example.org/
 Credentials in /creds, a full scan every 10m, log to stderr. The configuration is good.
 ";
         assert_eq!(summary(&settings), expected);
+    }
+
+    #[test]
+    fn a_provider_at_which_users_cannot_approve_is_a_warning_that_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let warnings = |daemon: &str, provider: &str| {
+            let file = dir.path().join("c.toml");
+            let text = format!("[daemon]\ncredential_directory = \"/c\"\n{daemon}[provider.p]\n{provider}");
+            std::fs::write(&file, text).unwrap();
+            let sources = Sources { config: Some(file), ..Sources::default() }.without_secrets();
+            let text = summary(&load_with(&sources, &Knobs::default()).unwrap_or_else(|p| panic!("{p:?}")));
+            text.lines().filter(|line| line.starts_with("warning: ")).collect::<Vec<_>>().join("\n")
+        };
+        let mytoken = "kind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
+        let told = warnings("", mytoken);
+        assert!(told.starts_with("warning: provider.p: users can approve only while https://mytok.eu has a single"));
+        assert!(told.contains("set `issuer`") && told.contains("OAUTH_ISSUER_URL"), "{told}");
+        assert_eq!(warnings("", &format!("{mytoken}issuer = \"https://op.example.org\"\n")), "");
+        let public = "kind = \"oauth2\"\nissuer = \"https://i.example.org/\"\nclient_id = \"x\"\n";
+        let secret = "client_secret_file = \"/etc/evercred/secrets/p\"\n";
+        assert_eq!(warnings("", public), "");
+        let told = warnings("", &format!("{public}{secret}"));
+        assert!(told.starts_with("warning: provider.p: users cannot approve with condor_submit or evercred login"));
+        assert!(told.contains("register a public client") && told.contains("web_approval_listen"), "{told}");
+        let page = "web_approval_listen = \"127.0.0.1:9742\"\nweb_approval_url = \"https://ap.example.org\"\n";
+        assert_eq!(warnings(page, &format!("{public}{secret}")), "");
+        let exchange = public.replace("oauth2", "token-exchange") + "login_client_id = \"of-users\"\n";
+        assert_eq!(warnings("", &format!("{exchange}{secret}")), "");
     }
 }

@@ -5,6 +5,7 @@
 //! run unless `--apply`; nothing is ever deleted. Run again after an interruption: what is stored already is skipped.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -22,7 +23,11 @@ use zeroize::Zeroizing;
 use super::{daemon, upload};
 use crate::{
     cli,
-    config::settings::{Provider, STATUS_SOCKET, Settings},
+    config::{
+        approval::obstacle,
+        input::Wrong,
+        settings::{Provider, STATUS_SOCKET, Settings},
+    },
     core::{
         id::{CredentialId, UserName},
         secret::RefreshToken,
@@ -258,6 +263,16 @@ fn report(all: &[Found<'_>], applied: bool, now: Timestamp) -> String {
         };
         lines.push(format!("{:width$}  {said}", found.name));
     }
+    let owner = |found: &Found<'_>| match &found.outcome {
+        Outcome::Fit(fit) => Some((fit.provider.name.clone(), obstacle(fit.provider, false)?)),
+        _ => None,
+    };
+    let owners: BTreeMap<String, Wrong> = all.iter().filter_map(owner).collect();
+    lines.extend(
+        owners
+            .into_iter()
+            .map(|(name, Wrong { what, advice, .. })| format!("warning: provider.{name}: {what}; {advice}")),
+    );
     let rest = all.len() - taken;
     lines.push(if applied {
         format!("{taken} taken, {rest} not. Nothing was deleted.")

@@ -6,11 +6,12 @@
 //! stores does so under the lock of all submits, so that it does not come between another one's store and its wait.
 //!
 //! A token that is new here may be an old one: the portal may hold it long after it was revoked and its user approved
-//! another. So its mytoken server is asked before anything is stored, and a good credential is replaced only by one that
-//! ends later. Of other issuers' tokens nobody can tell without spending them.
+//! another. So its mytoken server is asked before anything is stored, and a credential that is not known to be bad is
+//! replaced only by one that ends later, also where no keeper can be asked. Of other issuers' tokens nobody can tell without
+//! spending them.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead, Write},
     process::ExitCode,
     sync::atomic::AtomicBool,
     time::Duration,
@@ -31,7 +32,7 @@ use crate::{
     issuer::client::trimmed,
     submit::{
         self,
-        cases::{Case, Left},
+        cases::{self, Case, Left},
         error::SubmitError,
         flow::{self, Fresh},
         note::Note,
@@ -70,7 +71,8 @@ pub fn run(args: &cli::Upload) -> ExitCode {
                 if end == End::Kept {
                     let name = request.name();
                     let line = format!(
-                        "evercred: {name}: the stored credential is good, and this token is not known to outlive it: it is kept"
+                        "evercred: {name}: the stored credential is kept: it is not known to be bad, and this token is not \
+                         known to outlive it (evercred login {name} replaces it)"
                     );
                     // Nobody is left to be told if standard error is closed.
                     writeln!(io::stderr().lock(), "{line}").ok();
@@ -98,13 +100,13 @@ fn unfit(what: impl Into<String>) -> Report {
     Report::new(format!("the token was not stored: {}", what.into()), exit::FAILED)
 }
 
-/// One line.
-fn read(input: impl Read) -> Result<RefreshToken, Report> {
+/// The first line; a portal may keep the pipe open, so what comes after is not waited for.
+fn read(input: impl BufRead) -> Result<RefreshToken, Report> {
     let mut text = Zeroizing::new(String::with_capacity(usize::try_from(MAX).unwrap_or(0) + 1));
-    input.take(MAX + 1).read_to_string(&mut text).map_err(|e| unfit(format!("standard input cannot be read: {e}")))?;
+    input.take(MAX + 1).read_line(&mut text).map_err(|e| unfit(format!("standard input cannot be read: {e}")))?;
     let line = text.trim();
     if line.is_empty() {
-        return Err(unfit("standard input is empty").advise("write the token to it, on one line"));
+        return Err(unfit("the first line of standard input is empty").advise("write the token there, alone"));
     }
     if u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX || line.contains(char::is_whitespace) {
         return Err(unfit("standard input holds more than one token").advise("write the token alone, on one line"));
@@ -122,6 +124,8 @@ pub(super) struct Checked {
     pub(super) end: Option<i64>,
     /// Whether it is known that it does not end.
     endless: bool,
+    /// Whether its server has said that it lives.
+    lives: bool,
 }
 
 impl Checked {
@@ -213,7 +217,7 @@ fn check_claims(
     }
     // A subject token's own end says nothing about what it is exchanged for.
     let end = claims.exp.filter(|_| key != "subject_token");
-    Ok(Checked { secret: token.clone(), key, end, endless: tells && key == "mytoken" && end.is_none() })
+    Ok(Checked { secret: token.clone(), key, end, endless: tells && key == "mytoken" && end.is_none(), lives: false })
 }
 
 /// What became of an upload.
@@ -221,7 +225,7 @@ fn check_claims(
 enum End {
     /// It is stored, now or before.
     Stored,
-    /// What is stored already is good, and ends later.
+    /// What is stored already stays.
     Kept,
 }
 
@@ -257,7 +261,9 @@ fn vouched(token: Checked, provider: &Provider, cancelled: &AtomicBool) -> Resul
                 who,
                 why: "its answer about the token makes no sense; nothing was stored".to_owned(),
             })?;
-            check_claims(&token.secret, Some(claims), provider, now()).map_err(SubmitError::Unsuitable)
+            let checked =
+                check_claims(&token.secret, Some(claims), provider, now()).map_err(SubmitError::Unsuitable)?;
+            Ok(Checked { lives: true, ..checked })
         }
         Err(error) => Err(match (error.kind, error.kind.class()) {
             (Kind::Revoked, _) => SubmitError::Unsuitable("it was revoked, or replaced by a newer one".to_owned()),
@@ -271,13 +277,19 @@ fn vouched(token: Checked, provider: &Provider, cancelled: &AtomicBool) -> Resul
     }
 }
 
-/// Whether what is stored is known to be good, and this token not to end later. Where nobody can tell which of them does,
-/// a good one is kept, and one that ends soon is not.
-fn outlives(stored: Case, token: &Checked) -> bool {
-    let (left, soon) = match stored {
-        Case::Valid(left) | Case::Stored(left @ Left::For(_)) => (left, false),
+/// Whether what is stored stays. What is not known to be bad is replaced only by a token that is known to end later: a
+/// portal's may be spent, or older than what the user approved since. Two exceptions: one that ends soon; and where
+/// nobody can tell how it stands and its access tokens have stopped coming, for a token of which its server says that it
+/// lives.
+fn stays(stored: Stored, case: Case, token: &Checked) -> bool {
+    let works = || stored.is_usable() && cases::stale(stored, None, now()).is_none();
+    let (left, soon) = match case {
+        Case::Stored(Left::Unknown) | Case::Doubted(_) => return works() || !token.lives,
+        Case::Valid(left) | Case::Stored(left) => (left, false),
         Case::Ending(left) => (Left::For(left), true),
-        _ => return false,
+        Case::Absent | Case::Mismatch | Case::Revoked | Case::Expired(_) | Case::RefusedBehind | Case::Unusable(_) => {
+            return false;
+        }
     };
     match (left, token.left()) {
         (Left::For(stored), Left::For(new)) => stored >= new,
@@ -313,13 +325,13 @@ fn upload(request: &Request, provider: &Provider, token: Checked, counter: &Coun
     }
     let token = vouched(token, provider, counter.cancelled)?;
     let stored = counter.credd.query(request)?;
-    if let (true, Some(top)) = (stored.is_usable(), stored.top())
-        && outlives(counter.judge(request, stored, &(counter.keeper)()), &token)
+    if let Some(top) = stored.top()
+        && stays(stored, counter.judge(request, stored, &(counter.keeper)()), &token)
     {
         // The next upload of the same token need not ask again.
         let end = Note::read(&counter.note_places, request).filter(|note| note.top == top).and_then(|note| note.end);
         Note { top, end, sha256 }.write(&counter.note_places, request);
-        return Ok(End::Kept);
+        return usable(stored).map(|_| End::Kept);
     }
     let fresh = Fresh { top: flow::top(token.key, token.secret.expose(), token.end), left: token.left() };
     let put = counter.put(request, &fresh);
@@ -337,6 +349,8 @@ fn upload(request: &Request, provider: &Provider, token: Checked, counter: &Coun
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use crate::{
         config::{Sources, condor::Knobs, load_with},
@@ -396,10 +410,22 @@ mod tests {
     #[test]
     fn standard_input_is_one_token_on_one_line() {
         assert_eq!(read("  abc\r\n".as_bytes()).unwrap().expose(), "abc");
-        for bad in ["", "\n", "a b", "a\nb", "é", &"a".repeat(70_000)] {
+        for bad in ["", "\n", "\nabc", "a b", "é", &"a".repeat(70_000)] {
             assert!(read(bad.as_bytes()).is_err(), "{bad:.20}");
         }
         assert!(read(&b"\xff\xfe"[..]).is_err());
+        // Whoever reads on would read what nobody ever writes.
+        let open = "abc\n".as_bytes().chain(Never);
+        assert_eq!(read(io::BufReader::new(open)).unwrap().expose(), "abc");
+    }
+
+    /// A pipe that stays open, and in which nothing comes any more.
+    struct Never;
+
+    impl Read for Never {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("read beyond the line")
+        }
     }
 
     /// As the credmon leaves a `.top` behind.
@@ -455,13 +481,42 @@ mod tests {
             key: "refresh_token",
             end: hours.map(|hours| now().secs() + hours * 3600),
             endless: false,
+            lives: false,
         };
+        let made = |ago: i64| Stored::Ready { top: now().secs() - 90_000, published: now().secs() - ago };
+        let outlives = |case: Case, token: &Checked| stays(made(60), case, token);
         let day = Left::For(Duration::from_secs(86_400));
         let (unknown, hour) = (token(None), Case::Ending(Duration::from_secs(3600)));
         assert!(outlives(Case::Valid(Left::Unknown), &unknown) && outlives(Case::Valid(day), &unknown));
         assert!(!outlives(hour, &unknown) && !outlives(hour, &token(Some(2))));
         assert!(outlives(Case::Valid(day), &token(Some(2))) && !outlives(Case::Valid(day), &token(Some(48))));
-        assert!(!outlives(Case::Revoked, &unknown) && !outlives(Case::Stored(Left::Unknown), &unknown));
+        assert!(!outlives(Case::Revoked, &unknown) && !outlives(Case::Expired(None), &unknown));
+        // Where nobody knows how what is stored does, only a token that is known to live goes over one whose access tokens
+        // have stopped coming.
+        for case in [Case::Stored(Left::Unknown), Case::Doubted(Kind::Revoked)] {
+            let lives = Checked { lives: true, ..token(Some(48)) };
+            assert!(outlives(case, &unknown) && outlives(case, &lives), "{case:?}");
+            assert!(stays(made(40_000), case, &unknown) && !stays(made(40_000), case, &lives), "{case:?}");
+            let none = Stored::Waiting { top: now().secs() };
+            assert!(stays(none, case, &unknown) && !stays(none, case, &lives), "{case:?}");
+        }
+    }
+
+    #[test]
+    fn where_no_keeper_answers_and_the_note_is_lost_a_spent_token_goes_over_nothing() {
+        let desk = Desk::new("");
+        let portal = Uploader(&desk, "wlcg");
+        portal.send("a-refresh-token").unwrap();
+        std::fs::write(desk.file("wlcg.top"), ROTATED).unwrap();
+        desk.age("wlcg.top", 60);
+        std::fs::remove_dir_all(desk.file("cache")).unwrap();
+        assert_eq!(portal.send("a-refresh-token").unwrap(), End::Kept);
+        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), (ROTATED, 1));
+        // Also while its first access token is not there yet.
+        std::fs::remove_dir_all(desk.file("cache")).unwrap();
+        std::fs::remove_file(desk.file("wlcg.use")).unwrap();
+        assert_eq!(portal.send("a-refresh-token").unwrap_err().label(), "not-usable");
+        assert_eq!((portal.top().as_str(), desk.calls("add-oauth")), (ROTATED, 1));
     }
 
     #[test]

@@ -131,6 +131,22 @@ pub fn scopes_supported(document: &[u8]) -> Option<Vec<String>> {
     serde_json::from_slice::<Scopes>(document).ok()?.scopes_supported
 }
 
+/// The issuers of `providers_supported` in a mytoken server's document (mytoken contract §2.1): behind it, one of them is
+/// where users approve.
+#[must_use]
+pub fn providers_supported(document: &[u8]) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Providers {
+        providers_supported: Option<Vec<One>>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        issuer: String,
+    }
+    let providers = serde_json::from_slice::<Providers>(document).ok()?.providers_supported?;
+    Some(providers.into_iter().map(|one| one.issuer).collect())
+}
+
 /// No `Retry-After` counts for more: a proxy's day, or a date in a wrong year, would let everybody's tokens expire.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
 

@@ -137,10 +137,11 @@ fn run(arguments: &[String], settings: &Settings) -> Result<(), SubmitError> {
         }
     }
     foreign::check(&foreign, settings)?;
-    let elsewhere = remote::check()?;
     if ours.is_empty() {
+        // Where these go is the stock storer's matter.
         return foreign::hand_on(&foreign, settings, &mut human);
     }
+    let elsewhere = remote::check()?;
     let cancelled = cancelled()?;
     let credd = Credd::find()?;
     let keeper = || if elsewhere { Known::Nowhere } else { known(settings) };

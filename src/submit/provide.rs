@@ -319,7 +319,7 @@ impl Counter<'_> {
 
     /// What comes before a store; nothing is sent yet.
     fn make_ready(&self, request: &Request) -> Result<(), SubmitError> {
-        if let Some(published) = self.credd.query(request)?.published() {
+        if let Some(published) = self.credd.published(request)? {
             // credd tells whole seconds: the new .top must be younger than the .use that is there, so that a .use as
             // old as the .top is known to be of it.
             while now().secs() <= published && published - now().secs() < 2 {

@@ -31,9 +31,9 @@ pub(super) fn check() -> Result<bool, SubmitError> {
         )));
     }
     Err(SubmitError::NotSetUp(format!(
-        "These jobs go to {remote}, and CREDD_HOST {}, so their credential would be stored elsewhere. Submit with \
-         _CONDOR_CREDD_HOST={remote} in the environment, or have the admins set CREDD_HOST and SCHEDD_HOST.",
-        told(credd)
+        "These jobs go to {remote}, and CREDD_HOST {}. Submit with _CONDOR_CREDD_HOST={remote} in the environment, or \
+         have the admins set CREDD_HOST and SCHEDD_HOST.",
+        elsewhere(credd)
     )))
 }
 
@@ -53,15 +53,24 @@ pub(super) fn check_knobs() -> Result<(), SubmitError> {
         return Ok(());
     }
     Err(SubmitError::NotSetUp(format!(
-        "Jobs of this host go to {schedd} (SCHEDD_HOST), and CREDD_HOST {}, so their credential would be stored \
-         elsewhere. Have the admins set CREDD_HOST to the same host; or submit with _CONDOR_CREDD_HOST={schedd} in the \
-         environment.",
-        told(credd)
+        "Jobs of this host go to {schedd} (SCHEDD_HOST), and CREDD_HOST {}. Have the admins set CREDD_HOST to the same \
+         host; or submit with _CONDOR_CREDD_HOST={schedd} in the environment.",
+        elsewhere(credd)
     )))
 }
 
 fn told(credd: Option<String>) -> String {
     credd.map_or_else(|| "is not set".to_owned(), |credd| format!("is {credd}"))
+}
+
+/// The same, and what comes of it. Two names may be those of one host, which only its admins know.
+fn elsewhere(credd: Option<String>) -> String {
+    match credd {
+        None => "is not set, so their credential would be stored on this host".to_owned(),
+        Some(credd) => {
+            format!("is {credd}, which is not known to be the same host, so their credential may be stored elsewhere")
+        }
+    }
 }
 
 /// A knob as `condor_store_cred` sees it: the environment first, where an empty value counts as none.
@@ -101,19 +110,19 @@ fn access_point(words: &[String]) -> Option<&str> {
     None
 }
 
-/// A long and a short name of this host are the same one.
 fn is_here(remote: &str, here: &str) -> bool {
-    if host(remote).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) {
-        return true;
-    }
-    let first = |text: &str| text.split('.').next().unwrap_or_default().to_owned();
-    let short = !remote.contains('.') || !here.contains('.');
-    same_host(remote, here) || (short && same_host(&first(remote.rsplit('@').next().unwrap_or_default()), &first(here)))
+    host(remote).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) || same_host(remote, here)
 }
 
-/// `schedd@host:port` and `host` are the same host.
+/// `schedd@host:port` and `host` are the same host, and so are its long and its short name.
 fn same_host(one: &str, other: &str) -> bool {
-    host(one) == host(other)
+    let (one, other) = (host(one), host(other));
+    let is_address = |host: &str| host.parse::<IpAddr>().is_ok();
+    if one == other || is_address(&one) || is_address(&other) {
+        return one == other;
+    }
+    let first = |host: &str| host.split('.').next().unwrap_or_default().to_owned();
+    (!one.contains('.') || !other.contains('.')) && first(&one) == first(&other)
 }
 
 /// The host in `schedd@host:port`, `<1.2.3.4:9618?sock=schedd>` and `<[::1]:9618>`.
@@ -149,9 +158,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_is_not_said() {
+        assert_eq!(elsewhere(None), "is not set, so their credential would be stored on this host");
+        let told = elsewhere(Some("cname.example.org".to_owned()));
+        assert!(told.contains("not known to be the same host") && told.contains("may be stored elsewhere"), "{told}");
+        assert!(!told.contains("would"), "{told}");
+    }
+
+    #[test]
     fn hosts_are_compared_without_port_and_name() {
         assert!(same_host("AP2.example.org:9618", "schedd@ap2.example.org"));
         assert!(!same_host("ap1.example.org", "ap2.example.org"));
+        assert!(same_host("ap2.example.org:9618", "schedd@ap2") && same_host("ap2", "AP2.example.org"));
+        assert!(!same_host("ap2", "ap22.example.org") && !same_host("ap2.other.org", "ap2.example.org"));
+        assert!(!same_host("10", "10.0.0.2") && !same_host("", "ap2"));
         assert!(is_here("ap1", "ap1.example.org") && is_here("schedd@ap1.example.org", "ap1"));
         assert!(same_host("<10.0.0.2:9618?addrs=10.0.0.2-9618&alias=ap1>", "10.0.0.2"));
         assert!(!same_host("<[2001:db8::1]:9618>", "[2001:db8::2]:9618"));

@@ -247,6 +247,21 @@ impl Credd {
         told.ok_or_else(|| StoreError::Refused { what: format!("answer about {name}"), said: said(&ended) })
     }
 
+    /// When the `.use` that is there was published, whatever it is for; seconds since 1970.
+    ///
+    /// # Errors
+    /// As [`Credd::query`].
+    pub fn published(&self, request: &Request) -> Result<Option<i64>, StoreError> {
+        match self.query(request)? {
+            // No more is said of what is for other scopes, except in the list of all.
+            Stored::Mismatch => {
+                let all = self.run("query-oauth", None, None)?;
+                Ok(listed(&all, &request.name()).and_then(Stored::published))
+            }
+            stored => Ok(stored.published()),
+        }
+    }
+
     /// Store a `.top`, one JSON object.
     ///
     /// # Errors

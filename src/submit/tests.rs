@@ -1326,3 +1326,19 @@ fn a_clients_own_tokens_are_taken_without_an_approval_and_refused_where_the_conf
     refused("ce&handle=ce1", "remove it: condor_store_cred delete-oauth -s ce_ce1");
     assert_eq!(desk.calls("add-oauth"), 0, "nothing is stored");
 }
+
+#[test]
+fn the_use_of_a_credential_for_other_scopes_is_not_taken_for_that_of_the_new_one() {
+    let desk = Desk::new("");
+    desk.stored();
+    std::fs::write(desk.file("helmholtz.wish"), "other|").unwrap();
+    std::fs::write(desk.file("no-use"), "").unwrap();
+    // Of this very second, by a clock that is ahead.
+    let ahead = std::time::SystemTime::now() + Duration::from_secs(1);
+    File::options().write(true).open(desk.file("helmholtz.use")).unwrap().set_modified(ahead).unwrap();
+    let request = Request::parse("helmholtz").unwrap();
+    let fresh = flow::Fresh { top: flow::top("mytoken", "new", None), left: super::cases::Left::Unknown };
+    let put = desk.at_counter(false, |counter| counter.put(&request, &fresh));
+    assert_eq!(put.unwrap_err().label(), "not-usable", "no .use has come of it");
+    assert!(desk.stored_at("helmholtz.top") > desk.stored_at("helmholtz.use"));
+}

@@ -49,7 +49,7 @@ pub const SAMPLES: &[(&str, &str)] = &[
     ),
     (
         "discovery",
-        r#"{"issuer": "https://a.example", "token_endpoint": "https://a.example/t", "scopes_supported": ["a"]}"#,
+        r#"{"issuer": "https://a.example", "token_endpoint": "https://a.example/t", "scopes_supported": ["a"], "providers_supported": [{"issuer": "https://b.example"}]}"#,
     ),
     ("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT"),
     ("secret", "s3cret with blanks"),
@@ -101,6 +101,7 @@ pub fn feed(parser: usize, bytes: &[u8]) {
                 drop(client::front_door(issuer, bytes));
             }
             drop(client::scopes_supported(bytes));
+            drop(client::providers_supported(bytes));
         }
         "Retry-After" => {
             let answer =

@@ -8,9 +8,14 @@ use std::{
 
 use super::Finding;
 use crate::{
-    config::settings::{Outward, Provider, Settings},
+    config::{
+        approval::obstacle,
+        input::Wrong,
+        settings::{Outward, Provider, ProviderKind, Settings},
+    },
     courier::{frame::ToCourier, probe::Facts},
     error::{Class, Kind},
+    issuer::client::{presentable, trimmed},
     keeper,
     keeper::{driver::Input, link::Link},
 };
@@ -38,7 +43,7 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
             for (provider, facts) in settings.providers.iter().zip(seen) {
                 findings.extend(closed_ca_file(provider));
                 match facts {
-                    Some(facts) => findings.extend(judge(provider, &facts)),
+                    Some(facts) => findings.extend(judge(provider, &facts, settings.daemon.web_approval.is_some())),
                     None => findings.push(
                         Finding::failed(area(provider), "issuer", "no answer in time")
                             .advise("see whether a firewall drops what this host sends"),
@@ -96,7 +101,7 @@ fn closed_ca_file(provider: &Provider) -> Option<Finding> {
     (mode & 0o004 == 0).then(closed)
 }
 
-fn judge(provider: &Provider, facts: &Facts) -> Vec<Finding> {
+fn judge(provider: &Provider, facts: &Facts, by_page: bool) -> Vec<Finding> {
     let area = || area(provider);
     let mut findings = Vec::new();
     match &facts.addresses {
@@ -149,7 +154,36 @@ fn judge(provider: &Provider, facts: &Facts) -> Vec<Finding> {
     if let Some(supported) = &facts.scopes_supported {
         findings.push(scopes(area(), &provider.scopes, supported));
     }
+    findings.extend(approval(provider, facts.providers_supported.as_deref(), by_page));
     findings
+}
+
+/// Whether users can approve there; `behind`: the issuers that a mytoken server lists.
+fn approval(provider: &Provider, behind: Option<&[String]>, by_page: bool) -> Option<Finding> {
+    if !matches!(provider.kind, ProviderKind::Mytoken { .. }) {
+        let warning = |Wrong { what, advice, .. }| Finding::warning(area(provider), "approval", what).advise(advice);
+        return obstacle(provider, by_page).map(warning);
+    }
+    // A server that does not answer has its finding.
+    let behind = behind?;
+    let listed = presentable(&behind.join(" "));
+    Some(match (&provider.issuer, behind) {
+        (None, [only]) => {
+            let only = presentable(only);
+            Finding::ok(area(provider), "approval", format!("users approve at {only}, the server's only provider"))
+        }
+        (None, _) => {
+            let what = format!("users cannot approve: `issuer` is not set, and the server's providers are {listed}");
+            Finding::failed(area(provider), "approval", what).advise("set `issuer` to the one that jobs need")
+        }
+        (Some(issuer), _) if behind.iter().any(|one| trimmed(one) == trimmed(issuer)) => {
+            Finding::ok(area(provider), "approval", format!("users approve at {issuer}"))
+        }
+        (Some(issuer), _) => {
+            let what = format!("users cannot approve: {issuer} is none of the server's providers: {listed}");
+            Finding::failed(area(provider), "approval", what).advise("correct `issuer`")
+        }
+    })
 }
 
 fn clock(area: String, skew: i64) -> Finding {
@@ -194,8 +228,13 @@ fn scopes(area: String, wanted: &[String], supported: &[String]) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
-    use crate::ctl::doctor::Verdict;
+    use crate::{
+        config::{self, Sources, condor::Knobs},
+        ctl::doctor::Verdict,
+    };
 
     #[test]
     fn clocks_clients_and_scopes_are_judged() {
@@ -213,10 +252,41 @@ mod tests {
         assert_eq!(scopes(area(), &words(&["storage.modify:/"]), &supported).verdict, Verdict::Warning);
     }
 
+    fn provider(text: &str) -> Provider {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        fs::write(&file, format!("[daemon]\ncredential_directory = \"/c\"\n[provider.p]\n{text}\n")).unwrap();
+        let sources = Sources { config: Some(file), ..Sources::default() }.without_secrets();
+        config::load_with(&sources, &Knobs::default()).unwrap().providers.remove(0)
+    }
+
+    #[test]
+    fn it_is_told_where_users_approve_and_why_they_cannot() {
+        let found = |text: &str, behind: &[&str], by_page: bool| {
+            let behind: Vec<_> = behind.iter().map(ToString::to_string).collect();
+            approval(&provider(text), Some(&behind), by_page).map(|finding| (finding.verdict, finding.what))
+        };
+        let bare = "kind = \"mytoken\"\nserver = \"https://m.eu\"";
+        let with = format!("{bare}\nissuer = \"https://a.eu/\"");
+        let (a, b) = ("https://a.eu", "https://b.eu");
+        let cases: [(&str, &[&str], Verdict, &str); 5] = [
+            (bare, &[a], Verdict::Ok, "the server's only provider"),
+            (bare, &[a, b], Verdict::Failed, "the server's providers are https://a.eu https://b.eu"),
+            (bare, &[], Verdict::Failed, "`issuer` is not set"),
+            (&with, &[b, a], Verdict::Ok, "users approve at https://a.eu/"),
+            (&with, &[b], Verdict::Failed, "https://a.eu/ is none of the server's providers: https://b.eu"),
+        ];
+        for (text, behind, verdict, words) in cases {
+            let (found, what) = found(text, behind, false).unwrap();
+            assert!(found == verdict && what.contains(words), "{text}: {what}");
+        }
+        let secret = "kind = \"oauth2\"\nissuer = \"https://a.eu\"\nclient_id = \"x\"\nclient_secret_file = \"/s\"";
+        assert_eq!(found(secret, &[], false).unwrap().0, Verdict::Warning);
+        assert_eq!(found(secret, &[], true), None);
+    }
+
     #[test]
     fn a_ca_file_that_users_cannot_read_is_told() {
-        use crate::config::{self, Sources, condor::Knobs};
-        use std::{fs, os::unix::fs::PermissionsExt};
         let dir = tempfile::tempdir().unwrap();
         let (file, ca_file) = (dir.path().join("c.toml"), dir.path().join("ca.pem"));
         fs::write(&ca_file, "").unwrap();

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{Bad, Fresh, Polled, Post, Started, Unfit, Wish, interval, later, left_until, page::Page, refused, top};
 use crate::{
-    config::settings::Provider,
+    config::settings::{Provider, Restrictions},
     core::secret::RefreshToken,
     courier::http,
     issuer::{TokenAnswer, client},
@@ -26,6 +26,8 @@ const WEEK: Duration = Duration::from_secs(604_800);
 pub(super) struct Flow<'a> {
     wish: &'a Wish<'a>,
     endpoint: String,
+    /// The OpenID provider behind the server, which a start must name (contract §2.2).
+    issuer: String,
 }
 
 #[derive(Deserialize)]
@@ -49,13 +51,41 @@ pub(super) async fn discover<'a>(http: &Client, wish: &'a Wish<'a>, server: &str
         return Err(fail(format!("{url} names another server")));
     }
     let endpoint = super::endpoint(WHO, "mytoken endpoint", document.mytoken_endpoint)?;
-    Ok(Flow { wish, endpoint })
+    let issuer = behind(wish.provider, client::providers_supported(&body).unwrap_or_default())?;
+    Ok(Flow { wish, endpoint, issuer })
 }
 
-/// The scopes and the lifetime that the request for a mytoken restricts it to; `None`: it restricts nothing, and a
-/// profile decides. No audience: servers clip it to what the first access token has.
-pub(super) fn restriction(wish: &Wish<'_>) -> Option<(Vec<String>, Duration)> {
-    Some((wish.scopes(), lifetime(wish.provider)?))
+/// The configured provider behind the server, or the only one that it has.
+fn behind(provider: &Provider, mut supported: Vec<String>) -> Result<String, SubmitError> {
+    if let Some(issuer) = &provider.issuer {
+        return Ok(issuer.clone());
+    }
+    match supported.pop() {
+        Some(only) if supported.is_empty() => Ok(only),
+        last => {
+            supported.extend(last);
+            Err(SubmitError::NotSetUp(format!(
+                "The provider {} does not say at which of its mytoken server's providers users approve ({}); ask the \
+                 admins to set `issuer`.",
+                provider.name,
+                if supported.is_empty() { "it lists none".to_owned() } else { super::printable(&supported.join(" ")) }
+            )))
+        }
+    }
+}
+
+/// What the request for a mytoken restricts it to.
+pub(super) struct Restriction<'a> {
+    pub(super) scopes: Vec<String>,
+    pub(super) lifetime: Duration,
+    pub(super) further: &'a Restrictions,
+}
+
+/// What it is restricted to; `None`: nothing, and a profile decides. The audience only where the provider's settings
+/// restrict it: servers clip it to what the first access token has.
+pub(super) fn restriction<'a>(wish: &Wish<'a>) -> Option<Restriction<'a>> {
+    let lifetime = lifetime(wish.provider)?;
+    Some(Restriction { scopes: wish.scopes(), lifetime, further: &wish.provider.approval.restrictions })
 }
 
 impl Flow<'_> {
@@ -73,9 +103,7 @@ impl Flow<'_> {
             "application_name": "HTCondor job submission",
         });
         if let Some(members) = body.as_object_mut() {
-            if let Some(issuer) = &provider.issuer {
-                members.insert("oidc_issuer".into(), json!(issuer));
-            }
+            members.insert("oidc_issuer".into(), json!(self.issuer));
             if !approval.profile.is_empty() {
                 members.insert("include".into(), json!(approval.profile));
             }
@@ -92,11 +120,23 @@ impl Flow<'_> {
     /// One restriction, without which a server would ignore scopes and audience later (contract, fact 6). A profile
     /// brings its own.
     fn restriction(&self) -> Option<Map<String, Value>> {
-        let (scopes, lifetime) = restriction(self.wish)?;
+        let Restriction { scopes, lifetime, further } = restriction(self.wish)?;
         let mut restriction = Map::new();
         restriction.insert("exp".into(), json!(format!("+{}s", lifetime.as_secs())));
         if !scopes.is_empty() {
             restriction.insert("scope".into(), json!(scopes.join(" ")));
+        }
+        let lists = [
+            ("audience", &further.audience),
+            ("hosts", &further.hosts),
+            ("geoip_allow", &further.geoip_allow),
+            ("geoip_disallow", &further.geoip_disallow),
+        ];
+        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            restriction.insert(name.into(), json!(list));
+        }
+        if let Some(usages) = further.usages_at {
+            restriction.insert("usages_AT".into(), json!(usages));
         }
         Some(restriction)
     }

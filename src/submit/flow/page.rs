@@ -99,10 +99,12 @@ fn place(server: &str) -> String {
 /// Who asks for what: nothing but what the request says.
 fn facts(wish: &Wish<'_>) -> Vec<(&'static str, String)> {
     let (server, scopes, audience, lifetime) = match &wish.provider.kind {
-        ProviderKind::Mytoken { server } => {
-            let (scopes, lifetime) = mytoken::restriction(wish).unzip();
-            (server.clone(), scopes.unwrap_or_default(), Vec::new(), lifetime)
-        }
+        ProviderKind::Mytoken { server } => match mytoken::restriction(wish) {
+            Some(mytoken::Restriction { scopes, lifetime, further }) => {
+                (server.clone(), scopes, further.audience.clone(), Some(lifetime))
+            }
+            None => (server.clone(), Vec::new(), Vec::new(), None),
+        },
         ProviderKind::OAuth2(oauth2) => {
             let server = wish.provider.issuer.clone().or_else(|| oauth2.token_endpoint.clone()).unwrap_or_default();
             (server, wish.scopes(), wish.audience(), None)
@@ -119,6 +121,15 @@ fn facts(wish: &Wish<'_>) -> Vec<(&'static str, String)> {
         }
     }
     facts.extend(lifetime.map(|lifetime| ("lifetime", spoken(lifetime))));
+    let further = &wish.provider.approval.restrictions;
+    for (name, words) in
+        [("hosts", &further.hosts), ("countries", &further.geoip_allow), ("not from", &further.geoip_disallow)]
+    {
+        if !words.is_empty() {
+            facts.push((name, words.join(" ")));
+        }
+    }
+    facts.extend(further.usages_at.map(|usages| ("uses", format!("{usages} access tokens"))));
     let profile = wish.provider.approval.profile.join(" ");
     if !profile.is_empty() {
         let decides = match lifetime {

@@ -23,6 +23,13 @@ struct Server {
 
 impl Server {
     fn start(answers: &[&str]) -> Self {
+        Self::listing(&[], answers)
+    }
+
+    /// A mytoken server with these providers behind it.
+    fn listing(providers: &[&str], answers: &[&str]) -> Self {
+        let providers: Vec<_> = providers.iter().map(|issuer| serde_json::json!({ "issuer": issuer })).collect();
+        let providers = serde_json::json!(providers).to_string();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let posts = Arc::new(Mutex::new(Vec::new()));
@@ -49,7 +56,8 @@ impl Server {
                 let answer = if head.starts_with("GET") {
                     format!(
                         "200 {{\"issuer\":\"{base}\",\"mytoken_endpoint\":\"{base}/my\",\"token_endpoint\":\"{base}/t\",\
-                         \"device_authorization_endpoint\":\"{base}/d\",\"revocation_endpoint\":\"{base}/r\"}}"
+                         \"device_authorization_endpoint\":\"{base}/d\",\"revocation_endpoint\":\"{base}/r\",\
+                         \"providers_supported\":{providers}}}"
                     )
                 } else {
                     let mut seen = seen.lock().unwrap();
@@ -129,6 +137,56 @@ fn a_mytoken_request_says_what_the_provider_wants() {
     assert_eq!((&body["name"], &body["include"]), (&serde_json::json!("mytoken-p"), &serde_json::Value::Null));
     assert_eq!(body["oidc_issuer"], "https://op.example.org");
     assert_eq!(seen.0.len(), 1);
+}
+
+#[test]
+fn a_mytoken_is_restricted_as_the_settings_say_and_the_user_is_told() {
+    let server = Server::start(&[STARTED, MADE]);
+    let restrictions = "restrictions = { audience = [\"https://a.example\"], hosts = [\"192.0.2.0/24\"], usages_AT = 99, \
+                        geoip_allow = [\"de\", \"fr\"], geoip_disallow = [\"xx\"] }";
+    let (fresh, seen) =
+        approve_at(&server, &format!("{MYTOKEN}\nlifetime = \"2h\"\nscopes = [\"s1\"]\n{restrictions}"));
+    assert!(fresh.is_ok());
+    let body: serde_json::Value = serde_json::from_str(&server.post(0)).unwrap();
+    let restriction = serde_json::json!({
+        "exp": "+7200s", "scope": "s1", "audience": ["https://a.example"], "hosts": ["192.0.2.0/24"], "usages_AT": 99,
+        "geoip_allow": ["de", "fr"], "geoip_disallow": ["xx"],
+    });
+    assert_eq!(body["restrictions"], serde_json::json!([restriction]));
+    let told = [
+        ("scopes", "s1"),
+        ("audience", "https://a.example"),
+        ("lifetime", "2 hours"),
+        ("hosts", "192.0.2.0/24"),
+        ("countries", "de fr"),
+        ("not from", "xx"),
+        ("uses", "99 access tokens"),
+    ];
+    assert_eq!(seen.0[0].facts[3..], told.map(|(name, value)| (name, value.to_owned())));
+}
+
+#[test]
+fn without_an_issuer_the_only_provider_of_a_mytoken_server_is_taken_and_one_of_several_is_not_guessed() {
+    let bare = MYTOKEN.replace("\nissuer = \"https://op.example.org\"", "");
+    assert_ne!(bare, MYTOKEN);
+    let server = Server::listing(&["https://only.example.org"], &[STARTED, MADE]);
+    assert!(approve_at(&server, &bare).0.is_ok());
+    let body: serde_json::Value = serde_json::from_str(&server.post(0)).unwrap();
+    assert_eq!(body["oidc_issuer"], "https://only.example.org");
+    let cases: [(&[&str], &str); 2] =
+        [(&["https://a.example", "https://b.example"], "https://a.example https://b.example"), (&[], "lists none")];
+    for (providers, told) in cases {
+        let server = Server::listing(providers, &[STARTED, MADE]);
+        let error = approve_at(&server, &bare).0.err().unwrap();
+        assert!(matches!(error, SubmitError::NotSetUp(_)), "{error}");
+        let said = error.to_string();
+        assert!(said.contains(told) && said.ends_with("ask the admins to set `issuer`."), "{said}");
+        assert!(server.posts.lock().unwrap().is_empty(), "nothing was begun");
+    }
+    // A configured one counts.
+    let server = Server::listing(&["https://a.example", "https://op.example.org"], &[STARTED, MADE]);
+    assert!(approve_at(&server, MYTOKEN).0.is_ok());
+    assert!(server.post(0).contains("https://op.example.org"));
 }
 
 #[test]
