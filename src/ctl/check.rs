@@ -148,5 +148,7 @@ Credentials in /creds, a full scan every 10m, log to stderr. The configuration i
         assert_eq!(warnings(page, &format!("{public}{secret}")), "");
         let exchange = public.replace("oauth2", "token-exchange") + "login_client_id = \"of-users\"\n";
         assert_eq!(warnings("", &format!("{exchange}{secret}")), "");
+        let own = public.replace("oauth2", "client-credentials") + "users = [\"harvester\"]\n";
+        assert_eq!(warnings("", &format!("{own}{secret}")), "", "nobody approves what a client asks for itself");
     }
 }
