@@ -346,6 +346,37 @@ fn a_courier_that_dies_during_an_exchange_is_replaced_the_exchange_repeated_and_
 }
 
 #[test]
+fn a_reload_asks_for_nothing_that_was_refused_for_good() {
+    let mut site = Site::new(600, Rotation::None);
+    site.grid("good");
+    let dead = site.grid("dead");
+    assert!(site.issuer.control().revoke(&dead));
+    let mut command = site.command();
+    site.credmon = Some(command.args(["--confirm-after", "1s"]).spawn().unwrap());
+    site.wait("the end of it", 20, |s| s.log().contains("parked: refused twice"));
+    site.wait("good's", 20, |s| s.file("good", "grid.use").is_some());
+    site.configure_with("full_scan = \"9m\"", "", "");
+    site.signal("-HUP");
+    site.wait("the reload", 20, |s| s.log().contains("configuration reloaded"));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((site.asked("dead").len(), site.asked("good").len()), (2, 1));
+    let status = Command::new(env!("CARGO_BIN_EXE_evercred"))
+        .args(["status", "--json", "--socket"])
+        .arg(site.socket())
+        .output()
+        .unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let of = |n: usize, what: &str| status["credentials"][n][what].clone();
+    assert_eq!((of(0, "user"), of(0, "state")), ("dead".into(), "parked".into()));
+    assert_eq!((of(1, "user"), of(1, "state"), of(1, "generation")), ("good".into(), "fresh".into(), 1.into()));
+    // A provider that is another one now may say something else.
+    site.configure_with("full_scan = \"9m\"", "timeout = \"4s\"", "");
+    std::thread::sleep(Duration::from_millis(1100));
+    site.signal("-HUP");
+    site.wait("another question", 20, |s| s.asked("dead").len() > 2);
+}
+
+#[test]
 fn a_reload_while_one_issuer_hangs_keeps_nobody_elses_token_back() {
     let mut site = Site::new(600, Rotation::None);
     let control = site.issuer.control();

@@ -23,7 +23,7 @@ use super::{
     ending::Ending,
     figures::is_issuers,
     id::{CredentialId, UserName},
-    roll_call::RollCall,
+    roll_call::{Before, RollCall},
     roster::{Entry, Home, Place, Roster, Wait},
     schedule,
     time::{Now, Tick, Timestamp},
@@ -159,14 +159,16 @@ impl Planner {
         }
     }
 
-    /// All that is known, and what is missed still from before an earlier reload.
-    pub fn known(&self) -> impl Iterator<Item = &CredentialId> {
-        self.roster.entries().map(|entry| &entry.id).chain(self.roll_call.missed())
-    }
-
-    /// What was [known](Self::known) before a reload: of what no look from `since` on shows it is told that it is gone.
-    pub fn expect(&mut self, since: Tick, known: impl IntoIterator<Item = CredentialId>) {
-        self.roll_call = RollCall::new(since, known.into_iter().filter(|id| self.roster.slot_of(id).is_none()));
+    /// What was known before a reload: it goes on as it was once a look finds it as it was, and of what no look from
+    /// `since` on shows it is told that it is gone. `provider`: whether a credential's provider is configured as it was;
+    /// none: it is nobody's any more.
+    pub fn expect(&mut self, since: Tick, before: Self, provider: impl Fn(&CredentialId) -> Option<bool>) {
+        let entries = before.roster.into_entries().map(|entry| Before { entry, same_provider: true });
+        let known = entries.chain(before.roll_call.into_missed()).filter_map(|before| {
+            let same_provider = provider(&before.entry.id)? && before.same_provider;
+            Some(Before { same_provider, ..before })
+        });
+        self.roll_call = RollCall::new(since, known.filter(|one| self.roster.slot_of(&one.entry.id).is_none()));
     }
 
     fn take_over(&mut self, now: Now, unkept: Unkept, provider: usize) {
@@ -395,20 +397,22 @@ impl Planner {
     }
 
     fn seen_first(&mut self, now: Now, found: Found) -> usize {
-        self.roll_call.seen(&found.id);
+        let before = self.roll_call.seen(&found.id).filter(|before| before.entry.top == found.top);
         let spread = found.id.spread();
         let mut entry = Entry::new(found.id, found.provider, found.top);
         entry.expiry = found.use_file.and_then(|told| told.expiry);
         entry.ending = Ending::of_top(found.refresh_ends, now.tick);
         entry.fresh_top = found.use_file.is_none() || found.top_newer;
-        if let Err(kind) = entry.top {
+        if let (Err(kind), None) = (entry.top, &before) {
             self.pending.push_back(Action::Announce(Announcement::Unusable { id: entry.id.clone(), kind }));
         }
+        let waits = before.and_then(|before| entry.go_on(before));
         let usable = entry.top.is_ok();
         let slot = self.roster.add(entry);
         let times = found.use_file.filter(|_| !found.top_newer).and_then(|told| Some((told.issued?, told.expiry?)));
-        match times {
-            Some((issued, expiry)) if usable && expiry > now.wall => {
+        match (waits, times) {
+            (Some(wait), _) if usable => self.roster.wait(slot, wait),
+            (_, Some((issued, expiry))) if usable && expiry > now.wall => {
                 let lifetime = expiry.since(issued);
                 let after = schedule::renew_after(lifetime, spread, self.refresh);
                 let due = issued.plus(after);

@@ -9,6 +9,7 @@ use std::{
 use super::{
     ending::Ending,
     id::{CredentialId, UserName},
+    roll_call::Before,
     snapshot::State,
     time::{Now, Tick, Timestamp},
     top::Identity,
@@ -122,6 +123,22 @@ impl Entry {
 
     pub(super) fn wait(&self) -> Wait {
         self.wait
+    }
+
+    /// The same `.top` as before a reload. If its provider is the same, too: what it waits for still, unless a new look
+    /// tells that.
+    pub(super) fn go_on(&mut self, before: Before) -> Option<Wait> {
+        let Before { entry: before, same_provider } = before;
+        self.renewed = before.renewed;
+        self.generation = before.generation;
+        self.flagged = before.flagged;
+        self.approved = before.approved;
+        self.ending = before.ending;
+        if !same_provider {
+            return None;
+        }
+        self.trouble = before.trouble;
+        Some(before.wait).filter(|wait| matches!(wait, Wait::Parked | Wait::Retry(_)))
     }
 
     fn failed_at(&self) -> Option<Tick> {
@@ -276,6 +293,11 @@ impl Roster {
         };
         let slots = homes.flat_map(|(_, home)| &home.slots);
         slots.filter_map(move |&slot| Some(self.get(slot)?.row(now)))
+    }
+
+    /// All of them, for a roster after a reload.
+    pub(super) fn into_entries(self) -> impl Iterator<Item = Entry> {
+        self.slots.into_iter().flatten()
     }
 
     /// How many wait in an issuer's queue.

@@ -22,6 +22,7 @@ use super::{
     disk::{Disk, Job},
     link::Link,
     log::LogHandle,
+    reload,
     replicas::{self, Replication},
     revoker::{self, Revoker},
     scanner::{self, FirstScan, Look, Ticket},
@@ -707,7 +708,7 @@ impl Driver {
     /// Go on from where the driver before a reload was: with its numbers, with the refresh tokens that the disk has not
     /// taken yet, with the admins who wait, and with what it knew, of which some may have left meanwhile. What its courier
     /// had been asked is lost with that one.
-    pub fn inherit(&mut self, before: &mut Self) {
+    pub fn inherit(&mut self, mut before: Self) {
         self.waiting = std::mem::take(&mut before.waiting);
         self.revocations_lost(self.clock.now());
         self.keep_what_may_be_revoked();
@@ -723,8 +724,13 @@ impl Driver {
             }
         }
         self.planner.inherit(self.clock.now(), &before.planner, unkept);
-        let is_ours = |id: &&CredentialId| scanner::provider_of(&self.owners, id).is_some();
-        self.planner.expect(self.first_scan.since(), before.planner.known().filter(is_ours).cloned());
+        let as_it_was = |owner: &Arc<Owner>| {
+            let was = before.owners.iter().find(|was| was.provider.name == owner.provider.name);
+            was.is_some_and(|was| reload::is_same(&was.provider, &owner.provider))
+        };
+        let as_they_were: Vec<bool> = self.owners.iter().map(as_it_was).collect();
+        let provider = |id: &CredentialId| as_they_were.get(scanner::provider_of(&self.owners, id)?).copied();
+        self.planner.expect(self.first_scan.since(), before.planner, provider);
     }
 
     /// Say of which credentials the refresh token did not get into its `.top`.

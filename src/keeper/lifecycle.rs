@@ -164,8 +164,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         driver.notices.clone_from(&notices);
         driver.first_scan = scanner::FirstScan::from(scan_from);
         driver.courses = Courses::new(settings.daemon.otlp.is_some());
-        if let Some(mut before) = before.take() {
-            driver.inherit(&mut before);
+        if let Some(before) = before.take() {
+            driver.inherit(before);
         }
         driver.page = settings.daemon.web_approval.clone().map(|page| (page, approvals.clone()));
         match driver.run(&queue) {

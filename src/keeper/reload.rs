@@ -11,7 +11,7 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Daemon, Settings},
+        settings::{Daemon, Provider, Settings},
     },
     error::Report,
 };
@@ -90,6 +90,14 @@ pub fn fingerprint(settings: &Settings) -> Vec<u8> {
     }
     hash.update(format!("{:?}", settings.daemon));
     hash.finalize().to_vec()
+}
+
+/// Whether a provider is configured as it was. One with a key for sealed `.top` files never counts as that: the key may be
+/// another one in the same file.
+#[must_use]
+pub fn is_same(before: &Provider, now: &Provider) -> bool {
+    let bytes = |provider| postcard::to_stdvec(provider).map(zeroize::Zeroizing::new).ok();
+    now.fernet_key_file.is_none() && before.fernet_key_file.is_none() && bytes(before) == bytes(now)
 }
 
 /// What a reload has found changed and cannot change: what the process has opened at its start.

@@ -337,6 +337,76 @@ fn what_was_wrong_with_a_top_for_a_moment_does_not_park_it() {
 }
 
 #[test]
+fn a_reload_goes_on_from_what_was_known_unless_the_provider_changed() {
+    let at = |tick: u64| Now { wall: Timestamp(1_700_000_000_000 + i64::try_from(tick).unwrap()), tick: Tick(tick) };
+    let fresh = |tick: u64| {
+        let issued = at(tick).wall;
+        Some(crate::core::use_file::Use { issued: Some(issued), expiry: Some(issued.plus(Duration::from_secs(7200))) })
+    };
+    for same in [true, false] {
+        let mut planner = Planner::new(&[PLENTY], Duration::ZERO);
+        let lives = |planner: &mut Planner, from: u64, to: u64| {
+            let mut asked = Vec::new();
+            let mut tick = from;
+            while tick < to {
+                while let Some(action) = planner.next_action(at(tick)) {
+                    match action {
+                        Action::Exchange { number, id, .. } => {
+                            asked.push((id.user.to_string(), tick));
+                            let fail = |kind, wait: u64| {
+                                let retry_after = Some(Duration::from_secs(wait));
+                                Err(Failure { kind, retry_after, rotated: false })
+                            };
+                            let result = match id.user.as_str() {
+                                "parked" => fail(Kind::Revoked, 0),
+                                "retrying" => fail(Kind::Restricted, 3000),
+                                _ => Ok(Brought {
+                                    lifetime: Duration::from_secs(7200),
+                                    refresh_lifetime: Some(Duration::from_secs(100_000)),
+                                    rotated: false,
+                                    flagged: Some(Kind::ScopeShortfall),
+                                }),
+                            };
+                            planner.handle(at(tick), Event::Answered { number, result });
+                        }
+                        Action::Publish { number, .. } => planner.handle(at(tick), Event::Published { number }),
+                        _ => {}
+                    }
+                }
+                tick += u64::try_from(planner.next_deadline(at(tick)).as_millis()).unwrap().max(1);
+            }
+            asked
+        };
+        for (n, user) in ["good", "parked", "retrying"].into_iter().enumerate() {
+            look(&mut planner, at(1), user, vec![seen("grid", 0, n as u64)]);
+        }
+        lives(&mut planner, 1, 2 * MINUTE);
+        let mut after = Planner::new(&[PLENTY], Duration::ZERO);
+        after.inherit(at(2 * MINUTE), &planner, []);
+        after.expect(Tick(2 * MINUTE), planner, |_| Some(same));
+        for (n, user) in ["good", "parked", "retrying"].into_iter().enumerate() {
+            let use_file = if user == "good" { fresh(1) } else { None };
+            look(&mut after, at(2 * MINUTE), user, vec![Found { use_file, ..seen("grid", 0, n as u64) }]);
+        }
+        let asked = lives(&mut after, 2 * MINUTE, 40 * MINUTE);
+        assert_eq!(asked.is_empty(), same, "nobody is asked for before the time: {asked:?}");
+        let rows: BTreeMap<String, Row<'_>> =
+            after.rows(at(40 * MINUTE), None).map(|row| (row.id.user.to_string(), row)).collect();
+        let good = rows["good"];
+        assert_eq!((good.generation, good.flagged), (1, Some(Kind::ScopeShortfall)), "{good:?}");
+        assert!(good.renewed.is_some() && good.refresh_token_expires.is_some(), "{good:?}");
+        let parked = rows["parked"].error.unwrap();
+        assert_eq!(
+            (rows["parked"].state, parked.0, parked.2),
+            (crate::core::snapshot::State::Parked, Kind::Revoked, 2)
+        );
+        // Another `.top` ends it, as ever.
+        look(&mut after, at(40 * MINUTE), "parked", vec![seen("grid", 0, 99)]);
+        assert_eq!(exchanges(&mut after, at(40 * MINUTE)).len(), 1);
+    }
+}
+
+#[test]
 fn a_credential_that_is_seen_with_another_provider_is_asked_for_there_whatever_it_waits_for() {
     let at = |tick| Now { wall: Timestamp(1_000_000_000 + i64::try_from(tick).unwrap()), tick: Tick(tick) };
     let told = |tick, provider| {

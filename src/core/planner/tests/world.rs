@@ -386,8 +386,8 @@ impl World {
             (unkept, provider)
         });
         planner.inherit(self.clock(), &self.planner, unkept.collect::<Vec<_>>());
-        let is_ours = |id: &&CredentialId| self.provider_of(self.who(id)).is_some();
-        planner.expect(Tick(self.now), self.planner.known().filter(is_ours).cloned());
+        let before = std::mem::replace(&mut self.planner, Planner::new(&[], Duration::ZERO));
+        planner.expect(Tick(self.now), before, |id| self.provider_of(self.who(id)).map(|_| true));
         // What is nobody's any more is not told of either, but for a refresh token that the disk has still to take.
         let shown = std::mem::take(&mut self.shown);
         let is_told_of = |&who: &usize| self.provider_of(who).is_some() || planner.knows(&self.ids[who]);
