@@ -6,7 +6,7 @@
 //! | only services (`globus-compute`, `kubernetes`, `sfapi`, `iri`) | read what names, certificates, libraries and kubeconfigs need |
 //! | any that start a program (`ssh`, `exec`, `credd`) | as the uid may |
 //! | any `directory` | as the uid may: a rule would not outlive the next mount of a shared file system |
-//! | a `kubernetes` one whose kubeconfig does not answer within [`PATIENCE`] | as the uid may, until the next start: what it names is not known, and no other site waits for it |
+//! | a `kubernetes` one whose kubeconfig does not answer within three seconds | as the uid may, until the next start: what it names is not known, and no other site waits for it |
 
 use std::{
     path::PathBuf,
