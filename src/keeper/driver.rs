@@ -164,8 +164,8 @@ pub enum Input {
     Learned {
         /// Which.
         id: CredentialId,
-        /// The `.top` and the token, or why it cannot be read.
-        found: Result<(Identity, revoker::Held), Kind>,
+        /// The `.top` and the token, or why it may not go to its provider.
+        found: Result<(Identity, revoker::Held), ExchangeError>,
         /// The uid of who ordered that it be given back now.
         order: Option<u32>,
     },

@@ -18,6 +18,7 @@ use crate::{
         id::{CredentialId, UserName},
         notice::{Provider, Standing, Standings},
         planner::{Event, Found, Row},
+        secret::RefreshToken,
         snapshot::{Credential, Issuer, Page, PageRow, Replica, SCHEMA, SiteStanding, Status, Trouble, ends_soon},
         time::Now,
         top::Identity,
@@ -27,7 +28,7 @@ use crate::{
     keeper::{
         audit::{Decision, Entry},
         control::{Order, Reply},
-        disk::Job,
+        disk::{self, Job},
         log::LogHandle,
         replicas, revoker, scanner,
     },
@@ -251,7 +252,7 @@ impl Driver {
         &mut self,
         now: Now,
         id: CredentialId,
-        found: Result<(Identity, revoker::Held), Kind>,
+        found: Result<(Identity, revoker::Held), ExchangeError>,
         order: Option<u32>,
     ) {
         match (found, order) {
@@ -262,14 +263,20 @@ impl Driver {
                 }
             }
             (Ok((_, held)), Some(uid)) => self.revoker.order(now.tick, id, held, uid),
-            // What cannot be read cannot be given back; the planner tells what is wrong with it.
+            // What may not be sent cannot be given back; the planner tells what is wrong with it.
             (Err(_), None) => {}
-            (Err(kind), by @ Some(_)) => {
-                let result = Err(ExchangeError::new(kind, "its refresh token cannot be read"));
+            (Err(mut error), by @ Some(_)) => {
+                error.detail = format!("nothing is sent to the issuer: {}", error.detail);
+                let result = Err(error);
                 let provider = self.owner_of(&id).map_or_else(String::new, |owner| owner.provider.name.clone());
                 self.revoked(now, &revoker::Outcome { id, provider, by, jti_sha256: None, result });
             }
         }
+    }
+
+    fn is_elsewhere(&self, provider: Option<usize>, token: &RefreshToken) -> bool {
+        let owner = provider.and_then(|index| self.owners.get(index));
+        owner.is_none_or(|owner| disk::made_elsewhere(token, &owner.provider).is_some())
     }
 
     fn may_revoke(&self) -> bool {
@@ -299,6 +306,10 @@ impl Driver {
                     Kind::ClientRefused,
                     "its service does not belong to that provider any more",
                 )),
+                // Since it was read, a reload may have brought that provider another server.
+                Some(_) if self.is_elsewhere(index, &ask.held.token) => {
+                    Err(ExchangeError::new(Kind::TopElsewhere, "nothing is sent: it is another server's"))
+                }
                 Some(provider) => {
                     let frame = ToCourier::Revoke { number: ask.number, provider, token: ask.held.token };
                     self.link.send(&frame).map_err(|e| ExchangeError::new(Kind::CourierLost, e.to_string()))
