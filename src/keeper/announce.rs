@@ -33,10 +33,11 @@ pub struct Announcer {
     /// The counters.
     pub tally: Tally,
     audit: Audit,
-    details: HashMap<CredentialId, String>,
+    /// The words of an issuer's last error, with its kind: an error of another kind came without words.
+    details: HashMap<CredentialId, (Kind, String)>,
     told: HashMap<CredentialId, Told<Kind>>,
-    /// The words of the last error, by the provider's name.
-    last: HashMap<String, String>,
+    /// The same by the provider's name.
+    last: HashMap<String, (Kind, String)>,
     /// The `jti`, hashed, of tokens that are being published.
     hashes: HashMap<CredentialId, String>,
     /// By the provider's name, which a reload leaves as it is.
@@ -70,9 +71,9 @@ impl Announcer {
     }
 
     /// Note the words that came with an error.
-    pub fn note(&mut self, id: &CredentialId, provider: &str, detail: String) {
-        self.last.insert(provider.to_owned(), detail.clone());
-        self.details.insert(id.clone(), detail);
+    pub fn note(&mut self, id: &CredentialId, provider: &str, kind: Kind, detail: String) {
+        self.last.insert(provider.to_owned(), (kind, detail.clone()));
+        self.details.insert(id.clone(), (kind, detail));
     }
 
     /// Note the token that is about to be published.
@@ -84,10 +85,10 @@ impl Announcer {
         }
     }
 
-    /// The words that came with the last error.
+    /// The words that came with the last error, if it was of this kind.
     #[must_use]
-    pub fn detail(&self, id: &CredentialId) -> &str {
-        self.details.get(id).map_or("", String::as_str)
+    pub fn detail(&self, id: &CredentialId, kind: Kind) -> &str {
+        words(self.details.get(id), kind)
     }
 
     /// Tell.
@@ -183,7 +184,7 @@ impl Announcer {
                 let told = kind.class() != Class::Ours
                     && self.is_news(now.tick, id, *kind)
                     && self.may_tell(now.tick, provider(*p), *kind);
-                let (detail, provider) = (self.detail(id), provider(*p));
+                let (detail, provider) = (self.detail(id, *kind), provider(*p));
                 if told {
                     tracing::warn!(
                         user, service, handle, provider, issuer, %kind, times, next_in, detail, "not renewed"
@@ -198,7 +199,7 @@ impl Announcer {
                 let (user, service, handle) = names(id);
                 tracing::error!(
                     user, service, handle, provider = provider(*p), issuer = issuer(owners, *p), %kind,
-                    detail = self.detail(id),
+                    detail = self.detail(id, *kind),
                     "parked: refused twice; the user must approve again (its files stay as they are)"
                 );
             }
@@ -214,7 +215,7 @@ impl Announcer {
             }
             Announcement::Issuer { provider: p, down: Some(kind) } => {
                 let provider = provider(*p);
-                let detail = self.last.get(provider).map_or("", String::as_str);
+                let detail = words(self.last.get(provider), *kind);
                 tracing::error!(
                     provider, issuer = issuer(owners, *p), %kind, detail,
                     "issuer is down or refuses us: single probes only"
@@ -278,14 +279,20 @@ impl Announcer {
                 entry
             }
             Announcement::Failed { id, kind, .. } if kind.class() != Class::Transient => {
-                entry(Decision::Refused, id).because(*kind).saying(self.detail(id))
+                entry(Decision::Refused, id).because(*kind).saying(self.detail(id, *kind))
             }
-            Announcement::Parked { id, kind, .. } => entry(Decision::Parked, id).because(*kind).saying(self.detail(id)),
+            Announcement::Parked { id, kind, .. } => {
+                entry(Decision::Parked, id).because(*kind).saying(self.detail(id, *kind))
+            }
             Announcement::Unusable { id, kind } => entry(Decision::Unusable, id).because(*kind),
             Announcement::Forgotten { id } => entry(Decision::Forgotten, id),
             Announcement::Failed { .. } | Announcement::Issuer { .. } => return None,
         })
     }
+}
+
+fn words(noted: Option<&(Kind, String)>, kind: Kind) -> &str {
+    noted.filter(|(of, _)| *of == kind).map_or("", |(_, words)| words.as_str())
 }
 
 /// Who is asked, as configured.
@@ -300,6 +307,7 @@ pub(super) fn names(id: &CredentialId) -> (&str, &str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{id::UserName, time::Timestamp};
 
     fn told(announcer: &mut Announcer, tick: u64, kind: Kind) -> bool {
         announcer.may_tell(Tick(tick), "grid", kind)
@@ -331,5 +339,31 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("more=10") && text.contains("provider=grid"), "{text}");
+    }
+
+    #[test]
+    fn words_of_an_earlier_error_are_told_with_no_other_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut announcer = Announcer::default();
+        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "grid").unwrap();
+        let now = Now { wall: Timestamp(0), tick: Tick(1000) };
+        announcer.note(&id, "grid", Kind::Expired, "it has ended, says the issuer".into());
+        super::super::log::logging_to(&log, || {
+            for kind in [Kind::Expired, Kind::NoSpace, Kind::CourierLost] {
+                let failed = Announcement::Failed { id: id.clone(), provider: 0, kind, times: 1, next_in: None };
+                announcer.tell(now, &[], &failed);
+                announcer.tell(now, &[], &Announcement::Parked { id: id.clone(), provider: 0, kind });
+                announcer.tell(now, &[], &Announcement::Issuer { provider: 0, down: Some(kind) });
+                let words = announcer.entry(now, &[], &Announcement::Parked { id: id.clone(), provider: 0, kind });
+                let spoken = words.unwrap().detail.unwrap_or_default();
+                assert_eq!(spoken.contains("says the issuer"), kind == Kind::Expired, "{kind}: {spoken}");
+            }
+        });
+        assert_eq!(announcer.detail(&id, Kind::Expired), "it has ended, says the issuer");
+        assert_eq!(announcer.detail(&id, Kind::NoSpace), "");
+        let text = std::fs::read_to_string(&log).unwrap();
+        let with: Vec<&str> = text.lines().filter(|line| line.contains("says the issuer")).collect();
+        assert!(with.len() >= 2 && with.iter().all(|line| line.contains("kind=expired")), "{text}");
     }
 }

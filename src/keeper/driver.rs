@@ -827,7 +827,7 @@ impl Driver {
                 Ok(brought)
             }
             Err(error) => {
-                self.announcer.note(&held.id, &held.owner.provider.name, error.detail);
+                self.announcer.note(&held.id, &held.owner.provider.name, error.kind, error.detail);
                 held.rotated = error.rotated;
                 Err(Failure { kind: error.kind, retry_after: error.retry_after, rotated: held.rotated.is_some() })
             }

@@ -434,7 +434,7 @@ impl Driver {
             generation: row.generation,
             error: row.error.map(|(kind, since, times)| Trouble {
                 kind,
-                detail: self.announcer.detail(row.id).to_owned(),
+                detail: self.announcer.detail(row.id, kind).to_owned(),
                 since,
                 times,
             }),
