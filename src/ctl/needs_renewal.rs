@@ -59,16 +59,19 @@ impl Need {
     }
 }
 
-/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached; 64, not 2, for wrong
+/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached or does not know yet; 64, not 2, for wrong
 /// arguments, of which it never hears.
 #[must_use]
 pub fn run(args: &cli::NeedsRenewal) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
-    let status = match daemon::status(&socket) {
+    let status = match daemon::status_telling(&socket, |status| one(status, &args.which).is_some()) {
         Ok(status) => status,
         Err(error) => return error.report().print("evercred"),
     };
     let credential = one(&status, &args.which);
+    if credential.is_none() && !status.complete {
+        return daemon::not_known_yet(&args.which).print("evercred");
+    }
     let need = Need::of(credential, status.now, args.min);
     let mut line = format!("{}: {}", args.which, need.word());
     if let Some(credential) = credential {

@@ -35,7 +35,13 @@ const LOOK: Duration = Duration::from_secs(2);
 pub fn run(args: &cli::Status) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
     loop {
-        let status = match daemon::status(&socket) {
+        // What is asked for by name is waited for; all that there are is told as far as it is known.
+        let told = |status: &Status| args.watch || chosen(status, args.which.as_deref()).next().is_some();
+        let status = match &args.which {
+            Some(_) => daemon::status_telling(&socket, told),
+            None => daemon::status(&socket),
+        };
+        let status = match status {
             Ok(status) => status,
             Err(error) => return error.report().print("evercred"),
         };
@@ -61,7 +67,7 @@ pub fn run(args: &cli::Status) -> ExitCode {
 #[must_use]
 pub fn list(args: &cli::List) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
-    let status = match daemon::status(&socket) {
+    let status = match daemon::status_telling(&socket, |_| false) {
         Ok(status) => status,
         Err(error) => return error.report().print("evercred"),
     };
@@ -114,6 +120,9 @@ pub(super) fn one<'a>(status: &'a Status, which: &str) -> Option<&'a Credential>
 }
 
 fn nothing(status: &Status, which: &str) -> Report {
+    if !status.complete {
+        return daemon::not_known_yet(which);
+    }
     let whose = if status.everybody { "" } else { " of yours" };
     Report::new(format!("there is no credential{whose} called {which}"), exit::MISSING)
         .advise("evercred status shows those that are there; a new one comes with evercred login SERVICE or a submit")
@@ -132,14 +141,16 @@ fn json(status: &Status, chosen: &[&Credential]) -> String {
         started: Timestamp,
         everybody: bool,
         courier: bool,
+        complete: bool,
         providers: &'a [Issuer],
         sites: &'a [SiteStanding],
         credentials: &'a [&'a Credential],
     }
-    let Status { schema, version, pid, now, started, everybody, courier, providers, sites, credentials: _ } = status;
+    let Status { schema, version, pid, now, started, everybody, courier, complete, providers, sites, credentials: _ } =
+        status;
     let (schema, pid, now, started) = (*schema, *pid, *now, *started);
-    let (everybody, courier, credentials) = (*everybody, *courier, chosen);
-    let part = Part { schema, version, pid, now, started, everybody, courier, providers, sites, credentials };
+    let (everybody, courier, complete, credentials) = (*everybody, *courier, *complete, chosen);
+    let part = Part { schema, version, pid, now, started, everybody, courier, complete, providers, sites, credentials };
     // Only numbers, texts and times are in it.
     serde_json::to_string_pretty(&part).map_or_else(|_| String::new(), |text| text + "\n")
 }
@@ -147,6 +158,9 @@ fn json(status: &Status, chosen: &[&Credential]) -> String {
 /// The table, as wide as the terminal if that can be, then what is wrong and what to do.
 fn page(status: &Status, chosen: &[&Credential], colour: Colour, width: Option<usize>) -> String {
     let now = status.now;
+    if chosen.is_empty() && !status.complete {
+        return foot(status).trim_start().to_owned();
+    }
     if chosen.is_empty() {
         let whose = if status.everybody { "There are no credentials" } else { "You have no credentials here" };
         return format!(
@@ -295,6 +309,9 @@ fn ending(credential: &Credential, everybody: bool, now: Timestamp) -> String {
 /// The state of issuers that are down, and of the daemon.
 fn foot(status: &Status) -> String {
     let mut text = String::new();
+    if !status.complete {
+        text.push_str("\nNot every directory was looked at since the start or the last reload: there may be more.\n");
+    }
     for issuer in status.providers.iter().filter(|issuer| issuer.down) {
         // Writing to a string does not fail.
         writeln!(text, "\nThe issuer of {} is down or refuses us; {} wait.", issuer.provider, issuer.queued).ok();
@@ -380,6 +397,7 @@ mod tests {
             started: NOW,
             everybody: false,
             courier: true,
+            complete: true,
             providers: vec![Issuer {
                 provider: "wlcg".into(),
                 kind: "oauth2".into(),
@@ -462,6 +480,8 @@ mod tests {
         insta::assert_snapshot!(text);
         let back: Status = serde_json::from_str(&text).unwrap();
         assert_eq!(back.credentials.len(), 1);
+        let older = text.replace("  \"complete\": true,\n", "");
+        assert!(older != text && serde_json::from_str::<Status>(&older).unwrap().complete, "{older}");
     }
 
     #[test]

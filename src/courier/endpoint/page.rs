@@ -126,6 +126,7 @@ fn title(page: &Page, figures: &Figures) -> String {
         _ if status.providers.iter().any(|issuer| issuer.down) => "an issuer is down".into(),
         (0, _) if page.ending > 0 => format!("{} end soon", page.ending),
         (0, 0) if status.sites.iter().any(|site| site.down) => "a site is down".into(),
+        (0, 0) if !status.complete => "not all known yet".into(),
         (0, 0) => "all well".into(),
         (0, retrying) => format!("{retrying} retrying"),
         (bad, _) => format!("{bad} need a person"),
@@ -158,6 +159,9 @@ fn verdict(page: &Page, figures: &Figures) -> Markup {
     } else if let Some(site) = status.sites.iter().find(|site| site.down) {
         let words = format!("The site {} is down, or refuses us.", site.site);
         (Look::Warn, words, "Every credential is renewed; the tokens there are old.".into())
+    } else if !status.complete {
+        let words = "Not every credential is known yet.".to_owned();
+        (Look::Busy, words, "Not every directory was looked at since the start or the last reload.".into())
     } else {
         (Look::Good, "All is well.".into(), "Every credential is renewed before its token ends.".into())
     };
@@ -266,6 +270,9 @@ fn of_site(site: &SiteStanding, now: Timestamp) -> Markup {
 
 fn credentials(page: &Page, now: Timestamp) -> Markup {
     let all = &page.rows;
+    if all.is_empty() && !page.status.complete {
+        return html! { div class="scroll" { p class="empty" { "None is known yet." } } };
+    }
     if all.is_empty() {
         return html! { div class="scroll" { p class="empty" { "There are none yet: a job with use_oauth_services brings one." } } };
     }
@@ -386,6 +393,7 @@ mod tests {
             started: NOW,
             everybody: true,
             courier: true,
+            complete: true,
             providers: Vec::new(),
             sites: Vec::new(),
             credentials: Vec::new(),

@@ -328,6 +328,7 @@ impl Driver {
         let (audit_written, audit_lost) = self.announcer.audit().counts();
         let figures = Figures {
             started: self.started,
+            scanned: self.first_scan.is_over(),
             readers: self.readers.readers(),
             log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
             audit_written,
@@ -412,6 +413,7 @@ impl Driver {
             started: self.started,
             everybody,
             courier: self.courier_up,
+            complete: self.first_scan.is_over(),
             providers: self.owners.iter().enumerate().map(issuer).collect(),
             sites: self.replication.board.sites().iter().map(SiteStanding::from).collect(),
             credentials: rows.map(|row| self.credential(&row, self.replication.board.of(row.id))).collect(),
@@ -453,6 +455,14 @@ impl Driver {
             .collect()
     }
 
+    fn there_is_no(&self, name: &str) -> String {
+        if self.first_scan.is_over() {
+            format!("there is no credential {name}")
+        } else {
+            format!("{name} is not known yet: not every directory was looked at since the start or the last reload")
+        }
+    }
+
     /// An admin gives a refresh token back now; the answer comes when the issuer's does, or at once: why not.
     fn order_revocation(
         &mut self,
@@ -464,7 +474,7 @@ impl Driver {
     ) -> Result<(), String> {
         let known = self.named(now, user, Some(credential)).into_iter().next();
         let owner = known.and_then(|(id, provider)| Some((id, Arc::clone(self.owners.get(provider)?))));
-        let (id, owner) = owner.ok_or_else(|| format!("there is no credential {user}/{credential}"))?;
+        let (id, owner) = owner.ok_or_else(|| self.there_is_no(&format!("{user}/{credential}")))?;
         self.order_is_audited(now, uid, "revoke", Some(&id), None);
         self.waiting.insert(id.clone(), reply.clone());
         self.disk.submit(Job::Learn { id, owner, order: Some(uid) });
@@ -490,7 +500,7 @@ impl Driver {
         let known = self.named(now, user, credential);
         if known.is_empty() {
             let name = credential.map_or_else(|| user.to_owned(), |base| format!("{user}/{base}"));
-            return Reply::Refused { why: format!("there is no credential {name}") };
+            return Reply::Refused { why: self.there_is_no(&name) };
         }
         let credentials = known.len();
         for (id, _) in known {
