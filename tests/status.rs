@@ -94,6 +94,11 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
     let code = |which: &str| evercred(&site, &["needs-renewal", which, "--min", "2h"]).status.code();
     assert_eq!(code("alice/grid"), Some(0));
     assert_eq!(code("alice/other"), Some(3));
+    if nix::unistd::geteuid().is_root() {
+        let output = evercred(&site, &["needs-renewal", "grid"]);
+        assert_eq!(output.status.code(), Some(64), "{}", text(&output));
+        assert!(text(&output).contains("name whose, for example alice/grid"), "{}", text(&output));
+    }
     site.store("alice", "grid", b"{}");
     site.wait("the bad .top", 10, |_| code("alice/grid") == Some(2));
     let listed = text(&evercred(&site, &["list", "--expiring", "7d"]));
@@ -145,6 +150,19 @@ fn before_everything_was_looked_at_nobody_is_told_that_there_is_none_nor_that_al
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     site.wait("ready", 10, |s| get(s, "/readyz").starts_with("HTTP/1.1 200 "));
     assert_eq!(evercred(&site, &["needs-renewal", "alice/other"]).status.code(), Some(3));
+}
+
+#[test]
+fn with_a_daemon_of_one_s_own_a_service_alone_names_the_own_credential() {
+    let me = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    let site = started(&["alice", &me]);
+    site.store("alice", "grid", b"{}");
+    site.wait("alice's bad .top", 10, |s| evercred(s, &["needs-renewal", "alice/grid"]).status.code() == Some(2));
+    // Whoever tests is the daemon's own user, and sees everybody's.
+    let output = evercred(&site, &["needs-renewal", "grid"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let shown = text(&evercred(&site, &["status", "grid"]));
+    assert!(shown.contains(&format!("{me}/grid")) && !shown.contains("alice/grid"), "{shown}");
 }
 
 /// What the endpoint answers.

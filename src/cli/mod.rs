@@ -326,7 +326,7 @@ pub struct List {
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = NEEDS_RENEWAL_EXIT)]
 pub struct NeedsRenewal {
-    /// The service, or service and handle as `S_H`; as root: USER/SERVICE
+    /// The service of an own credential, or service and handle as `S_H`; as root: USER/SERVICE
     #[arg(value_name = "SERVICE")]
     pub which: String,
     /// How long the refresh token must still live

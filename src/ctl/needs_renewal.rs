@@ -2,7 +2,12 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use super::{daemon, show, status::one};
+use nix::unistd::geteuid;
+
+use super::{
+    daemon, show,
+    status::{me, one},
+};
 use crate::{
     advice::advice,
     cli,
@@ -11,7 +16,7 @@ use crate::{
         snapshot::{Credential, State},
         time::Timestamp,
     },
-    error::exit,
+    error::{Report, exit},
 };
 
 /// Whether a person must approve again, and how soon.
@@ -64,11 +69,20 @@ impl Need {
 #[must_use]
 pub fn run(args: &cli::NeedsRenewal) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
-    let status = match daemon::status_telling(&socket, |status| one(status, &args.which).is_some()) {
+    let me = me();
+    let status = match daemon::status_telling(&socket, |status| one(status, &args.which, me.as_deref()).is_some()) {
         Ok(status) => status,
         Err(error) => return error.report().print("evercred"),
     };
-    let credential = one(&status, &args.which);
+    let credential = one(&status, &args.which, me.as_deref());
+    // To an admin a service alone names nothing, and "missing" would be no answer to what was meant.
+    if credential.is_none() && geteuid().is_root() && status.everybody && !args.which.contains('/') {
+        let whose = status.credentials.iter().find(|credential| credential.base() == args.which);
+        let name = whose.map_or_else(|| format!("USER/{}", args.which), Credential::name);
+        return Report::new(format!("{:?} is not USER/SERVICE", args.which), exit::MISUSED)
+            .advise(format!("root sees everybody's credentials: name whose, for example {name}"))
+            .print("evercred");
+    }
     if credential.is_none() && !status.complete {
         return daemon::not_known_yet(&args.which).print("evercred");
     }

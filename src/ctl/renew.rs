@@ -41,9 +41,9 @@ fn renew(args: &cli::Renew) -> Result<String, Report> {
             .advise("name the credential as evercred status does"));
     };
     let find = || -> Result<(Timestamp, Option<Credential>), Report> {
-        let there = |status: &Status| one(status, &args.which).is_some();
+        let there = |status: &Status| one(status, &args.which, None).is_some();
         let status = daemon::status_telling(&socket, there).map_err(|error| error.report())?;
-        match one(&status, &args.which).cloned() {
+        match one(&status, &args.which, None).cloned() {
             None if !status.complete => Err(daemon::not_known_yet(&args.which)),
             found => Ok((status.now, found)),
         }

@@ -30,7 +30,7 @@ fn revoke(args: &cli::Revoke) -> Result<String, Report> {
         return Err(Report::new(format!("{:?} is not USER/SERVICE", args.which), exit::USAGE)
             .advise("name the credential as evercred status does"));
     };
-    let there = |status: &Status| one(status, &args.which).is_some();
+    let there = |status: &Status| one(status, &args.which, None).is_some();
     let status = daemon::status_telling(&socket, there).map_err(|error| error.report())?;
     if !status.complete && !there(&status) {
         return Err(daemon::not_known_yet(&args.which));
