@@ -1,7 +1,7 @@
 //! Announcements become log lines, audit lines and counts. One log line per renewal, the same field names everywhere;
 //! the same error of the same credential is told once, then once an hour (at debug level in between), and once more
 //! when it ends. Where many credentials of a provider fail alike, twenty a minute are told one by one, and when that
-//! minute is over, how many more there were. A client that is refused is its provider's trouble and told once, as that.
+//! minute is over, how many more there were; so it is with those that are parked or cannot be used. The audit log has each. A client that is refused is its provider's trouble and told once, as that.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -41,10 +41,28 @@ pub struct Announcer {
     /// The `jti`, hashed, of tokens that are being published.
     hashes: HashMap<CredentialId, String>,
     /// By the provider's name, which a reload leaves as it is.
-    floods: HashMap<(String, Kind), Flood>,
+    floods: HashMap<(String, What, Kind), Flood>,
 }
 
-/// Lines of one provider and kind in a window.
+/// What a line tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum What {
+    NotRenewed,
+    Parked,
+    Unusable,
+}
+
+impl What {
+    fn word(self) -> &'static str {
+        match self {
+            Self::NotRenewed => "not renewed",
+            Self::Parked => "parked",
+            Self::Unusable => "the .top cannot be used",
+        }
+    }
+}
+
+/// Lines of one provider, sort and kind in a window.
 #[derive(Debug)]
 struct Flood {
     since: Tick,
@@ -183,7 +201,7 @@ impl Announcer {
                 let (next_in, issuer) = (next_in.map_or(0, |d| d.as_secs()), issuer(owners, *p));
                 let told = kind.class() != Class::Ours
                     && self.is_news(now.tick, id, *kind)
-                    && self.may_tell(now.tick, provider(*p), *kind);
+                    && self.may_tell(now.tick, provider(*p), What::NotRenewed, *kind);
                 let (detail, provider) = (self.detail(id, *kind), provider(*p));
                 if told {
                     tracing::warn!(
@@ -197,16 +215,26 @@ impl Announcer {
             }
             Announcement::Parked { id, provider: p, kind } => {
                 let (user, service, handle) = names(id);
-                tracing::error!(
-                    user, service, handle, provider = provider(*p), issuer = issuer(owners, *p), %kind,
-                    detail = self.detail(id, *kind),
-                    "parked: refused twice; the user must approve again (its files stay as they are)"
-                );
+                let (provider, issuer) = (provider(*p), issuer(owners, *p));
+                let told = self.may_tell(now.tick, provider, What::Parked, *kind);
+                let detail = self.detail(id, *kind);
+                let message = "parked: refused twice; the user must approve again (its files stay as they are)";
+                if told {
+                    tracing::error!(user, service, handle, provider, issuer, %kind, detail, "{message}");
+                } else {
+                    tracing::debug!(user, service, handle, provider, issuer, %kind, detail, "{message}");
+                }
             }
             Announcement::Unusable { id, kind } => {
                 let (user, service, handle) = names(id);
-                if self.is_news(now.tick, id, *kind) {
-                    tracing::warn!(user, service, handle, %kind, "the .top cannot be used; waiting for another");
+                let provider = scanner::owner(owners, &id.base()).map_or("?", |owner| owner.provider.name.as_str());
+                let told =
+                    self.is_news(now.tick, id, *kind) && self.may_tell(now.tick, provider, What::Unusable, *kind);
+                let message = "the .top cannot be used; waiting for another";
+                if told {
+                    tracing::warn!(user, service, handle, %kind, "{message}");
+                } else {
+                    tracing::debug!(user, service, handle, %kind, "{message}");
                 }
             }
             Announcement::Forgotten { id } => {
@@ -232,10 +260,11 @@ impl Announcer {
         self.told.entry(id.clone()).or_default().tell(now, kind)
     }
 
-    /// Whether one more line of this provider and kind is told one by one.
-    fn may_tell(&mut self, now: Tick, provider: &str, kind: Kind) -> bool {
+    /// Whether one more line of this provider, sort and kind is told one by one.
+    fn may_tell(&mut self, now: Tick, provider: &str, what: What, kind: Kind) -> bool {
         self.tell_held(now);
-        let flood = self.floods.entry((provider.to_owned(), kind)).or_insert(Flood { since: now, told: 0, held: 0 });
+        let flood =
+            self.floods.entry((provider.to_owned(), what, kind)).or_insert(Flood { since: now, told: 0, held: 0 });
         let told = flood.told < ALIKE;
         if told {
             flood.told += 1;
@@ -247,10 +276,11 @@ impl Announcer {
 
     /// Tell how many lines were not told one by one, once their minute is over.
     pub fn tell_held(&mut self, now: Tick) {
-        self.floods.retain(|(provider, kind), flood| {
+        self.floods.retain(|(provider, what, kind), flood| {
             let over = now.since(flood.since) >= WINDOW;
             if over && flood.held > 0 {
-                tracing::warn!(provider, %kind, more = flood.held, "not renewed: that many more, for the same reason");
+                let (what, more) = (what.word(), flood.held);
+                tracing::warn!(provider, %kind, more, "{what}: that many more, for the same reason");
             }
             !over
         });
@@ -310,7 +340,7 @@ mod tests {
     use crate::core::{id::UserName, time::Timestamp};
 
     fn told(announcer: &mut Announcer, tick: u64, kind: Kind) -> bool {
-        announcer.may_tell(Tick(tick), "grid", kind)
+        announcer.may_tell(Tick(tick), "grid", What::NotRenewed, kind)
     }
 
     #[test]
@@ -365,5 +395,31 @@ mod tests {
         let text = std::fs::read_to_string(&log).unwrap();
         let with: Vec<&str> = text.lines().filter(|line| line.contains("says the issuer")).collect();
         assert!(with.len() >= 2 && with.iter().all(|line| line.contains("kind=expired")), "{text}");
+    }
+
+    #[test]
+    fn of_many_that_are_parked_or_unusable_alike_twenty_are_told_then_how_many_more_and_each_is_audited() {
+        const MANY: usize = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let (log, path) = (dir.path().join("log"), dir.path().join("audit.jsonl"));
+        let mut announcer = Announcer::new(Audit::start(Some(&path)).unwrap());
+        let now = Now { wall: Timestamp(0), tick: Tick(1000) };
+        super::super::log::logging_to(&log, || {
+            for n in 0..MANY {
+                let id = CredentialId::from_base(UserName::parse(&format!("user{n}")).unwrap(), "grid").unwrap();
+                let parked = Announcement::Parked { id: id.clone(), provider: 0, kind: Kind::Revoked };
+                announcer.tell(now, &[], &parked);
+                announcer.tell(now, &[], &Announcement::Unusable { id, kind: Kind::TopNoToken });
+            }
+            announcer.tell_held(Tick(61_000));
+        });
+        announcer.audit().flush(Duration::from_secs(10));
+        let text = std::fs::read_to_string(&log).unwrap();
+        let of = |words: &str| text.lines().filter(|line| line.contains(words)).count();
+        assert_eq!((of("parked: refused twice"), of("cannot be used; waiting")), (20, 20), "{text}");
+        assert_eq!((of("parked: that many more"), of("used: that many more"), of("more=280")), (1, 1, 2), "{text}");
+        let audited = std::fs::read_to_string(&path).unwrap();
+        let each = |event: &str| audited.matches(&format!("\"event\":\"{event}\"")).count();
+        assert_eq!((each("parked"), each("unusable")), (MANY, MANY));
     }
 }
