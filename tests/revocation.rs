@@ -97,7 +97,7 @@ fn a_mytoken_of_another_server_is_given_back_to_nobody_neither_swept_nor_by_orde
         let (code, text) = revoke(&site, &format!("alice/{base}"));
         assert_eq!(code, Some(1), "{text}");
         assert!(text.contains("not revoked, top-elsewhere: nothing is sent to the issuer"), "{text}");
-        assert!(text.contains(&other.issuer.url()), "{text}");
+        assert!(text.contains(other.issuer.url()), "{text}");
     }
     let of_alice = |s: &Site| {
         audit(s).iter().filter(|l| l.get("event").unwrap() == "revoked" && l.get("user").unwrap() == "alice").count()
