@@ -40,6 +40,23 @@ fn has(path: &Path, event: &str, user: &str) -> bool {
 }
 
 #[test]
+fn a_run_that_ends_badly_has_audited_each_of_many_and_its_log_tells_twenty_and_how_many_more() {
+    const MANY: usize = 2000;
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("audit.jsonl");
+    let site = audited(&path);
+    for n in 0..MANY {
+        site.store(&format!("user{n}"), "grid", b"{}");
+    }
+    let status = site.command().arg("--once").status().unwrap();
+    assert_eq!(status.code(), Some(1), "{}", site.log());
+    assert_eq!(lines(&path).iter().filter(|line| line["event"] == "unusable").count(), MANY);
+    let log = site.log();
+    assert_eq!(log.lines().filter(|line| line.contains("cannot be used; waiting for another")).count(), 20, "{log}");
+    assert!(log.contains("more=1980"), "{log}");
+}
+
+#[test]
 fn each_decision_is_a_line_with_who_what_issuer_result_and_hash_and_no_secret_is_in_any() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("audit.jsonl");

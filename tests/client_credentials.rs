@@ -232,6 +232,12 @@ fn who_is_not_named_gets_nothing_and_what_an_account_stores_is_neither_spent_nor
     assert_eq!(site.file("harvester", "panda.top").unwrap(), theirs.as_bytes());
     assert_eq!(claims(&token(&site, "panda").unwrap())["aud"], "https://pandaserver.example.org");
     assert_eq!(asked(&site, "https://elsewhere"), 0);
+    // Nor is it given back there: it is no refresh token of that client's.
+    let mut revoke = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    let output = revoke.args(["revoke", "harvester/panda", "--socket"]).arg(site.socket()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("not revoked, top-no-token: nothing is sent to the issuer"), "{text}");
     let all = site.issuer.control().records(None);
     assert!(all.iter().all(|record| record.user == CLIENT), "nothing else was asked for: {all:?}");
     assert!(!site.log().contains("canary-of-a-user-77"));

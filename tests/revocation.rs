@@ -82,6 +82,38 @@ fn a_swept_mytoken_is_revoked_too() {
 }
 
 #[test]
+fn a_mytoken_of_another_server_is_given_back_to_nobody_neither_swept_nor_by_order() {
+    let (site, other) = (revoking(&["bob"]), Site::new(600, Rotation::None));
+    let wish = MytokenWish { user: "alice".into(), ..MytokenWish::default() };
+    let stray = format!("{{\"mytoken\":\"{}\"}}", other.issuer.control().mytoken(wish).unwrap());
+    // Neither as what it is, nor as a refresh token of an OAuth2 issuer.
+    for base in ["mt", "grid"] {
+        site.store("alice", base, stray.as_bytes());
+    }
+    let lines =
+        |s: &Site, what: &str| s.log().lines().filter(|l| l.contains("user=alice ") && l.contains(what)).count();
+    site.wait("both refused", 20, |s| lines(s, "kind=top-elsewhere") == 2);
+    for base in ["mt", "grid"] {
+        let (code, text) = revoke(&site, &format!("alice/{base}"));
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("not revoked, top-elsewhere: nothing is sent to the issuer"), "{text}");
+        assert!(text.contains(other.issuer.url()), "{text}");
+    }
+    let of_alice = |s: &Site| {
+        audit(s).iter().filter(|l| l.get("event").unwrap() == "revoked" && l.get("user").unwrap() == "alice").count()
+    };
+    site.wait("the two orders in the audit log", 10, |s| of_alice(s) == 2);
+    assert_eq!(result(&site, "alice").as_deref(), Some("top-elsewhere"));
+    sweep(&site, "alice");
+    site.wait("both forgotten", 20, |s| lines(s, "forgotten") == 2);
+    // Whoever is swept after it is given back after it.
+    sweep(&site, "bob");
+    site.wait("bob's", 30, |s| result(s, "bob").is_some());
+    assert_eq!(result(&site, "bob").as_deref(), Some("ok"), "{}", site.log());
+    assert_eq!(of_alice(&site), 2, "nothing was tried for what was swept: {:?}", audit(&site));
+}
+
+#[test]
 fn without_the_key_nothing_is_revoked() {
     let mut site = Site::new(600, Rotation::Strict);
     site.grid("alice");
@@ -91,6 +123,13 @@ fn without_the_key_nothing_is_revoked() {
     site.wait("forgotten", 20, |s| s.log().contains("forgotten"));
     std::thread::sleep(Duration::from_secs(2));
     assert!(!is_revoked(&site, "alice"));
+}
+
+fn revoke(site: &Site, which: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
+    let output = command.args(["revoke", which, "--socket"]).arg(site.socket()).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), text)
 }
 
 fn known(site: &Site) -> String {
@@ -189,12 +228,7 @@ fn a_reload_while_the_issuer_hangs_answers_those_who_wait_and_the_next_one_is_re
 #[test]
 fn an_admin_revokes_one_and_is_told_how_it_ended_and_the_files_stay() {
     let site = revoking(&["alice", "bob"]);
-    let revoke = |which: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
-        let output = command.args(["revoke", which, "--socket"]).arg(site.socket()).output().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        (output.status.code(), text)
-    };
+    let revoke = |which: &str| revoke(&site, which);
     let (code, text) = revoke("alice/grid");
     assert_eq!((code, text.as_str()), (Some(0), "alice/grid: the issuer has revoked it\n"));
     assert!(is_revoked(&site, "alice"));

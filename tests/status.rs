@@ -5,7 +5,8 @@
 mod site;
 
 use std::{
-    io::Read,
+    io::{Read, Write},
+    net::TcpStream,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
     process::{Command, Output},
@@ -93,6 +94,11 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
     let code = |which: &str| evercred(&site, &["needs-renewal", which, "--min", "2h"]).status.code();
     assert_eq!(code("alice/grid"), Some(0));
     assert_eq!(code("alice/other"), Some(3));
+    if nix::unistd::geteuid().is_root() {
+        let output = evercred(&site, &["needs-renewal", "grid"]);
+        assert_eq!(output.status.code(), Some(64), "{}", text(&output));
+        assert!(text(&output).contains("name whose, for example alice/grid"), "{}", text(&output));
+    }
     site.store("alice", "grid", b"{}");
     site.wait("the bad .top", 10, |_| code("alice/grid") == Some(2));
     let listed = text(&evercred(&site, &["list", "--expiring", "7d"]));
@@ -102,6 +108,73 @@ fn needs_renewal_tells_good_dead_missing_and_unreachable_by_exit_code() {
     let output = evercred(&gone, &["needs-renewal", "grid"]);
     assert_eq!(output.status.code(), Some(4));
     assert!(text(&output).contains("What to do"), "{}", text(&output));
+}
+
+#[test]
+fn before_everything_was_looked_at_nobody_is_told_that_there_is_none_nor_that_all_is_well() {
+    let mut site = Site::new(600, Rotation::None);
+    site.configure_with("metrics_listen = \"127.0.0.1:0\"\nstatus_page = true", "", "");
+    site.grid("alice");
+    site.credmon = Some(site.unprivileged().spawn().unwrap());
+    site.wait("the endpoint", 30, |s| s.log().contains("metrics are at http://"));
+    site.wait("ready", 20, |s| get(s, "/readyz").starts_with("HTTP/1.1 200 "));
+    // A directory that cannot be listed: after a reload the look at everything does not end.
+    let mode = |mode| std::fs::set_permissions(site.credentials(), std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o300);
+    site.configure_with("metrics_listen = \"127.0.0.1:0\"\nstatus_page = true", "timeout = \"4s\"", "");
+    site.signal("-HUP");
+    site.wait("the reload", 20, |s| s.log().contains("configuration reloaded"));
+    site.wait("the endpoint again", 20, |s| s.log().matches("metrics are at http://").count() == 2);
+    let json: Value = serde_json::from_str(&text(&evercred(&site, &["status", "--json"]))).unwrap();
+    assert_eq!(json.get("complete"), Some(&Value::Bool(false)), "{json}");
+    let orders: [&[&str]; 4] = [
+        &["needs-renewal", "alice/grid"],
+        &["status", "alice/grid"],
+        &["renew", "alice/grid"],
+        &["revoke", "alice/grid"],
+    ];
+    for arguments in orders {
+        let output = evercred(&site, arguments);
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {}", text(&output));
+        assert!(text(&output).contains("not known yet"), "{arguments:?}: {}", text(&output));
+    }
+    let shown = text(&evercred(&site, &["status"]));
+    assert!(shown.contains("there may be more") && !shown.contains("There are no credentials"), "{shown}");
+    let page = get(&site, "/");
+    assert!(page.contains("Not every credential is known yet.") && !page.contains("All is well"), "{page}");
+    assert!(get(&site, "/readyz").starts_with("HTTP/1.1 503 "));
+    // One who asks meanwhile is told once it is known.
+    mode(0o700);
+    site.signal("-HUP");
+    let output = evercred(&site, &["needs-renewal", "alice/grid"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    site.wait("ready", 10, |s| get(s, "/readyz").starts_with("HTTP/1.1 200 "));
+    assert_eq!(evercred(&site, &["needs-renewal", "alice/other"]).status.code(), Some(3));
+}
+
+#[test]
+fn with_a_daemon_of_one_s_own_a_service_alone_names_the_own_credential() {
+    let me = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    let site = started(&["alice", &me]);
+    site.store("alice", "grid", b"{}");
+    site.wait("alice's bad .top", 10, |s| evercred(s, &["needs-renewal", "alice/grid"]).status.code() == Some(2));
+    // Whoever tests is the daemon's own user, and sees everybody's.
+    let output = evercred(&site, &["needs-renewal", "grid"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let shown = text(&evercred(&site, &["status", "grid"]));
+    assert!(shown.contains(&format!("{me}/grid")) && !shown.contains("alice/grid"), "{shown}");
+}
+
+/// What the endpoint answers.
+fn get(site: &Site, path: &str) -> String {
+    let log = site.log();
+    let address = log.rsplit("metrics are at http://").next().unwrap().split('/').next().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 #[test]

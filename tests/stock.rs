@@ -4,7 +4,7 @@
 
 mod site;
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use evercred::demo::issuer::Rotation;
 
@@ -57,6 +57,13 @@ fn a_token_approved_for_another_client_or_endpoint_is_sent_nowhere_and_the_reaso
                 && log.lines().any(|l| l.contains(&format!("user={user}")) && l.contains("kind=meta-mismatch"))
         });
         assert!(site.file(user, "grid.use").is_none());
+        // Nor to be given back.
+        let mut revoke = Command::new(env!("CARGO_BIN_EXE_evercred"));
+        let output = revoke.args(["revoke", &format!("{user}/grid"), "--socket"]).arg(site.socket()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("meta-mismatch: nothing is sent to the issuer") && text.contains(word), "{text}");
+        assert!(!site.record(user).revoked);
         assert_eq!(site.exchanges(user), 0, "the issuer never saw it");
     }
     let log = site.log();

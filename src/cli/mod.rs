@@ -68,7 +68,8 @@ TERM=dumb are respected.
 --json: one object with \"schema\": 1; members are added, never renamed, and times are RFC 3339. With --watch it is told \
 anew every 2 seconds, until it is interrupted or the daemon is gone.
 
-Exit status: 0 shown; 2 wrong arguments; 3 there is no credential of that name; 4 the daemon cannot be reached.";
+Exit status: 0 shown; 2 wrong arguments; 3 there is no credential of that name; 4 the daemon cannot be \
+reached, or has not looked at everything yet.";
 
 const LIST_EXIT: &str = "\
 --json: as evercred status --json.
@@ -78,16 +79,17 @@ Exit status: 0 listed, also if there is none; 2 wrong arguments; 4 the daemon ca
 const EXPLAIN_EXIT: &str = "Exit status: 0 explained; 1 nothing is known about these words.";
 
 const NEEDS_RENEWAL_EXIT: &str = "Exit status: 0 good; 1 soon: the refresh token ends within --min; 2 dead: it ended, \
-the issuer refuses it, or it cannot be used; 3 missing: there is no such credential; 4 the daemon cannot be reached; \
-64 wrong arguments.";
+the issuer refuses it, or it cannot be used; 3 missing: there is no such credential; 4 the daemon cannot be reached, \
+or has not looked at everything yet; 64 wrong arguments.";
 
 const RENEW_EXIT: &str = "Exit status: 0 renewed; 1 not renewed, and why; 3 there is no credential of that name; 4 the \
-daemon cannot be reached.";
+daemon cannot be reached, or has not looked at everything yet.";
 
 const REVOKE_EXIT: &str = "The files stay as they are: jobs keep their access token until it ends, and the user must \
 approve again for another. It is written to the audit log.
 
-Exit status: 0 the issuer has revoked it; 1 it has not, and why; 4 the daemon cannot be reached.";
+Exit status: 0 the issuer has revoked it; 1 it has not, and why; 4 the daemon cannot be reached, or has not \
+looked at everything yet.";
 
 const REPLICATE_EXIT: &str = "Exit status: 0 every site has what it should have; 1 some do not; 3 nothing is \
 replicated, or there is no such credential or site; 4 the daemon cannot be reached.";
@@ -324,7 +326,7 @@ pub struct List {
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = NEEDS_RENEWAL_EXIT)]
 pub struct NeedsRenewal {
-    /// The service, or service and handle as `S_H`; as root: USER/SERVICE
+    /// The service of an own credential, or service and handle as `S_H`; as root: USER/SERVICE
     #[arg(value_name = "SERVICE")]
     pub which: String,
     /// How long the refresh token must still live

@@ -39,6 +39,10 @@ pub struct Status {
     pub everybody: bool,
     /// The network process is up.
     pub courier: bool,
+    /// Everything has been looked at since the start or the last reload: what is not in `credentials` is not there. Until
+    /// then some may be missing.
+    #[serde(default = "looked_at")]
+    pub complete: bool,
     /// The providers, in the order of their names.
     pub providers: Vec<Issuer>,
     /// The sites, in the order of the configuration.
@@ -46,6 +50,11 @@ pub struct Status {
     pub sites: Vec<SiteStanding>,
     /// The credentials, by user and name.
     pub credentials: Vec<Credential>,
+}
+
+/// A daemon that does not tell yet whether it is complete is not asked twice.
+fn looked_at() -> bool {
+    true
 }
 
 /// What the status page shows. Its size depends on the number of rows and sites, not on their product.

@@ -21,6 +21,9 @@ use crate::{
 
 /// How long the daemon may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the first look of the daemon at everything is waited for, and how often it is asked meanwhile.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(200);
 /// The largest document: a million credentials.
 const MAX: u64 = 1 << 30;
 
@@ -83,6 +86,30 @@ impl NotReachable {
 pub fn status(socket: &Path) -> Result<Status, NotReachable> {
     let bytes = document(socket)?;
     serde_json::from_slice(&bytes).map_err(|source| NotReachable::Document { path: socket.to_owned(), source })
+}
+
+/// The same, once it tells what is looked for or the daemon has looked at everything since its start or last reload.
+/// After [`FIRST_LOOK`] it comes as it is.
+///
+/// # Errors
+/// [`NotReachable`]
+pub fn status_telling(socket: &Path, told: impl Fn(&Status) -> bool) -> Result<Status, NotReachable> {
+    let end = Instant::now() + FIRST_LOOK;
+    loop {
+        let status = status(socket)?;
+        if status.complete || told(&status) || Instant::now() >= end {
+            return Ok(status);
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+/// For people, with exit code 4: whether there is such a credential, the daemon cannot say.
+#[must_use]
+pub fn not_known_yet(which: &str) -> Report {
+    let what = "the daemon has not looked at every directory since its start or last reload";
+    Report::new(format!("{which}: not known yet: {what}"), exit::UNREACHABLE)
+        .advise("try again in a moment; if it lasts, see the daemon's log")
 }
 
 /// The document as the daemon wrote it.

@@ -2,7 +2,12 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use super::{daemon, show, status::one};
+use nix::unistd::geteuid;
+
+use super::{
+    daemon, show,
+    status::{me, one},
+};
 use crate::{
     advice::advice,
     cli,
@@ -11,7 +16,7 @@ use crate::{
         snapshot::{Credential, State},
         time::Timestamp,
     },
-    error::exit,
+    error::{Report, exit},
 };
 
 /// Whether a person must approve again, and how soon.
@@ -59,16 +64,28 @@ impl Need {
     }
 }
 
-/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached; 64, not 2, for wrong
+/// `evercred needs-renewal`: 0 good, 1 soon, 2 dead, 3 missing, 4 the daemon cannot be reached or does not know yet; 64, not 2, for wrong
 /// arguments, of which it never hears.
 #[must_use]
 pub fn run(args: &cli::NeedsRenewal) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
-    let status = match daemon::status(&socket) {
+    let me = me();
+    let status = match daemon::status_telling(&socket, |status| one(status, &args.which, me.as_deref()).is_some()) {
         Ok(status) => status,
         Err(error) => return error.report().print("evercred"),
     };
-    let credential = one(&status, &args.which);
+    let credential = one(&status, &args.which, me.as_deref());
+    // To an admin a service alone names nothing, and "missing" would be no answer to what was meant.
+    if credential.is_none() && geteuid().is_root() && status.everybody && !args.which.contains('/') {
+        let whose = status.credentials.iter().find(|credential| credential.base() == args.which);
+        let name = whose.map_or_else(|| format!("USER/{}", args.which), Credential::name);
+        return Report::new(format!("{:?} is not USER/SERVICE", args.which), exit::MISUSED)
+            .advise(format!("root sees everybody's credentials: name whose, for example {name}"))
+            .print("evercred");
+    }
+    if credential.is_none() && !status.complete {
+        return daemon::not_known_yet(&args.which).print("evercred");
+    }
     let need = Need::of(credential, status.now, args.min);
     let mut line = format!("{}: {}", args.which, need.word());
     if let Some(credential) = credential {

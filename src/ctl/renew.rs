@@ -12,7 +12,7 @@ use crate::{
     cli,
     config::{self, Sources},
     core::{
-        snapshot::{Credential, State},
+        snapshot::{Credential, State, Status},
         time::Timestamp,
     },
     error::{Report, exit},
@@ -21,7 +21,7 @@ use crate::{
 
 const LOOK: Duration = Duration::from_millis(200);
 
-/// `evercred renew`: 0 renewed, 1 not within `--wait`, 3 there is none, 4 the daemon cannot be reached.
+/// `evercred renew`: 0 renewed, 1 not within `--wait`, 3 there is none, 4 the daemon cannot be reached or does not know it yet.
 #[must_use]
 pub fn run(args: &cli::Renew) -> ExitCode {
     match renew(args) {
@@ -41,8 +41,12 @@ fn renew(args: &cli::Renew) -> Result<String, Report> {
             .advise("name the credential as evercred status does"));
     };
     let find = || -> Result<(Timestamp, Option<Credential>), Report> {
-        let status = daemon::status(&socket).map_err(|error| error.report())?;
-        Ok((status.now, one(&status, &args.which).cloned()))
+        let there = |status: &Status| one(status, &args.which, None).is_some();
+        let status = daemon::status_telling(&socket, there).map_err(|error| error.report())?;
+        match one(&status, &args.which, None).cloned() {
+            None if !status.complete => Err(daemon::not_known_yet(&args.which)),
+            found => Ok((status.now, found)),
+        }
     };
     let before = find()?.1.map_or(0, |credential| credential.generation);
     let order = Order::Renew { user: user.to_owned(), credential: Some(base.to_owned()) };

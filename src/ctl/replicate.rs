@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{daemon, show, status::chosen};
+use super::{
+    daemon, show,
+    status::{chosen, me},
+};
 use crate::{
     cli,
     config::{self, Sources},
@@ -32,6 +35,8 @@ pub fn run(args: &cli::Replicate) -> ExitCode {
 
 fn replicate(args: &cli::Replicate) -> Result<(String, usize), Report> {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
+    let me = me();
+    let me = me.as_deref();
     let ask = || daemon::status(&socket).map_err(|error| error.report());
     if args.now {
         let order = Order::Replicate { credential: args.which.clone(), site: args.site.clone() };
@@ -44,27 +49,32 @@ fn replicate(args: &cli::Replicate) -> Result<(String, usize), Report> {
         let end = Instant::now() + args.wait;
         // The order is taken before it is answered; its rows are behind until the sites have confirmed.
         std::thread::sleep(LOOK);
-        while Instant::now() < end && rows(&ask()?, args).any(|(_, replica)| replica.behind && replica.error.is_none())
+        while Instant::now() < end
+            && rows(&ask()?, args, me).any(|(_, replica)| replica.behind && replica.error.is_none())
         {
             std::thread::sleep(LOOK);
         }
     }
     let status = ask()?;
-    let behind = rows(&status, args).filter(|(_, replica)| replica.behind).count();
-    if rows(&status, args).next().is_none() {
+    let behind = rows(&status, args, me).filter(|(_, replica)| replica.behind).count();
+    if rows(&status, args, me).next().is_none() {
         return Err(Report::new("nothing is replicated", exit::MISSING)
             .advise("add a [site.NAME] to the configuration, or name another credential or site"));
     }
-    Ok((table(&status, args), behind))
+    Ok((table(&status, args, me), behind))
 }
 
-fn rows<'a>(status: &'a Status, args: &'a cli::Replicate) -> impl Iterator<Item = (String, &'a Replica)> {
-    chosen(status, args.which.as_deref())
+fn rows<'a>(
+    status: &'a Status,
+    args: &'a cli::Replicate,
+    me: Option<&'a str>,
+) -> impl Iterator<Item = (String, &'a Replica)> {
+    chosen(status, args.which.as_deref(), me)
         .flat_map(|credential| credential.replicas.iter().map(|replica| (credential.name(), replica)))
         .filter(|(_, replica)| args.site.as_ref().is_none_or(|site| *site == replica.site))
 }
 
-fn table(status: &Status, args: &cli::Replicate) -> String {
+fn table(status: &Status, args: &cli::Replicate, me: Option<&str>) -> String {
     let row = |(name, replica): (String, &Replica)| {
         let ago = |at| format!("{} ago", show::short(status.now.since(at)));
         let confirmed = replica.confirmed.map_or_else(|| "never".to_owned(), ago);
@@ -72,5 +82,5 @@ fn table(status: &Status, args: &cli::Replicate) -> String {
         let error = replica.error.clone().unwrap_or_default();
         [name, replica.site.clone(), state.to_owned(), confirmed, error]
     };
-    show::table(["CREDENTIAL", "SITE", "STATE", "CONFIRMED", "LAST ERROR"], rows(status, args).map(row))
+    show::table(["CREDENTIAL", "SITE", "STATE", "CONFIRMED", "LAST ERROR"], rows(status, args, me).map(row))
 }

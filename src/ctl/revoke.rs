@@ -2,15 +2,16 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use super::daemon;
+use super::{daemon, status::one};
 use crate::{
     cli,
     config::{self, Sources},
+    core::snapshot::Status,
     error::{Report, exit},
     keeper::control::{Order, Reply},
 };
 
-/// `evercred revoke`: 0 revoked, 1 not, 4 the daemon cannot be reached.
+/// `evercred revoke`: 0 revoked, 1 not, 4 the daemon cannot be reached or does not know it yet.
 #[must_use]
 pub fn run(args: &cli::Revoke) -> ExitCode {
     match revoke(args) {
@@ -29,6 +30,11 @@ fn revoke(args: &cli::Revoke) -> Result<String, Report> {
         return Err(Report::new(format!("{:?} is not USER/SERVICE", args.which), exit::USAGE)
             .advise("name the credential as evercred status does"));
     };
+    let there = |status: &Status| one(status, &args.which, None).is_some();
+    let status = daemon::status_telling(&socket, there).map_err(|error| error.report())?;
+    if !status.complete && !there(&status) {
+        return Err(daemon::not_known_yet(&args.which));
+    }
     let order = Order::Revoke { user: user.to_owned(), credential: base.to_owned() };
     match daemon::order(&socket, &order).map_err(|error| error.report())? {
         Reply::Done { .. } => Ok(format!("{}: the issuer has revoked it", args.which)),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use nix::unistd::{User, geteuid};
 use serde::Serialize;
 
 use super::{
@@ -34,12 +35,20 @@ const LOOK: Duration = Duration::from_secs(2);
 #[must_use]
 pub fn run(args: &cli::Status) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
+    let me = me();
+    let (which, me) = (args.which.as_deref(), me.as_deref());
     loop {
-        let status = match daemon::status(&socket) {
+        // What is asked for by name is waited for; all that there are is told as far as it is known.
+        let told = |status: &Status| args.watch || chosen(status, which, me).next().is_some();
+        let status = match &args.which {
+            Some(_) => daemon::status_telling(&socket, told),
+            None => daemon::status(&socket),
+        };
+        let status = match status {
             Ok(status) => status,
             Err(error) => return error.report().print("evercred"),
         };
-        let mine: Vec<&Credential> = chosen(&status, args.which.as_deref()).collect();
+        let mine: Vec<&Credential> = chosen(&status, which, me).collect();
         if let (Some(which), true, false) = (&args.which, mine.is_empty(), args.watch) {
             return nothing(&status, which).print("evercred");
         }
@@ -61,7 +70,7 @@ pub fn run(args: &cli::Status) -> ExitCode {
 #[must_use]
 pub fn list(args: &cli::List) -> ExitCode {
     let socket = args.socket.clone().unwrap_or_else(|| config::status_socket(&Sources::of_user(None)));
-    let status = match daemon::status(&socket) {
+    let status = match daemon::status_telling(&socket, |_| false) {
         Ok(status) => status,
         Err(error) => return error.report().print("evercred"),
     };
@@ -94,26 +103,45 @@ pub fn list(args: &cli::List) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// `USER`, `USER/S_H`, or for the own credentials `S_H` alone, which a user of that name does not stand for.
-pub(super) fn chosen<'a>(status: &'a Status, which: Option<&'a str>) -> impl Iterator<Item = &'a Credential> {
-    let own = which.filter(|one| !status.everybody && status.credentials.iter().any(|c| c.base() == *one));
+/// The caller's name here.
+pub(super) fn me() -> Option<String> {
+    User::from_uid(geteuid()).ok().flatten().map(|user| user.name)
+}
+
+/// Whether it is the caller's own. Who runs the daemon as oneself sees everybody's, and has own ones all the same.
+fn is_own(status: &Status, me: Option<&str>, credential: &Credential) -> bool {
+    !status.everybody || me == Some(credential.user.as_str())
+}
+
+/// `USER`, `USER/S_H`, or for the own credentials `S_H` alone. A user of that name comes first for an admin, and last for
+/// a user.
+pub(super) fn chosen<'a>(
+    status: &'a Status,
+    which: Option<&'a str>,
+    me: Option<&'a str>,
+) -> impl Iterator<Item = &'a Credential> {
+    let named = |one: &str| status.everybody && status.credentials.iter().any(|c| c.user == one);
+    let own = which.filter(|which| !named(which) && one(status, which, me).is_some());
     status.credentials.iter().filter(move |credential| match which.map(|which| which.split_once('/').ok_or(which)) {
         None => true,
         Some(Ok((user, base))) => credential.user == user && credential.base() == base,
-        Some(Err(one)) if own.is_some() => credential.base() == one,
+        Some(Err(one)) if own.is_some() => is_own(status, me, credential) && credential.base() == one,
         Some(Err(one)) => credential.user == one,
     })
 }
 
 /// One credential: `USER/S_H`, or for the own ones `S_H` alone. A user's name alone stands for none.
-pub(super) fn one<'a>(status: &'a Status, which: &str) -> Option<&'a Credential> {
+pub(super) fn one<'a>(status: &'a Status, which: &str, me: Option<&str>) -> Option<&'a Credential> {
     status.credentials.iter().find(|credential| match which.split_once('/') {
         Some((user, base)) => credential.user == user && credential.base() == base,
-        None => !status.everybody && credential.base() == which,
+        None => is_own(status, me, credential) && credential.base() == which,
     })
 }
 
 fn nothing(status: &Status, which: &str) -> Report {
+    if !status.complete {
+        return daemon::not_known_yet(which);
+    }
     let whose = if status.everybody { "" } else { " of yours" };
     Report::new(format!("there is no credential{whose} called {which}"), exit::MISSING)
         .advise("evercred status shows those that are there; a new one comes with evercred login SERVICE or a submit")
@@ -132,14 +160,16 @@ fn json(status: &Status, chosen: &[&Credential]) -> String {
         started: Timestamp,
         everybody: bool,
         courier: bool,
+        complete: bool,
         providers: &'a [Issuer],
         sites: &'a [SiteStanding],
         credentials: &'a [&'a Credential],
     }
-    let Status { schema, version, pid, now, started, everybody, courier, providers, sites, credentials: _ } = status;
+    let Status { schema, version, pid, now, started, everybody, courier, complete, providers, sites, credentials: _ } =
+        status;
     let (schema, pid, now, started) = (*schema, *pid, *now, *started);
-    let (everybody, courier, credentials) = (*everybody, *courier, chosen);
-    let part = Part { schema, version, pid, now, started, everybody, courier, providers, sites, credentials };
+    let (everybody, courier, complete, credentials) = (*everybody, *courier, *complete, chosen);
+    let part = Part { schema, version, pid, now, started, everybody, courier, complete, providers, sites, credentials };
     // Only numbers, texts and times are in it.
     serde_json::to_string_pretty(&part).map_or_else(|_| String::new(), |text| text + "\n")
 }
@@ -147,6 +177,9 @@ fn json(status: &Status, chosen: &[&Credential]) -> String {
 /// The table, as wide as the terminal if that can be, then what is wrong and what to do.
 fn page(status: &Status, chosen: &[&Credential], colour: Colour, width: Option<usize>) -> String {
     let now = status.now;
+    if chosen.is_empty() && !status.complete {
+        return foot(status).trim_start().to_owned();
+    }
     if chosen.is_empty() {
         let whose = if status.everybody { "There are no credentials" } else { "You have no credentials here" };
         return format!(
@@ -295,6 +328,9 @@ fn ending(credential: &Credential, everybody: bool, now: Timestamp) -> String {
 /// The state of issuers that are down, and of the daemon.
 fn foot(status: &Status) -> String {
     let mut text = String::new();
+    if !status.complete {
+        text.push_str("\nNot every directory was looked at since the start or the last reload: there may be more.\n");
+    }
     for issuer in status.providers.iter().filter(|issuer| issuer.down) {
         // Writing to a string does not fail.
         writeln!(text, "\nThe issuer of {} is down or refuses us; {} wait.", issuer.provider, issuer.queued).ok();
@@ -380,6 +416,7 @@ mod tests {
             started: NOW,
             everybody: false,
             courier: true,
+            complete: true,
             providers: vec![Issuer {
                 provider: "wlcg".into(),
                 kind: "oauth2".into(),
@@ -396,7 +433,7 @@ mod tests {
     #[test]
     fn the_table_tells_the_state_in_words_and_what_to_do() {
         let status = status();
-        let all: Vec<_> = chosen(&status, None).collect();
+        let all: Vec<_> = chosen(&status, None, None).collect();
         insta::assert_snapshot!(page(&status, &all, Colour::none(), None));
     }
 
@@ -430,7 +467,7 @@ mod tests {
             offline: false,
             error: Some(Kind::SiteUnreachable),
         }];
-        let all: Vec<_> = chosen(&status, None).collect();
+        let all: Vec<_> = chosen(&status, None, None).collect();
         let narrow = page(&status, &all, Colour::none(), Some(80));
         insta::assert_snapshot!(narrow);
         let table: Vec<&str> = narrow.lines().take(3).collect();
@@ -446,7 +483,7 @@ mod tests {
         status.credentials[0].refresh_token_expires = Some(NOW.plus(Duration::from_secs(600)));
         for (rolling, told) in [(Some(true), false), (None, false), (Some(false), true)] {
             status.credentials[0].rolling = rolling;
-            let all: Vec<_> = chosen(&status, None).collect();
+            let all: Vec<_> = chosen(&status, None, None).collect();
             let text = page(&status, &all, Colour::none(), None);
             assert_eq!(text.contains("fresh, ends soon"), told, "{text}");
             let advice = "\nwlcg: its approval ends in 10m\n  Renewals do not move that end on; after it there are no more \
@@ -458,32 +495,47 @@ mod tests {
     #[test]
     fn json_has_a_schema_number_rfc_3339_times_and_labels() {
         let status = status();
-        let text = json(&status, &chosen(&status, Some("helmholtz")).collect::<Vec<_>>());
+        let text = json(&status, &chosen(&status, Some("helmholtz"), None).collect::<Vec<_>>());
         insta::assert_snapshot!(text);
         let back: Status = serde_json::from_str(&text).unwrap();
         assert_eq!(back.credentials.len(), 1);
+        let older = text.replace("  \"complete\": true,\n", "");
+        assert!(older != text && serde_json::from_str::<Status>(&older).unwrap().complete, "{older}");
     }
 
     #[test]
     fn a_user_names_the_own_credential_by_its_service_alone_and_an_admin_by_user_too() {
         let mut status = status();
-        assert_eq!(chosen(&status, Some("wlcg")).count(), 1);
-        assert_eq!(chosen(&status, Some("alice/wlcg")).count(), 1);
-        assert_eq!(chosen(&status, Some("alice")).count(), 2);
-        assert_eq!(chosen(&status, Some("bob")).count(), 0);
-        assert_eq!(one(&status, "wlcg").map(Credential::name).as_deref(), Some("alice/wlcg"));
-        assert!(one(&status, "alice").is_none(), "that is a user");
+        assert_eq!(chosen(&status, Some("wlcg"), None).count(), 1);
+        assert_eq!(chosen(&status, Some("alice/wlcg"), None).count(), 1);
+        assert_eq!(chosen(&status, Some("alice"), None).count(), 2);
+        assert_eq!(chosen(&status, Some("bob"), None).count(), 0);
+        assert_eq!(one(&status, "wlcg", None).map(Credential::name).as_deref(), Some("alice/wlcg"));
+        assert!(one(&status, "alice", None).is_none(), "that is a user");
         // A user who is called as one of the services.
         for credential in &mut status.credentials {
             credential.user = "wlcg".into();
         }
-        let names = |which| chosen(&status, Some(which)).map(Credential::base).collect::<Vec<_>>();
+        let names = |which| chosen(&status, Some(which), None).map(Credential::base).collect::<Vec<_>>();
         assert_eq!(names("wlcg"), ["wlcg"]);
         assert_eq!(names("wlcg/helmholtz"), ["helmholtz"]);
-        assert_eq!(one(&status, "wlcg").map(Credential::base).as_deref(), Some("wlcg"));
+        assert_eq!(one(&status, "wlcg", None).map(Credential::base).as_deref(), Some("wlcg"));
         status.everybody = true;
-        assert_eq!(chosen(&status, Some("wlcg")).count(), 2, "an admin names users");
-        assert_eq!(chosen(&status, Some("helmholtz")).count(), 0);
-        assert!(one(&status, "wlcg").is_none() && one(&status, "wlcg/wlcg").is_some());
+        assert_eq!(chosen(&status, Some("wlcg"), None).count(), 2, "an admin names users");
+        assert_eq!(chosen(&status, Some("helmholtz"), None).count(), 0);
+        assert!(one(&status, "wlcg", None).is_none() && one(&status, "wlcg/wlcg", None).is_some());
+    }
+
+    #[test]
+    fn who_runs_the_daemon_as_oneself_sees_everybody_s_and_names_the_own_ones_by_their_service_alone() {
+        let mut status = status();
+        status.everybody = true;
+        status.credentials.push(credential("bob", "wlcg", State::Fresh));
+        let names = |which, me| chosen(&status, Some(which), me).map(Credential::name).collect::<Vec<_>>();
+        assert_eq!(names("wlcg", Some("alice")), ["alice/wlcg"]);
+        assert_eq!(one(&status, "wlcg", Some("bob")).map(Credential::name).as_deref(), Some("bob/wlcg"));
+        assert_eq!(names("bob", Some("alice")), ["bob/wlcg"]);
+        assert!(names("wlcg", Some("root")).is_empty() && one(&status, "wlcg", Some("root")).is_none());
+        assert!(one(&status, "bob", Some("bob")).is_none(), "that is a user");
     }
 }

@@ -1,7 +1,7 @@
 //! Announcements become log lines, audit lines and counts. One log line per renewal, the same field names everywhere;
 //! the same error of the same credential is told once, then once an hour (at debug level in between), and once more
 //! when it ends. Where many credentials of a provider fail alike, twenty a minute are told one by one, and when that
-//! minute is over, how many more there were. A client that is refused is its provider's trouble and told once, as that.
+//! minute is over, how many more there were; so it is with those that are parked or cannot be used. The audit log has each. A client that is refused is its provider's trouble and told once, as that.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -33,17 +33,36 @@ pub struct Announcer {
     /// The counters.
     pub tally: Tally,
     audit: Audit,
-    details: HashMap<CredentialId, String>,
+    /// The words of an issuer's last error, with its kind: an error of another kind came without words.
+    details: HashMap<CredentialId, (Kind, String)>,
     told: HashMap<CredentialId, Told<Kind>>,
-    /// The words of the last error, by the provider's name.
-    last: HashMap<String, String>,
+    /// The same by the provider's name.
+    last: HashMap<String, (Kind, String)>,
     /// The `jti`, hashed, of tokens that are being published.
     hashes: HashMap<CredentialId, String>,
     /// By the provider's name, which a reload leaves as it is.
-    floods: HashMap<(String, Kind), Flood>,
+    floods: HashMap<(String, What, Kind), Flood>,
 }
 
-/// Lines of one provider and kind in a window.
+/// What a line tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum What {
+    NotRenewed,
+    Parked,
+    Unusable,
+}
+
+impl What {
+    fn word(self) -> &'static str {
+        match self {
+            Self::NotRenewed => "not renewed",
+            Self::Parked => "parked",
+            Self::Unusable => "the .top cannot be used",
+        }
+    }
+}
+
+/// Lines of one provider, sort and kind in a window.
 #[derive(Debug)]
 struct Flood {
     since: Tick,
@@ -70,9 +89,9 @@ impl Announcer {
     }
 
     /// Note the words that came with an error.
-    pub fn note(&mut self, id: &CredentialId, provider: &str, detail: String) {
-        self.last.insert(provider.to_owned(), detail.clone());
-        self.details.insert(id.clone(), detail);
+    pub fn note(&mut self, id: &CredentialId, provider: &str, kind: Kind, detail: String) {
+        self.last.insert(provider.to_owned(), (kind, detail.clone()));
+        self.details.insert(id.clone(), (kind, detail));
     }
 
     /// Note the token that is about to be published.
@@ -84,10 +103,10 @@ impl Announcer {
         }
     }
 
-    /// The words that came with the last error.
+    /// The words that came with the last error, if it was of this kind.
     #[must_use]
-    pub fn detail(&self, id: &CredentialId) -> &str {
-        self.details.get(id).map_or("", String::as_str)
+    pub fn detail(&self, id: &CredentialId, kind: Kind) -> &str {
+        words(self.details.get(id), kind)
     }
 
     /// Tell.
@@ -182,8 +201,8 @@ impl Announcer {
                 let (next_in, issuer) = (next_in.map_or(0, |d| d.as_secs()), issuer(owners, *p));
                 let told = kind.class() != Class::Ours
                     && self.is_news(now.tick, id, *kind)
-                    && self.may_tell(now.tick, provider(*p), *kind);
-                let (detail, provider) = (self.detail(id), provider(*p));
+                    && self.may_tell(now.tick, provider(*p), What::NotRenewed, *kind);
+                let (detail, provider) = (self.detail(id, *kind), provider(*p));
                 if told {
                     tracing::warn!(
                         user, service, handle, provider, issuer, %kind, times, next_in, detail, "not renewed"
@@ -196,16 +215,26 @@ impl Announcer {
             }
             Announcement::Parked { id, provider: p, kind } => {
                 let (user, service, handle) = names(id);
-                tracing::error!(
-                    user, service, handle, provider = provider(*p), issuer = issuer(owners, *p), %kind,
-                    detail = self.detail(id),
-                    "parked: refused twice; the user must approve again (its files stay as they are)"
-                );
+                let (provider, issuer) = (provider(*p), issuer(owners, *p));
+                let told = self.may_tell(now.tick, provider, What::Parked, *kind);
+                let detail = self.detail(id, *kind);
+                let message = "parked: refused twice; the user must approve again (its files stay as they are)";
+                if told {
+                    tracing::error!(user, service, handle, provider, issuer, %kind, detail, "{message}");
+                } else {
+                    tracing::debug!(user, service, handle, provider, issuer, %kind, detail, "{message}");
+                }
             }
             Announcement::Unusable { id, kind } => {
                 let (user, service, handle) = names(id);
-                if self.is_news(now.tick, id, *kind) {
-                    tracing::warn!(user, service, handle, %kind, "the .top cannot be used; waiting for another");
+                let provider = scanner::owner(owners, &id.base()).map_or("?", |owner| owner.provider.name.as_str());
+                let told =
+                    self.is_news(now.tick, id, *kind) && self.may_tell(now.tick, provider, What::Unusable, *kind);
+                let message = "the .top cannot be used; waiting for another";
+                if told {
+                    tracing::warn!(user, service, handle, %kind, "{message}");
+                } else {
+                    tracing::debug!(user, service, handle, %kind, "{message}");
                 }
             }
             Announcement::Forgotten { id } => {
@@ -214,7 +243,7 @@ impl Announcer {
             }
             Announcement::Issuer { provider: p, down: Some(kind) } => {
                 let provider = provider(*p);
-                let detail = self.last.get(provider).map_or("", String::as_str);
+                let detail = words(self.last.get(provider), *kind);
                 tracing::error!(
                     provider, issuer = issuer(owners, *p), %kind, detail,
                     "issuer is down or refuses us: single probes only"
@@ -231,10 +260,11 @@ impl Announcer {
         self.told.entry(id.clone()).or_default().tell(now, kind)
     }
 
-    /// Whether one more line of this provider and kind is told one by one.
-    fn may_tell(&mut self, now: Tick, provider: &str, kind: Kind) -> bool {
+    /// Whether one more line of this provider, sort and kind is told one by one.
+    fn may_tell(&mut self, now: Tick, provider: &str, what: What, kind: Kind) -> bool {
         self.tell_held(now);
-        let flood = self.floods.entry((provider.to_owned(), kind)).or_insert(Flood { since: now, told: 0, held: 0 });
+        let flood =
+            self.floods.entry((provider.to_owned(), what, kind)).or_insert(Flood { since: now, told: 0, held: 0 });
         let told = flood.told < ALIKE;
         if told {
             flood.told += 1;
@@ -246,10 +276,11 @@ impl Announcer {
 
     /// Tell how many lines were not told one by one, once their minute is over.
     pub fn tell_held(&mut self, now: Tick) {
-        self.floods.retain(|(provider, kind), flood| {
+        self.floods.retain(|(provider, what, kind), flood| {
             let over = now.since(flood.since) >= WINDOW;
             if over && flood.held > 0 {
-                tracing::warn!(provider, %kind, more = flood.held, "not renewed: that many more, for the same reason");
+                let (what, more) = (what.word(), flood.held);
+                tracing::warn!(provider, %kind, more, "{what}: that many more, for the same reason");
             }
             !over
         });
@@ -278,14 +309,20 @@ impl Announcer {
                 entry
             }
             Announcement::Failed { id, kind, .. } if kind.class() != Class::Transient => {
-                entry(Decision::Refused, id).because(*kind).saying(self.detail(id))
+                entry(Decision::Refused, id).because(*kind).saying(self.detail(id, *kind))
             }
-            Announcement::Parked { id, kind, .. } => entry(Decision::Parked, id).because(*kind).saying(self.detail(id)),
+            Announcement::Parked { id, kind, .. } => {
+                entry(Decision::Parked, id).because(*kind).saying(self.detail(id, *kind))
+            }
             Announcement::Unusable { id, kind } => entry(Decision::Unusable, id).because(*kind),
             Announcement::Forgotten { id } => entry(Decision::Forgotten, id),
             Announcement::Failed { .. } | Announcement::Issuer { .. } => return None,
         })
     }
+}
+
+fn words(noted: Option<&(Kind, String)>, kind: Kind) -> &str {
+    noted.filter(|(of, _)| *of == kind).map_or("", |(_, words)| words.as_str())
 }
 
 /// Who is asked, as configured.
@@ -300,9 +337,10 @@ pub(super) fn names(id: &CredentialId) -> (&str, &str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{id::UserName, time::Timestamp};
 
     fn told(announcer: &mut Announcer, tick: u64, kind: Kind) -> bool {
-        announcer.may_tell(Tick(tick), "grid", kind)
+        announcer.may_tell(Tick(tick), "grid", What::NotRenewed, kind)
     }
 
     #[test]
@@ -331,5 +369,57 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("more=10") && text.contains("provider=grid"), "{text}");
+    }
+
+    #[test]
+    fn words_of_an_earlier_error_are_told_with_no_other_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut announcer = Announcer::default();
+        let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "grid").unwrap();
+        let now = Now { wall: Timestamp(0), tick: Tick(1000) };
+        announcer.note(&id, "grid", Kind::Expired, "it has ended, says the issuer".into());
+        super::super::log::logging_to(&log, || {
+            for kind in [Kind::Expired, Kind::NoSpace, Kind::CourierLost] {
+                let failed = Announcement::Failed { id: id.clone(), provider: 0, kind, times: 1, next_in: None };
+                announcer.tell(now, &[], &failed);
+                announcer.tell(now, &[], &Announcement::Parked { id: id.clone(), provider: 0, kind });
+                announcer.tell(now, &[], &Announcement::Issuer { provider: 0, down: Some(kind) });
+                let words = announcer.entry(now, &[], &Announcement::Parked { id: id.clone(), provider: 0, kind });
+                let spoken = words.unwrap().detail.unwrap_or_default();
+                assert_eq!(spoken.contains("says the issuer"), kind == Kind::Expired, "{kind}: {spoken}");
+            }
+        });
+        assert_eq!(announcer.detail(&id, Kind::Expired), "it has ended, says the issuer");
+        assert_eq!(announcer.detail(&id, Kind::NoSpace), "");
+        let text = std::fs::read_to_string(&log).unwrap();
+        let with: Vec<&str> = text.lines().filter(|line| line.contains("says the issuer")).collect();
+        assert!(with.len() >= 2 && with.iter().all(|line| line.contains("kind=expired")), "{text}");
+    }
+
+    #[test]
+    fn of_many_that_are_parked_or_unusable_alike_twenty_are_told_then_how_many_more_and_each_is_audited() {
+        const MANY: usize = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let (log, path) = (dir.path().join("log"), dir.path().join("audit.jsonl"));
+        let mut announcer = Announcer::new(Audit::start(Some(&path)).unwrap());
+        let now = Now { wall: Timestamp(0), tick: Tick(1000) };
+        super::super::log::logging_to(&log, || {
+            for n in 0..MANY {
+                let id = CredentialId::from_base(UserName::parse(&format!("user{n}")).unwrap(), "grid").unwrap();
+                let parked = Announcement::Parked { id: id.clone(), provider: 0, kind: Kind::Revoked };
+                announcer.tell(now, &[], &parked);
+                announcer.tell(now, &[], &Announcement::Unusable { id, kind: Kind::TopNoToken });
+            }
+            announcer.tell_held(Tick(61_000));
+        });
+        announcer.audit().flush(Duration::from_secs(10));
+        let text = std::fs::read_to_string(&log).unwrap();
+        let of = |words: &str| text.lines().filter(|line| line.contains(words)).count();
+        assert_eq!((of("parked: refused twice"), of("cannot be used; waiting")), (20, 20), "{text}");
+        assert_eq!((of("parked: that many more"), of("used: that many more"), of("more=280")), (1, 1, 2), "{text}");
+        let audited = std::fs::read_to_string(&path).unwrap();
+        let each = |event: &str| audited.matches(&format!("\"event\":\"{event}\"")).count();
+        assert_eq!((each("parked"), each("unusable")), (MANY, MANY));
     }
 }

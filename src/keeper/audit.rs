@@ -257,16 +257,56 @@ impl Audit {
     /// Wait until what was recorded is on the disk, at most this long.
     pub fn flush(&self, patience: Duration) {
         let Some(orders) = &self.orders else { return };
+        let end = Instant::now() + patience;
         let (done, waiting) = sync_channel(1);
-        if orders.try_send(Order::Flush(done)).is_ok() {
-            waiting.recv_timeout(patience).ok();
+        let mut order = Order::Flush(done);
+        while let Err(TrySendError::Full(back)) = orders.try_send(order) {
+            if Instant::now() >= end {
+                return;
+            }
+            order = back;
+            std::thread::sleep(Duration::from_millis(2));
         }
+        waiting.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
     }
 
     /// Lines written and lost.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         (self.counts.written.load(Relaxed), self.counts.lost.load(Relaxed))
+    }
+}
+
+/// The audit log that is open now. However the run ends, what was recorded is waited for.
+#[derive(Debug)]
+pub struct Open(Audit);
+
+impl Open {
+    /// How long the last lines may take.
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    /// This one.
+    #[must_use]
+    pub fn new(audit: Audit) -> Self {
+        Self(audit)
+    }
+
+    /// A handle of it.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.0
+    }
+
+    /// From now on this one.
+    pub fn replace(&mut self, audit: Audit) {
+        // The one before ends here, as at the end of the run.
+        drop(std::mem::replace(self, Self(audit)));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.flush(Self::PATIENCE);
     }
 }
 
@@ -446,6 +486,20 @@ mod tests {
         assert_eq!(text, expected);
         assert_eq!(audit.counts(), (2, 0));
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777 & !0o640, 0);
+    }
+
+    #[test]
+    fn however_the_run_ends_the_last_lines_are_in_the_log_that_is_open_and_in_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("one"), dir.path().join("two")];
+        let mut open = Open::new(Audit::start(Some(&paths[0])).unwrap());
+        let record = |open: &Open| (0..5000).for_each(|n| open.audit().record(entry(n)));
+        record(&open);
+        open.replace(Audit::start(Some(&paths[1])).unwrap());
+        assert_eq!(lines(&paths[0]).len(), 5000);
+        record(&open);
+        drop(open);
+        assert_eq!(lines(&paths[1]).len(), 5000);
     }
 
     #[test]

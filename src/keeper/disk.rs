@@ -13,10 +13,11 @@ use super::{
 use crate::{
     config::settings::{Provider, ProviderKind},
     core::{
-        answer::{Grant, Spends},
+        answer::{ExchangeError, Grant, Spends},
         id::CredentialId,
         jwt,
         planner::Event,
+        secret::RefreshToken,
         time::Timestamp,
         top::{Identity, Top},
         use_file,
@@ -171,13 +172,21 @@ fn run(spool: &Spool, job: Job) -> Input {
 }
 
 fn learn(spool: &Spool, id: CredentialId, owner: &Owner, order: Option<u32>) -> Input {
-    let found = spool.read_top(&id, owner.seal.as_ref()).map(|(identity, top)| {
-        (identity, revoker::Held { provider: owner.provider.name.clone(), token: top.refresh_token().clone() })
-    });
-    let found = found.map_err(|refusal| match refusal {
-        Refusal::Missing => Kind::TopUnreadable,
-        Refusal::Bad(kind) => kind,
-    });
+    let found = match read_own(spool, &id, owner) {
+        Ok((_, None)) => Err(ExchangeError::new(
+            Kind::TopNoToken,
+            "its client asks for itself: no user's refresh token is spent there",
+        )),
+        Ok((_, Some(top))) if top.is_subject() => {
+            Err(ExchangeError::new(Kind::TopNoToken, "it is a subject token, not yet exchanged for a refresh token"))
+        }
+        Ok((identity, Some(top))) => {
+            let token = top.refresh_token().clone();
+            Ok((identity, revoker::Held { provider: owner.provider.name.clone(), token }))
+        }
+        Err(Withheld::Missing) => Err(ExchangeError::new(Kind::TopUnreadable, "it is not there any more")),
+        Err(Withheld::Bad(kind, words)) => Err(ExchangeError::new(kind, words)),
+    };
     Input::Learned { id, found, order }
 }
 
@@ -190,8 +199,11 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
     };
     let grant = match read_grant(spool, &id, &owner) {
         Ok((found, grant)) if found == identity => grant,
-        Ok(_) | Err(Refusal::Missing) => return Input::Event(Event::Superseded { number }),
-        Err(Refusal::Bad(kind)) => return fail(kind),
+        Ok(_) | Err(Withheld::Missing) => return Input::Event(Event::Superseded { number }),
+        Err(Withheld::Bad(kind, words)) => {
+            tracing::warn!(credential = %id, provider = owner.provider.name, words, "not sent");
+            return fail(kind);
+        }
     };
     let room = usize::try_from(identity.size).unwrap_or(0).saturating_add(8192);
     let reservation = match spool.reserve(&id, room, USE_ROOM) {
@@ -203,30 +215,60 @@ fn prepare(spool: &Spool, number: u64, id: CredentialId, identity: Identity, own
 }
 
 /// What is to be asked for, and the `.top` that says so.
-fn read_grant(spool: &Spool, id: &CredentialId, owner: &Owner) -> Result<(Identity, Grant), Refusal> {
+fn read_grant(spool: &Spool, id: &CredentialId, owner: &Owner) -> Result<(Identity, Grant), Withheld> {
     let provider = &owner.provider;
+    let (found, top) = read_own(spool, id, owner)?;
+    let grant = match top {
+        Some(top) => grant(provider, &top),
+        None => Grant {
+            spends: Spends::Nothing,
+            scopes: provider.scopes.clone(),
+            audience: provider.audience_of(id.handle.as_ref()).to_vec(),
+        },
+    };
+    Ok((found, grant))
+}
+
+/// Why nothing of a `.top` may go to its provider.
+enum Withheld {
+    /// It is not there.
+    Missing,
+    /// Its kind, and what is wrong in words.
+    Bad(Kind, String),
+}
+
+impl From<Refusal> for Withheld {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Missing => Self::Missing,
+            Refusal::Bad(kind) => Self::Bad(kind, "it cannot be used".into()),
+        }
+    }
+}
+
+/// The `.top`, if what it holds may go to its provider: every token that leaves, to be spent or to be given back, passes
+/// here. None: the client asks for itself, and what a user has stored there neither is spent nor says what is asked for.
+fn read_own(spool: &Spool, id: &CredentialId, owner: &Owner) -> Result<(Identity, Option<Top>), Withheld> {
+    let provider = &owner.provider;
+    let bad = |kind, words: String| Err(Withheld::Bad(kind, words));
     if let Some(accounts) = provider.accounts() {
-        // What a user has stored there neither is spent nor says what is asked for.
         let found = spool.top_identity(id)?;
         if !accounts.name(id) {
-            return Err(Refusal::Bad(Kind::AccountNotNamed));
+            return bad(Kind::AccountNotNamed, format!("users of the provider {} does not name it", provider.name));
         }
-        let audience = provider.audience_of(id.handle.as_ref()).to_vec();
-        return Ok((found, Grant { spends: Spends::Nothing, scopes: provider.scopes.clone(), audience }));
+        return Ok((found, None));
     }
     let (found, top) = spool.read_top(id, owner.seal.as_ref())?;
     if top.is_subject() && !exchanges(provider) {
-        return Err(Refusal::Bad(Kind::TopNoToken));
+        return bad(Kind::TopNoToken, "it is a subject token, which this provider does not exchange".into());
     }
-    if let Some(maker) = made_elsewhere(&top, provider) {
-        tracing::warn!(credential = %id, provider = provider.name, maker, "not sent: it is another server's");
-        return Err(Refusal::Bad(Kind::TopElsewhere));
+    if let Some(maker) = made_elsewhere(top.refresh_token(), provider) {
+        return bad(Kind::TopElsewhere, format!("it is of the server {maker:?}"));
     }
     if let Err(error) = approved_here(spool, id, provider) {
-        tracing::warn!(credential = %id, provider = provider.name, error, "not sent");
-        return Err(Refusal::Bad(Kind::MetaMismatch));
+        return bad(Kind::MetaMismatch, error);
     }
-    Ok((found, grant(provider, &top)))
+    Ok((found, Some(top)))
 }
 
 fn exchanges(provider: &Provider) -> bool {
@@ -235,8 +277,8 @@ fn exchanges(provider: &Provider) -> bool {
 
 /// The server that a token is of by its own word, if that is another one than it would go to. Of OAuth2 refresh tokens
 /// only mytokens are judged: what others say of their maker is between them and their issuer.
-fn made_elsewhere(top: &Top, provider: &Provider) -> Option<String> {
-    let maker = jwt::maker(top.refresh_token().expose())?;
+pub(super) fn made_elsewhere(token: &RefreshToken, provider: &Provider) -> Option<String> {
+    let maker = jwt::maker(token.expose())?;
     let here = |url: &str| url.trim_end_matches('/') == maker.iss.trim_end_matches('/');
     let is_here = match &provider.kind {
         ProviderKind::Mytoken { server } => here(server),

@@ -165,8 +165,8 @@ pub enum Input {
     Learned {
         /// Which.
         id: CredentialId,
-        /// The `.top` and the token, or why it cannot be read.
-        found: Result<(Identity, revoker::Held), Kind>,
+        /// The `.top` and the token, or why it may not go to its provider.
+        found: Result<(Identity, revoker::Held), ExchangeError>,
         /// The uid of who ordered that it be given back now.
         order: Option<u32>,
     },
@@ -716,7 +716,7 @@ impl Driver {
                 Ok(brought)
             }
             Err(error) => {
-                self.announcer.note(&held.id, &held.owner.provider.name, error.detail);
+                self.announcer.note(&held.id, &held.owner.provider.name, error.kind, error.detail);
                 held.rotated = error.rotated;
                 Err(Failure { kind: error.kind, retry_after: error.retry_after, rotated: held.rotated.is_some() })
             }

@@ -16,7 +16,7 @@ use nix::unistd::{User, geteuid};
 use super::{
     announce::Announcer,
     approvals::Approvals,
-    audit::Audit,
+    audit::{self, Audit},
     control,
     course::Courses,
     deliveries::Ears,
@@ -90,7 +90,8 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
     let at_work = Arc::new(OnceLock::new());
     signals(inputs.clone(), Arc::clone(&at_work)).map_err(failed)?;
     let mut audit_log = settings.daemon.audit_log.clone();
-    let audit = Audit::start(audit_log.as_deref())
+    let mut audit = Audit::start(audit_log.as_deref())
+        .map(audit::Open::new)
         .map_err(|error| Report::of(&error, exit::LOG).advise("correct `audit_log` in [daemon], or its directory"))?;
     let condor = User::from_name("condor").ok().flatten();
     let mut accepted = vec![0, geteuid().as_raw()];
@@ -130,7 +131,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         owners: owners.to_vec(),
     };
     let mut owners = owners(&settings)?;
-    replicate(&replication, &settings, courier_args, &spool, clock, ears(&audit, &settings, &owners))?;
+    replicate(&replication, &settings, courier_args, &spool, clock, ears(audit.audit(), &settings, &owners))?;
     let mut link = courier(&settings, settings.outward(), courier_args, 1, &inputs)?;
     let mut before: Option<Driver> = None;
     let mut scan_from = clock.now().tick;
@@ -140,7 +141,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         .map_err(failed)?;
     let mut notices = None;
     tell_people(&settings, &mut notices, &inputs)?;
-    let mut announcer = Announcer::new(audit.clone());
+    let mut announcer = Announcer::new(audit.audit().clone());
     let mut revoker = Revoker::default();
     for generation in 2.. {
         let planner =
@@ -199,7 +200,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         // Its courier ends with this.
         driver.link.close();
         before = Some(driver);
-        audit_elsewhere(&settings, &mut audit_log, &mut announcer);
+        audit_elsewhere(&settings, &mut audit_log, &mut audit, &mut announcer);
         owners = self::owners(&settings)?;
         tell_people(&settings, &mut notices, &inputs)?;
         link = courier(&settings, settings.outward(), courier_args, generation, &inputs)?;
@@ -214,7 +215,6 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
         tracing::info!(providers = settings.providers.len(), "configuration reloaded");
     }
     replication.stop();
-    audit.flush(LAST_LINES);
     tracing::info!("stopped");
     Ok(())
 }
@@ -229,11 +229,17 @@ impl Drop for Retires {
 }
 
 /// After a reload: the audit log may be another one.
-fn audit_elsewhere(settings: &Settings, audit_log: &mut Option<PathBuf>, announcer: &mut Announcer) {
+fn audit_elsewhere(
+    settings: &Settings,
+    audit_log: &mut Option<PathBuf>,
+    open: &mut audit::Open,
+    announcer: &mut Announcer,
+) {
     if settings.daemon.audit_log != *audit_log {
         match Audit::start(settings.daemon.audit_log.as_deref()) {
             Ok(audit) => {
-                announcer.audit_to(audit);
+                announcer.audit_to(audit.clone());
+                open.replace(audit);
                 audit_log.clone_from(&settings.daemon.audit_log);
             }
             Err(error) => tracing::error!(%error, "keeping the audit log that is open"),

@@ -103,7 +103,6 @@ impl Tally {
         }
         Figures {
             now: now.wall,
-            scanned: self.last_scan.is_some(),
             last_scan: self.last_scan,
             providers,
             publish: self.publish.clone(),

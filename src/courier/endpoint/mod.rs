@@ -273,7 +273,10 @@ impl Endpoint {
                 if figures.scanned {
                     plain(StatusCode::OK, "ready\n")
                 } else {
-                    plain(StatusCode::SERVICE_UNAVAILABLE, "the credential directory has not been looked through yet\n")
+                    plain(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the credential directory has not been looked through since the start or the last reload\n",
+                    )
                 }
             }
             _ => plain(StatusCode::SERVICE_UNAVAILABLE, "the keeper does not answer\n"),

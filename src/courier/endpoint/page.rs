@@ -126,6 +126,10 @@ fn title(page: &Page, figures: &Figures) -> String {
         _ if status.providers.iter().any(|issuer| issuer.down) => "an issuer is down".into(),
         (0, _) if page.ending > 0 => format!("{} end soon", page.ending),
         (0, 0) if status.sites.iter().any(|site| site.down) => "a site is down".into(),
+        (0, 0) if status.sites.iter().any(|site| site.offline || site.client_ends_soon) => {
+            "a site needs a person".into()
+        }
+        (0, 0) if !status.complete => "not all known yet".into(),
         (0, 0) => "all well".into(),
         (0, retrying) => format!("{retrying} retrying"),
         (bad, _) => format!("{bad} need a person"),
@@ -158,6 +162,15 @@ fn verdict(page: &Page, figures: &Figures) -> Markup {
     } else if let Some(site) = status.sites.iter().find(|site| site.down) {
         let words = format!("The site {} is down, or refuses us.", site.site);
         (Look::Warn, words, "Every credential is renewed; the tokens there are old.".into())
+    } else if let Some(site) = status.sites.iter().find(|site| site.offline) {
+        let words = format!("The endpoint of the site {} is not there.", site.site);
+        (Look::Warn, words, "Every credential is renewed; what the site has of them grows old.".into())
+    } else if let Some(site) = status.sites.iter().find(|site| site.client_ends_soon) {
+        let words = format!("Our client of the site {} {}.", site.site, client_end(site, status.now));
+        (Look::Warn, words, "Nobody renews it but a person; what to do is told below.".into())
+    } else if !status.complete {
+        let words = "Not every credential is known yet.".to_owned();
+        (Look::Busy, words, "Not every directory was looked at since the start or the last reload.".into())
     } else {
         (Look::Good, "All is well.".into(), "Every credential is renewed before its token ends.".into())
     };
@@ -240,6 +253,7 @@ fn sites(all: &[SiteStanding], now: Timestamp) -> Markup {
 fn of_site(site: &SiteStanding, now: Timestamp) -> Markup {
     let (look, word) = match (site.down, site.behind, site.error) {
         (true, ..) => (Look::Bad, "down"),
+        _ if site.offline => (Look::Warn, "endpoint offline"),
         (false, 0, _) => (Look::Good, "current"),
         (false, _, Some(_)) => (Look::Warn, "behind"),
         (false, _, None) => (Look::Busy, "behind"),
@@ -259,13 +273,33 @@ fn of_site(site: &SiteStanding, now: Timestamp) -> Markup {
                     code { (kind) } " " (words.meaning)
                     small { (if words.admin.is_empty() { words.user } else { words.admin }) }
                 }
+                @if let Some(words) = &site.words {
+                    small { (words) }
+                }
+                @if site.offline {
+                    small { "Start it there, or ask the site's admins to." }
+                }
+                @if site.client_ends_soon {
+                    small {
+                        "Our client there " (client_end(site, now))
+                        ": make another at the service, write its file, and reload the credmon."
+                    }
+                }
             }
         }
     }
 }
 
+fn client_end(site: &SiteStanding, now: Timestamp) -> String {
+    let left = site.client_ends.map(|ends| ends.since(now)).filter(|left| !left.is_zero());
+    left.map_or_else(|| "has ended".to_owned(), |left| format!("ends in {}", show::short(left)))
+}
+
 fn credentials(page: &Page, now: Timestamp) -> Markup {
     let all = &page.rows;
+    if all.is_empty() && !page.status.complete {
+        return html! { div class="scroll" { p class="empty" { "None is known yet." } } };
+    }
     if all.is_empty() {
         return html! { div class="scroll" { p class="empty" { "There are none yet: a job with use_oauth_services brings one." } } };
     }
@@ -386,6 +420,7 @@ mod tests {
             started: NOW,
             everybody: true,
             courier: true,
+            complete: true,
             providers: Vec::new(),
             sites: Vec::new(),
             credentials: Vec::new(),
@@ -436,6 +471,46 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("<i>"), "{text}");
+    }
+
+    #[test]
+    fn a_site_whose_endpoint_is_offline_or_whose_client_ends_is_told_of_and_all_is_not_well() {
+        let (mut told, figures) = page(State::Fresh);
+        let site = SiteStanding {
+            site: "farm".into(),
+            kind: "globus".into(),
+            down: false,
+            replicas: 4,
+            behind: 0,
+            behind_since: None,
+            confirmed: Some(NOW),
+            client_ends: Some(Timestamp(NOW.0 + 90_000)),
+            client_ends_soon: false,
+            words: Some("the service says that the endpoint is <i>stopped</i>".into()),
+            offline: true,
+            error: None,
+        };
+        let offline = "The endpoint of the site farm is not there.";
+        let ends = "Our client of the site farm ends in 1m 30s.";
+        let cases = [
+            (true, false, Some(offline)),
+            (false, true, Some(ends)),
+            (true, true, Some(offline)),
+            (false, false, None),
+        ];
+        for (is_offline, client_ends_soon, verdict) in cases {
+            told.status.sites = vec![SiteStanding { offline: is_offline, client_ends_soon, ..site.clone() }];
+            let text = render(&told, &figures);
+            assert!(text.contains("the endpoint is &lt;i&gt;stopped"), "the words, as text: {text}");
+            assert_eq!(text.contains("All is well."), verdict.is_none(), "{text}");
+            assert_eq!(text.contains("<title>all well"), verdict.is_none(), "{text}");
+            assert!(verdict.is_none_or(|words| text.contains(words)), "{text}");
+            assert_eq!(text.contains("Start it there"), is_offline, "{text}");
+            assert_eq!(text.contains("Our client there ends in 1m 30s: make another"), client_ends_soon, "{text}");
+        }
+        told.status.sites = vec![SiteStanding { down: true, offline: false, replicas: 0, ..site }];
+        let text = render(&told, &figures);
+        assert!(text.contains("the endpoint is &lt;i&gt;stopped") && !text.contains("All is well"), "{text}");
     }
 
     #[test]

@@ -175,6 +175,7 @@ mod tests {
             now: NOW,
             started: NOW,
             everybody: true,
+            complete: true,
             courier: true,
             providers: Vec::new(),
             sites,

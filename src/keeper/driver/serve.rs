@@ -18,6 +18,7 @@ use crate::{
         id::{CredentialId, UserName},
         notice::{Provider, Standing, Standings},
         planner::{Event, Found, Row},
+        secret::RefreshToken,
         snapshot::{Credential, Issuer, Page, PageRow, Replica, SCHEMA, SiteStanding, Status, Trouble, ends_soon},
         time::Now,
         top::Identity,
@@ -27,7 +28,7 @@ use crate::{
     keeper::{
         audit::{Decision, Entry},
         control::{Order, Reply},
-        disk::Job,
+        disk::{self, Job},
         log::LogHandle,
         replicas, revoker, scanner,
     },
@@ -251,7 +252,7 @@ impl Driver {
         &mut self,
         now: Now,
         id: CredentialId,
-        found: Result<(Identity, revoker::Held), Kind>,
+        found: Result<(Identity, revoker::Held), ExchangeError>,
         order: Option<u32>,
     ) {
         match (found, order) {
@@ -262,14 +263,20 @@ impl Driver {
                 }
             }
             (Ok((_, held)), Some(uid)) => self.revoker.order(now.tick, id, held, uid),
-            // What cannot be read cannot be given back; the planner tells what is wrong with it.
+            // What may not be sent cannot be given back; the planner tells what is wrong with it.
             (Err(_), None) => {}
-            (Err(kind), by @ Some(_)) => {
-                let result = Err(ExchangeError::new(kind, "its refresh token cannot be read"));
+            (Err(mut error), by @ Some(_)) => {
+                error.detail = format!("nothing is sent to the issuer: {}", error.detail);
+                let result = Err(error);
                 let provider = self.owner_of(&id).map_or_else(String::new, |owner| owner.provider.name.clone());
                 self.revoked(now, &revoker::Outcome { id, provider, by, jti_sha256: None, result });
             }
         }
+    }
+
+    fn is_elsewhere(&self, provider: Option<usize>, token: &RefreshToken) -> bool {
+        let owner = provider.and_then(|index| self.owners.get(index));
+        owner.is_none_or(|owner| disk::made_elsewhere(token, &owner.provider).is_some())
     }
 
     fn may_revoke(&self) -> bool {
@@ -299,6 +306,10 @@ impl Driver {
                     Kind::ClientRefused,
                     "its service does not belong to that provider any more",
                 )),
+                // Since it was read, a reload may have brought that provider another server.
+                Some(_) if self.is_elsewhere(index, &ask.held.token) => {
+                    Err(ExchangeError::new(Kind::TopElsewhere, "nothing is sent: it is another server's"))
+                }
                 Some(provider) => {
                     let frame = ToCourier::Revoke { number: ask.number, provider, token: ask.held.token };
                     self.link.send(&frame).map_err(|e| ExchangeError::new(Kind::CourierLost, e.to_string()))
@@ -317,6 +328,7 @@ impl Driver {
         let (audit_written, audit_lost) = self.announcer.audit().counts();
         let figures = Figures {
             started: self.started,
+            scanned: self.first_scan.is_over(),
             readers: self.readers.readers(),
             log_lost: self.log.as_ref().map_or(0, LogHandle::lost),
             audit_written,
@@ -401,6 +413,7 @@ impl Driver {
             started: self.started,
             everybody,
             courier: self.courier_up,
+            complete: self.first_scan.is_over(),
             providers: self.owners.iter().enumerate().map(issuer).collect(),
             sites: self.replication.board.sites().iter().map(SiteStanding::from).collect(),
             credentials: rows.map(|row| self.credential(&row, self.replication.board.of(row.id))).collect(),
@@ -423,7 +436,7 @@ impl Driver {
             generation: row.generation,
             error: row.error.map(|(kind, since, times)| Trouble {
                 kind,
-                detail: self.announcer.detail(row.id).to_owned(),
+                detail: self.announcer.detail(row.id, kind).to_owned(),
                 since,
                 times,
             }),
@@ -442,6 +455,14 @@ impl Driver {
             .collect()
     }
 
+    fn there_is_no(&self, name: &str) -> String {
+        if self.first_scan.is_over() {
+            format!("there is no credential {name}")
+        } else {
+            format!("{name} is not known yet: not every directory was looked at since the start or the last reload")
+        }
+    }
+
     /// An admin gives a refresh token back now; the answer comes when the issuer's does, or at once: why not.
     fn order_revocation(
         &mut self,
@@ -453,7 +474,7 @@ impl Driver {
     ) -> Result<(), String> {
         let known = self.named(now, user, Some(credential)).into_iter().next();
         let owner = known.and_then(|(id, provider)| Some((id, Arc::clone(self.owners.get(provider)?))));
-        let (id, owner) = owner.ok_or_else(|| format!("there is no credential {user}/{credential}"))?;
+        let (id, owner) = owner.ok_or_else(|| self.there_is_no(&format!("{user}/{credential}")))?;
         self.order_is_audited(now, uid, "revoke", Some(&id), None);
         self.waiting.insert(id.clone(), reply.clone());
         self.disk.submit(Job::Learn { id, owner, order: Some(uid) });
@@ -479,7 +500,7 @@ impl Driver {
         let known = self.named(now, user, credential);
         if known.is_empty() {
             let name = credential.map_or_else(|| user.to_owned(), |base| format!("{user}/{base}"));
-            return Reply::Refused { why: format!("there is no credential {name}") };
+            return Reply::Refused { why: self.there_is_no(&name) };
         }
         let credentials = known.len();
         for (id, _) in known {
