@@ -5,7 +5,8 @@
 //! seconds since 1970, so that it grows even where the journal was lost. It is durable ([`Action::Record`]) before
 //! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
 //! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
-//! generation follows when that has ended. Each site has its own queue, budget and circuit. A site that has something
+//! generation follows when that has ended. Each site has its own queue, budget and circuit, and what is one credential's
+//! own trouble there is no other's: see [`Word`]. A site that has something
 //! newer than we ever made has not what it should have: who wrote that is for people to find out, until the next renewal.
 //!
 //! The file is long as the planner's is: the waits of one delivery are read together.
@@ -259,7 +260,42 @@ struct Row {
     wait: Wait,
     failures: u32,
     last: Option<Kind>,
+    /// When it failed last; a newer generation does not change that.
+    failed_at: Option<Tick>,
     since: Option<Timestamp>,
+}
+
+/// What the end of one delivery says about the site, apart from the credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// It is there and does its work, or says what is wrong with this credential: its path, its quota, its turn.
+    Answered,
+    /// It refuses our account.
+    Refused,
+    /// It asks us to wait.
+    Wait,
+    /// It may be down.
+    Failed,
+    /// Nothing: the trouble is on this machine, or a name's.
+    Nothing,
+}
+
+impl Word {
+    fn of(failure: Option<Kind>) -> Self {
+        let Some(kind) = failure else { return Self::Answered };
+        match kind {
+            // A task that waits for an endpoint, a full disk and a file that cannot be shown: somebody said so.
+            Kind::SiteFull | Kind::SitePending | Kind::SiteUnconfirmed => Self::Answered,
+            Kind::RateLimited => Self::Wait,
+            Kind::SiteName | Kind::ReplicatorLost => Self::Nothing,
+            other => match other.class() {
+                Class::Slow | Class::Refused => Self::Answered,
+                Class::Ours => Self::Refused,
+                Class::Transient => Self::Failed,
+                Class::Input => Self::Nothing,
+            },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -278,6 +314,10 @@ struct Entry {
 }
 
 impl Entry {
+    fn row(&mut self, site: usize) -> Option<&mut Row> {
+        self.rows.iter_mut().find(|row| row.site == site)
+    }
+
     /// Superseded counts only by what we issued.
     fn judged(&mut self, now: Now, result: Result<Delivered, Undelivered>) -> Result<Delivered, Undelivered> {
         let ours = self.generation;
@@ -487,6 +527,7 @@ impl Replicas {
             wait: Wait::Settled,
             failures: 0,
             last: None,
+            failed_at: None,
             since: None,
         });
         let content = Content { hash, expiry: None };
@@ -539,7 +580,16 @@ impl Replicas {
             if !entry.rows.iter().any(|row| row.site == site) {
                 let wait = if durable && !changed { Wait::Settled } else { Wait::Recording };
                 let since = Some(now.wall);
-                entry.rows.push(Row { site, acknowledged: 0, at: None, wait, failures: 0, last: None, since });
+                entry.rows.push(Row {
+                    site,
+                    acknowledged: 0,
+                    at: None,
+                    wait,
+                    failures: 0,
+                    last: None,
+                    failed_at: None,
+                    since,
+                });
                 added.push(site);
             }
         }
@@ -626,7 +676,7 @@ impl Replicas {
     }
 
     fn row(&mut self, slot: usize, site: usize) -> Option<&mut Row> {
-        self.slots.get_mut(slot)?.as_mut()?.rows.iter_mut().find(|row| row.site == site)
+        self.slots.get_mut(slot)?.as_mut()?.row(site)
     }
 
     fn unqueue(&mut self, slot: usize, site: usize, wait: Wait) {
@@ -683,14 +733,15 @@ impl Replicas {
     fn start(&mut self, now: Now, site: usize) -> Option<Action> {
         loop {
             let to = self.sites.get_mut(site)?;
-            let &(expiry, slot) = to.queue.first()?;
             to.budget.may_start(now.tick).ok()?;
-            to.queue.pop_first();
+            let probe = to.budget.is_open();
+            let (expiry, slot) = if probe { self.probe(site) } else { to.queue.first().copied() }?;
+            let to = self.sites.get_mut(site)?;
+            to.queue.remove(&(expiry, slot));
             if expiry <= now.wall {
                 self.row(slot, site)?.wait = Wait::Expired;
                 continue;
             }
-            let probe = to.budget.is_open();
             to.budget.started(now.tick);
             let number = self.next_number;
             self.next_number += 1;
@@ -699,6 +750,39 @@ impl Replicas {
             let (id, generation, content) = (entry.id.clone(), entry.generation, entry.content);
             self.flights.insert(number, Flight { id: id.clone(), site, generation, probe });
             return Some(Action::Send { number, id, site, generation, content });
+        }
+    }
+
+    /// Who of a site's queue shows whether it is up again: whoever's last failure is longest ago, and of those who never
+    /// failed any one. What always fails must not be all that is asked.
+    fn probe(&self, site: usize) -> Option<(Timestamp, usize)> {
+        let key = |&&(_, slot): &&(Timestamp, usize)| {
+            let entry = self.slots.get(slot).and_then(Option::as_ref);
+            let row = entry.and_then(|entry| entry.rows.iter().find(|row| row.site == site));
+            (row.and_then(|row| row.failed_at), entry.map(|entry| entry.id.spread()))
+        };
+        self.sites.get(site)?.queue.iter().min_by_key(key).copied()
+    }
+
+    /// What the end of a delivery says about the site, apart from the credential.
+    fn judge_site(&mut self, now: Now, site: usize, slot: usize, probe: bool, error: Option<&Undelivered>) {
+        let Some(to) = self.sites.get_mut(site) else { return };
+        let kind = error.map(|error| error.kind);
+        let word = Word::of(kind);
+        match (word, error.and_then(|error| error.retry_after)) {
+            (Word::Wait, wish) => to.budget.pause(now.tick, wish.unwrap_or(schedule::RETRY_FIRST)),
+            (Word::Failed, Some(wish)) => to.budget.pause(now.tick, wish),
+            _ => {}
+        }
+        let changes = match word {
+            Word::Answered => to.budget.answered(slot),
+            Word::Refused => to.budget.refused(now.tick, slot),
+            Word::Failed => to.budget.failed(now.tick, slot, probe),
+            Word::Wait | Word::Nothing => false,
+        };
+        if changes {
+            let down = kind.filter(|_| word != Word::Answered);
+            self.pending.push_back(Action::Announce(Announcement::Site { site, down }));
         }
     }
 
@@ -717,15 +801,15 @@ impl Replicas {
             }
             return;
         }
-        // Whoever has something newer answered, and is not down.
-        let answered = result.as_ref().err().is_none_or(|error| error.kind == Kind::SiteNewer);
-        if answered && to.budget.answered(slot) {
-            self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
-        }
+        self.judge_site(now, site, slot, probe, result.as_ref().err());
+        let Some(to) = self.sites.get(site) else { return };
+        let Some(row) = self.slots.get_mut(slot).and_then(Option::as_mut).and_then(|entry| entry.row(site)) else {
+            return;
+        };
         let error = match result {
             Ok(delivered) => {
                 let after_failures = std::mem::take(&mut row.failures);
-                row.last = None;
+                (row.last, row.failed_at) = (None, None);
                 row.acknowledged = row.acknowledged.max(generation);
                 row.at = Some(now.wall);
                 row.wait = Wait::Settled;
@@ -754,30 +838,18 @@ impl Replicas {
             Err(error) => error,
         };
         row.failures = row.failures.saturating_add(1);
-        row.last = Some(error.kind);
+        (row.last, row.failed_at) = (Some(error.kind), Some(now.tick));
         let left = expiry.map_or(Duration::ZERO, |expiry| expiry.since(now.wall));
         let spread = spread ^ (site as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let next_in = match error.kind.class() {
             Class::Transient => schedule::retry_after(row.failures, left, spread, error.retry_after),
+            // The site's own probe decides.
+            Class::Ours if to.budget.is_open() => schedule::RETRY_FIRST.max(error.retry_after.unwrap_or_default()),
             Class::Slow | Class::Refused | Class::Ours | Class::Input => {
                 schedule::slow_retry_after(row.failures, error.retry_after)
             }
         };
         let times = row.failures;
-        let down = match (error.kind, error.kind.class()) {
-            (Kind::ReplicatorLost, _) => false,
-            (_, Class::Ours) => to.budget.park(now.tick),
-            (_, Class::Transient) => {
-                if let Some(wait) = error.retry_after {
-                    to.budget.pause(now.tick, wait);
-                }
-                to.budget.failed(now.tick, slot, probe)
-            }
-            _ => false,
-        };
-        if down {
-            self.pending.push_back(Action::Announce(Announcement::Site { site, down: Some(error.kind) }));
-        }
         if desired == generation {
             let tick = now.tick.plus(next_in);
             row.wait = Wait::Retry(tick);
