@@ -564,7 +564,10 @@ impl Replicas {
             std::mem::take(&mut entry.rows).into_iter().partition(|row| wanted.contains(&row.site));
         entry.rows = kept;
         let durable = entry.durable;
-        let anew = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
+        let elsewhere = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
+        // What is called so now may have had another name before: its file there has this generation in another form.
+        let new_site = durable && wanted.iter().any(|site| entry.rows.iter().all(|row| row.site != *site));
+        let anew = elsewhere || new_site;
         for row in dropped {
             self.unqueue(slot, row.site, row.wait);
         }
@@ -593,7 +596,7 @@ impl Replicas {
                 added.push(site);
             }
         }
-        // Recalled rows of this generation are what they should be; others, and new sites, get it at once.
+        // Recalled rows of this generation are what they should be; others get it at once.
         if durable && !changed {
             let generation = entry.generation;
             let mut behind = Vec::new();
