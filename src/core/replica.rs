@@ -287,7 +287,7 @@ impl Word {
             // A task that waits for an endpoint, a full disk and a file that cannot be shown: somebody said so.
             Kind::SiteFull | Kind::SitePending | Kind::SiteUnconfirmed => Self::Answered,
             Kind::RateLimited => Self::Wait,
-            Kind::SiteName | Kind::ReplicatorLost => Self::Nothing,
+            Kind::SiteName | Kind::ReplicatorLost | Kind::NoSpace => Self::Nothing,
             other => match other.class() {
                 Class::Slow | Class::Refused => Self::Answered,
                 Class::Ours => Self::Refused,

@@ -198,7 +198,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let turns = runtime.block_on(async {
             // Rested for a while: nobody waits.
-            let rested = Instant::now() - Duration::from_secs(30);
+            let rested = Instant::now().checked_sub(Duration::from_secs(30)).unwrap();
             *account.next.lock().await = rested;
             let calls: Vec<_> = (0..MANY)
                 .map(|_| {
