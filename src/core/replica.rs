@@ -37,7 +37,7 @@ pub struct Content {
 /// What the journal knows of one site's replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// Index of the site.
+    /// Index of the site; beyond all sites: of a name that is no site any more.
     pub site: usize,
     /// The generation that it confirmed.
     pub acknowledged: u64,
@@ -310,6 +310,8 @@ struct Entry {
     floor: u64,
     /// A site is elsewhere now: what is there may hold this generation as something else.
     anew: bool,
+    /// Some site confirmed this generation; it need not be one any more.
+    confirmed: bool,
     rows: Vec<Row>,
 }
 
@@ -519,8 +521,10 @@ impl Replicas {
     fn recalled(&mut self, id: CredentialId, generation: u64, hash: [u8; 16], known: Vec<Known>) {
         // A new content must never get a number that a site has confirmed for another.
         let floor = known.iter().map(|known| known.acknowledged).max().unwrap_or(0);
-        let anew = known.iter().any(|known| known.elsewhere);
-        let rows = known.into_iter().map(|known| Row {
+        let anew = known.iter().any(|known| known.elsewhere && known.site < self.sites.len());
+        let confirmed = floor >= generation;
+        let sites = known.into_iter().filter(|known| known.site < self.sites.len());
+        let rows = sites.map(|known| Row {
             site: known.site,
             acknowledged: if known.elsewhere { 0 } else { known.acknowledged },
             at: (!known.elsewhere).then_some(known.at),
@@ -532,7 +536,7 @@ impl Replicas {
         });
         let content = Content { hash, expiry: None };
         let rows = rows.collect();
-        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, anew, rows });
+        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, anew, confirmed, rows });
     }
 
     fn insert(&mut self, entry: Entry) -> usize {
@@ -555,7 +559,8 @@ impl Replicas {
             *slot
         } else {
             let (durable, record_at, floor) = (false, None, self.left);
-            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, anew: false, rows: Vec::new() })
+            let (anew, confirmed, rows) = (false, false, Vec::new());
+            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, anew, confirmed, rows })
         };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let changed = entry.generation == 0 || entry.content.hash != content.hash;
@@ -565,8 +570,9 @@ impl Replicas {
         entry.rows = kept;
         let durable = entry.durable;
         let elsewhere = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
-        // What is called so now may have had another name before: its file there has this generation in another form.
-        let new_site = durable && wanted.iter().any(|site| entry.rows.iter().all(|row| row.site != *site));
+        // What is called so now may have had another name when it confirmed this generation, and its file another form.
+        let new_site =
+            durable && entry.confirmed && wanted.iter().any(|site| entry.rows.iter().all(|row| row.site != *site));
         let anew = elsewhere || new_site;
         for row in dropped {
             self.unqueue(slot, row.site, row.wait);
@@ -618,7 +624,7 @@ impl Replicas {
         let before = entry.generation;
         let clock = u64::try_from(now.wall.secs()).unwrap_or(0);
         entry.generation = before.max(entry.floor).saturating_add(1).max(clock);
-        entry.durable = false;
+        (entry.durable, entry.confirmed) = (false, false);
         let (id, generation, hash) = (entry.id.clone(), entry.generation, entry.content.hash);
         let (mut waits, mut kept) = (Vec::new(), Vec::new());
         for row in &mut entry.rows {
@@ -797,6 +803,7 @@ impl Replicas {
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let (desired, spread, expiry) = (entry.generation, id.spread(), entry.content.expiry);
         let result = entry.judged(now, result);
+        entry.confirmed |= result.is_ok() && generation == desired;
         let Some(row) = entry.rows.iter_mut().find(|row| row.site == site) else { return };
         if row.wait != Wait::Flying(number) {
             if row.wait == Wait::Held {

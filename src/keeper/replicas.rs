@@ -386,10 +386,10 @@ impl Desk {
         let now = clock.now();
         planner.handle(now, Event::Lost);
         for (id, memory) in journal.credentials().filter(|(_, memory)| memory.generation > 0) {
-            let known = memory.sites.iter().filter_map(|(name, confirmed)| {
-                let site = index(name)?;
+            let known = memory.sites.iter().map(|(name, confirmed)| {
+                let site = index(name).unwrap_or(usize::MAX);
                 let elsewhere = destinations.get(site) != Some(&confirmed.destination);
-                Some(Known { site, acknowledged: confirmed.generation, at: confirmed.at, elsewhere })
+                Known { site, acknowledged: confirmed.generation, at: confirmed.at, elsewhere }
             });
             let (generation, hash) = (memory.generation, memory.hash);
             planner.handle(now, Event::Recalled { id: id.clone(), generation, hash, known: known.collect() });
