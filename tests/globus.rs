@@ -31,6 +31,8 @@ use self::site::{
     of_stage,
 };
 
+const ENDPOINT: &str = "9f1a3c52-0000-4000-8000-000000000002";
+
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
@@ -64,7 +66,7 @@ fn started(double: &Double, more: &str) -> (Site, PathBuf) {
     let text = fs::read_to_string(&path).unwrap().replacen("[daemon]\n", &daemon, 1)
         + &format!(
             "[site.far]\nkind = \"globus-compute\"\nservices = [\"grid\"]\nfile_name = \"panda_token\"\n\
-             endpoint_id = \"9f1a3c52-0000-4000-8000-000000000002\"\nclient_id = \"9f1a3c52-0000-4000-8000-000000000001\"\n\
+             endpoint_id = \"{ENDPOINT}\"\nclient_id = \"9f1a3c52-0000-4000-8000-000000000001\"\n\
              client_secret_file = \"{home}/secret\"\nkey_files = [\"{home}/key\"]\nremote_key_files = [\"{home}/key\"]\n\
              directory = \"{home}/far\"\napi = \"http://127.0.0.1:{port}\"\nauth = \"http://127.0.0.1:{port}\"\n{more}\n"
         );
@@ -150,24 +152,49 @@ fn a_question_for_tasks_that_fails_is_told_and_the_services_wish_is_kept() {
 }
 
 #[test]
-fn a_function_that_is_refused_is_registered_anew_once_and_another_service_has_its_own() {
+fn a_function_is_given_up_only_if_the_service_knows_it_no_more_and_another_service_has_its_own() {
     let Some(one) = double("4.19.0", 0) else { return };
     let (mut site, file) = started(&one, "");
     site.wait("written", 90, |s| holds(&file, &token(s)));
+    site.wait("confirmed", 30, current);
+    let again = |site: &Site| drop(evercred(site, &["replicate", "--now", "--wait", "5s"]));
+    // Somebody has to allow it, find its endpoint or let us in: all the same, the function is the one that it was.
+    let cases = [
+        (json!({"deny": true}), "allowed_functions name our function"),
+        (json!({"deny": false, "unknown": [ENDPOINT]}), "does not know the endpoint"),
+        (json!({"unknown": [], "fail": [["/submit", 403, 0, 9]]}), "HTTP 403: as ordered"),
+    ];
+    for (control, words) in cases {
+        one.control(&control);
+        again(&site);
+        site.wait(words, 60, |s| s.log().lines().any(|l| l.contains("kind=site-denied") && l.contains(words)));
+        again(&site);
+        assert_eq!(one.asked("/v3/functions"), 1, "{words}");
+    }
+    one.control(&json!({"fail": []}));
+    again(&site);
     site.wait("confirmed", 60, current);
-    one.control(&json!({"fail": [["/submit", 403, 0, 1]]}));
+    assert_eq!(one.asked("/v3/functions"), 1, "by the one that a site may have allowed");
+    one.control(&json!({"forget": true}));
     renew(&site);
     site.wait("by another function", 90, |s| holds(&file, &token(s)));
-    assert_eq!(one.asked("/v3/functions"), 2);
     site.wait("confirmed", 60, current);
-    // One that is not allowed from the start on stays the one that the site may allow.
+    assert_eq!(one.asked("/v3/functions"), 2);
+    // Where another one is not known either, no third one is made, whatever it is asked for.
+    let gone = json!({"code": "FUNCTION_NOT_FOUND", "reason": "Function x could not be resolved"});
+    one.control(&json!({"fail": [["/submit", 404, 0, 9, gone]]}));
+    for _ in 0..3 {
+        again(&site);
+    }
+    site.wait("told", 60, |s| s.log().contains("does not know our function"));
+    assert_eq!(one.asked("/v3/functions"), 3);
+    one.control(&json!({"fail": []}));
+    again(&site);
+    site.wait("by the one that was good", 60, current);
+    assert_eq!(one.asked("/v3/functions"), 3);
     one.control(&json!({"deny": true}));
     renew(&site);
-    site.wait("denied, and told", 60, |s| s.log().contains("our function is"));
-    for _ in 0..2 {
-        evercred(&site, &["replicate", "--now", "--wait", "5s"]);
-    }
-    assert_eq!(one.asked("/v3/functions"), 3);
+    site.wait("not delivered", 60, |s| !current(s));
     site.signal("-TERM");
     site.credmon.take().unwrap().wait().unwrap();
     let two = double("4.19.0", 0).unwrap();
@@ -355,6 +382,7 @@ fn every_refusal(version: &str) {
         let envelope = envelope(&|e| (e.path, e.seq) = (format!("{far}/ring"), seq));
         table.push((code, kind, seal(ring, now, &envelope), keys, day));
     }
+    table.push(("WRITTEN", None, sealed(&|e| e.path = format!("{far}/one/two/tok")), "key", day));
     table.push(("raised", Some(Kind::SiteError), sealed(&|e| e.path = format!("{far}/file/tok")), "key", day));
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "none", &full]).stderr(Stdio::null()).status();
@@ -410,8 +438,11 @@ fn every_refusal(version: &str) {
     }
     let mut left: Vec<_> = fs::read_dir(&far).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, [".ring.seq", ".tok.seq", "file", "full", "link", "ring", "tok"]);
-    for file in ["far/tok", "far/ring"] {
+    assert_eq!(left, [".ring.seq", ".tok.seq", "file", "full", "link", "one", "ring", "tok"]);
+    for directory in ["far/one", "far/one/two"] {
+        assert_eq!(fs::metadata(at(directory)).unwrap().permissions().mode() & 0o7777, 0o700, "{directory}");
+    }
+    for file in ["far/tok", "far/ring", "far/one/two/tok"] {
         assert_eq!(fs::read_to_string(at(file)).unwrap(), "canary-61");
     }
     assert_eq!(fs::read_to_string(at("far/.ring.seq")).unwrap(), "3");

@@ -5,7 +5,8 @@
 //! seconds since 1970, so that it grows even where the journal was lost. It is durable ([`Action::Record`]) before
 //! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
 //! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
-//! generation follows when that has ended. Each site has its own queue, budget and circuit. A site that has something
+//! generation follows when that has ended. Each site has its own queue, budget and circuit, and what is one credential's
+//! own trouble there is no other's: see [`Word`]. A site that has something
 //! newer than we ever made has not what it should have: who wrote that is for people to find out, until the next renewal.
 //!
 //! The file is long as the planner's is: the waits of one delivery are read together.
@@ -36,7 +37,7 @@ pub struct Content {
 /// What the journal knows of one site's replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// Index of the site.
+    /// Index of the site; beyond all sites: of a name that is no site any more.
     pub site: usize,
     /// The generation that it confirmed.
     pub acknowledged: u64,
@@ -259,7 +260,42 @@ struct Row {
     wait: Wait,
     failures: u32,
     last: Option<Kind>,
+    /// When it failed last; a newer generation does not change that.
+    failed_at: Option<Tick>,
     since: Option<Timestamp>,
+}
+
+/// What the end of one delivery says about the site, apart from the credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// It is there and does its work, or says what is wrong with this credential: its path, its quota, its turn.
+    Answered,
+    /// It refuses our account.
+    Refused,
+    /// It asks us to wait.
+    Wait,
+    /// It may be down.
+    Failed,
+    /// Nothing: the trouble is on this machine, or a name's.
+    Nothing,
+}
+
+impl Word {
+    fn of(failure: Option<Kind>) -> Self {
+        let Some(kind) = failure else { return Self::Answered };
+        match kind {
+            // A task that waits for an endpoint, a full disk and a file that cannot be shown: somebody said so.
+            Kind::SiteFull | Kind::SitePending | Kind::SiteUnconfirmed => Self::Answered,
+            Kind::RateLimited => Self::Wait,
+            Kind::SiteName | Kind::ReplicatorLost | Kind::NoSpace => Self::Nothing,
+            other => match other.class() {
+                Class::Slow | Class::Refused => Self::Answered,
+                Class::Ours => Self::Refused,
+                Class::Transient => Self::Failed,
+                Class::Input => Self::Nothing,
+            },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -274,10 +310,16 @@ struct Entry {
     floor: u64,
     /// A site is elsewhere now: what is there may hold this generation as something else.
     anew: bool,
+    /// Some site confirmed this generation; it need not be one any more.
+    confirmed: bool,
     rows: Vec<Row>,
 }
 
 impl Entry {
+    fn row(&mut self, site: usize) -> Option<&mut Row> {
+        self.rows.iter_mut().find(|row| row.site == site)
+    }
+
     /// Superseded counts only by what we issued.
     fn judged(&mut self, now: Now, result: Result<Delivered, Undelivered>) -> Result<Delivered, Undelivered> {
         let ours = self.generation;
@@ -479,19 +521,22 @@ impl Replicas {
     fn recalled(&mut self, id: CredentialId, generation: u64, hash: [u8; 16], known: Vec<Known>) {
         // A new content must never get a number that a site has confirmed for another.
         let floor = known.iter().map(|known| known.acknowledged).max().unwrap_or(0);
-        let anew = known.iter().any(|known| known.elsewhere);
-        let rows = known.into_iter().map(|known| Row {
+        let anew = known.iter().any(|known| known.elsewhere && known.site < self.sites.len());
+        let confirmed = floor >= generation;
+        let sites = known.into_iter().filter(|known| known.site < self.sites.len());
+        let rows = sites.map(|known| Row {
             site: known.site,
             acknowledged: if known.elsewhere { 0 } else { known.acknowledged },
             at: (!known.elsewhere).then_some(known.at),
             wait: Wait::Settled,
             failures: 0,
             last: None,
+            failed_at: None,
             since: None,
         });
         let content = Content { hash, expiry: None };
         let rows = rows.collect();
-        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, anew, rows });
+        self.insert(Entry { id, generation, content, durable: true, record_at: None, floor, anew, confirmed, rows });
     }
 
     fn insert(&mut self, entry: Entry) -> usize {
@@ -514,7 +559,8 @@ impl Replicas {
             *slot
         } else {
             let (durable, record_at, floor) = (false, None, self.left);
-            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, anew: false, rows: Vec::new() })
+            let (anew, confirmed, rows) = (false, false, Vec::new());
+            self.insert(Entry { id, generation: 0, content, durable, record_at, floor, anew, confirmed, rows })
         };
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let changed = entry.generation == 0 || entry.content.hash != content.hash;
@@ -523,7 +569,11 @@ impl Replicas {
             std::mem::take(&mut entry.rows).into_iter().partition(|row| wanted.contains(&row.site));
         entry.rows = kept;
         let durable = entry.durable;
-        let anew = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
+        let elsewhere = std::mem::take(&mut entry.anew) && entry.rows.iter().any(|row| row.acknowledged == 0);
+        // What is called so now may have had another name when it confirmed this generation, and its file another form.
+        let new_site =
+            durable && entry.confirmed && wanted.iter().any(|site| entry.rows.iter().all(|row| row.site != *site));
+        let anew = elsewhere || new_site;
         for row in dropped {
             self.unqueue(slot, row.site, row.wait);
         }
@@ -539,11 +589,20 @@ impl Replicas {
             if !entry.rows.iter().any(|row| row.site == site) {
                 let wait = if durable && !changed { Wait::Settled } else { Wait::Recording };
                 let since = Some(now.wall);
-                entry.rows.push(Row { site, acknowledged: 0, at: None, wait, failures: 0, last: None, since });
+                entry.rows.push(Row {
+                    site,
+                    acknowledged: 0,
+                    at: None,
+                    wait,
+                    failures: 0,
+                    last: None,
+                    failed_at: None,
+                    since,
+                });
                 added.push(site);
             }
         }
-        // Recalled rows of this generation are what they should be; others, and new sites, get it at once.
+        // Recalled rows of this generation are what they should be; others get it at once.
         if durable && !changed {
             let generation = entry.generation;
             let mut behind = Vec::new();
@@ -565,7 +624,7 @@ impl Replicas {
         let before = entry.generation;
         let clock = u64::try_from(now.wall.secs()).unwrap_or(0);
         entry.generation = before.max(entry.floor).saturating_add(1).max(clock);
-        entry.durable = false;
+        (entry.durable, entry.confirmed) = (false, false);
         let (id, generation, hash) = (entry.id.clone(), entry.generation, entry.content.hash);
         let (mut waits, mut kept) = (Vec::new(), Vec::new());
         for row in &mut entry.rows {
@@ -626,7 +685,7 @@ impl Replicas {
     }
 
     fn row(&mut self, slot: usize, site: usize) -> Option<&mut Row> {
-        self.slots.get_mut(slot)?.as_mut()?.rows.iter_mut().find(|row| row.site == site)
+        self.slots.get_mut(slot)?.as_mut()?.row(site)
     }
 
     fn unqueue(&mut self, slot: usize, site: usize, wait: Wait) {
@@ -683,14 +742,15 @@ impl Replicas {
     fn start(&mut self, now: Now, site: usize) -> Option<Action> {
         loop {
             let to = self.sites.get_mut(site)?;
-            let &(expiry, slot) = to.queue.first()?;
             to.budget.may_start(now.tick).ok()?;
-            to.queue.pop_first();
+            let probe = to.budget.is_open();
+            let (expiry, slot) = if probe { self.probe(site) } else { to.queue.first().copied() }?;
+            let to = self.sites.get_mut(site)?;
+            to.queue.remove(&(expiry, slot));
             if expiry <= now.wall {
                 self.row(slot, site)?.wait = Wait::Expired;
                 continue;
             }
-            let probe = to.budget.is_open();
             to.budget.started(now.tick);
             let number = self.next_number;
             self.next_number += 1;
@@ -702,6 +762,39 @@ impl Replicas {
         }
     }
 
+    /// Who of a site's queue shows whether it is up again: whoever's last failure is longest ago, and of those who never
+    /// failed any one. What always fails must not be all that is asked.
+    fn probe(&self, site: usize) -> Option<(Timestamp, usize)> {
+        let key = |&&(_, slot): &&(Timestamp, usize)| {
+            let entry = self.slots.get(slot).and_then(Option::as_ref);
+            let row = entry.and_then(|entry| entry.rows.iter().find(|row| row.site == site));
+            (row.and_then(|row| row.failed_at), entry.map(|entry| entry.id.spread()))
+        };
+        self.sites.get(site)?.queue.iter().min_by_key(key).copied()
+    }
+
+    /// What the end of a delivery says about the site, apart from the credential.
+    fn judge_site(&mut self, now: Now, site: usize, slot: usize, probe: bool, error: Option<&Undelivered>) {
+        let Some(to) = self.sites.get_mut(site) else { return };
+        let kind = error.map(|error| error.kind);
+        let word = Word::of(kind);
+        match (word, error.and_then(|error| error.retry_after)) {
+            (Word::Wait, wish) => to.budget.pause(now.tick, wish.unwrap_or(schedule::RETRY_FIRST)),
+            (Word::Failed, Some(wish)) => to.budget.pause(now.tick, wish),
+            _ => {}
+        }
+        let changes = match word {
+            Word::Answered => to.budget.answered(slot),
+            Word::Refused => to.budget.refused(now.tick, slot),
+            Word::Failed => to.budget.failed(now.tick, slot, probe),
+            Word::Wait | Word::Nothing => false,
+        };
+        if changes {
+            let down = kind.filter(|_| word != Word::Answered);
+            self.pending.push_back(Action::Announce(Announcement::Site { site, down }));
+        }
+    }
+
     fn ended(&mut self, now: Now, number: u64, flight: Flight, result: Result<Delivered, Undelivered>) {
         let Flight { id, site, generation, probe } = flight;
         let Some(to) = self.sites.get_mut(site) else { return };
@@ -710,6 +803,7 @@ impl Replicas {
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         let (desired, spread, expiry) = (entry.generation, id.spread(), entry.content.expiry);
         let result = entry.judged(now, result);
+        entry.confirmed |= result.is_ok() && generation == desired;
         let Some(row) = entry.rows.iter_mut().find(|row| row.site == site) else { return };
         if row.wait != Wait::Flying(number) {
             if row.wait == Wait::Held {
@@ -717,15 +811,15 @@ impl Replicas {
             }
             return;
         }
-        // Whoever has something newer answered, and is not down.
-        let answered = result.as_ref().err().is_none_or(|error| error.kind == Kind::SiteNewer);
-        if answered && to.budget.answered(slot) {
-            self.pending.push_back(Action::Announce(Announcement::Site { site, down: None }));
-        }
+        self.judge_site(now, site, slot, probe, result.as_ref().err());
+        let Some(to) = self.sites.get(site) else { return };
+        let Some(row) = self.slots.get_mut(slot).and_then(Option::as_mut).and_then(|entry| entry.row(site)) else {
+            return;
+        };
         let error = match result {
             Ok(delivered) => {
                 let after_failures = std::mem::take(&mut row.failures);
-                row.last = None;
+                (row.last, row.failed_at) = (None, None);
                 row.acknowledged = row.acknowledged.max(generation);
                 row.at = Some(now.wall);
                 row.wait = Wait::Settled;
@@ -754,30 +848,18 @@ impl Replicas {
             Err(error) => error,
         };
         row.failures = row.failures.saturating_add(1);
-        row.last = Some(error.kind);
+        (row.last, row.failed_at) = (Some(error.kind), Some(now.tick));
         let left = expiry.map_or(Duration::ZERO, |expiry| expiry.since(now.wall));
         let spread = spread ^ (site as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let next_in = match error.kind.class() {
             Class::Transient => schedule::retry_after(row.failures, left, spread, error.retry_after),
+            // The site's own probe decides.
+            Class::Ours if to.budget.is_open() => schedule::RETRY_FIRST.max(error.retry_after.unwrap_or_default()),
             Class::Slow | Class::Refused | Class::Ours | Class::Input => {
                 schedule::slow_retry_after(row.failures, error.retry_after)
             }
         };
         let times = row.failures;
-        let down = match (error.kind, error.kind.class()) {
-            (Kind::ReplicatorLost, _) => false,
-            (_, Class::Ours) => to.budget.park(now.tick),
-            (_, Class::Transient) => {
-                if let Some(wait) = error.retry_after {
-                    to.budget.pause(now.tick, wait);
-                }
-                to.budget.failed(now.tick, slot, probe)
-            }
-            _ => false,
-        };
-        if down {
-            self.pending.push_back(Action::Announce(Announcement::Site { site, down: Some(error.kind) }));
-        }
         if desired == generation {
             let tick = now.tick.plus(next_in);
             row.wait = Wait::Retry(tick);

@@ -84,7 +84,7 @@ pub enum Told {
     /// A delivery ended.
     Ended(u64, Result<Delivered, Undelivered>),
     /// A note to keep.
-    Remember(Note),
+    Remember(Note, Option<u64>),
     /// What a site's service says of its endpoint.
     Endpoint {
         /// Index of the site.
@@ -299,7 +299,7 @@ impl Peer for Replicator {
         let told = match frame {
             FromReplicator::Ready { sandbox } => Told::Up { pid, sandbox },
             FromReplicator::Ended { number, result } => Told::Ended(number, result),
-            FromReplicator::Remember(note) => Told::Remember(note),
+            FromReplicator::Remember { note, receipt } => Told::Remember(note, receipt),
             FromReplicator::Endpoint { site, words, offline } => Told::Endpoint { site, words, offline },
             FromReplicator::Failed { why } => return Err(io::Error::other(why)),
         };
@@ -386,10 +386,10 @@ impl Desk {
         let now = clock.now();
         planner.handle(now, Event::Lost);
         for (id, memory) in journal.credentials().filter(|(_, memory)| memory.generation > 0) {
-            let known = memory.sites.iter().filter_map(|(name, confirmed)| {
-                let site = index(name)?;
+            let known = memory.sites.iter().map(|(name, confirmed)| {
+                let site = index(name).unwrap_or(usize::MAX);
                 let elsewhere = destinations.get(site) != Some(&confirmed.destination);
-                Some(Known { site, acknowledged: confirmed.generation, at: confirmed.at, elsewhere })
+                Known { site, acknowledged: confirmed.generation, at: confirmed.at, elsewhere }
             });
             let (generation, hash) = (memory.generation, memory.hash);
             planner.handle(now, Event::Recalled { id: id.clone(), generation, hash, known: known.collect() });
@@ -585,7 +585,15 @@ impl Desk {
                 self.deliveries.ended(number);
                 self.planner.handle(now, Event::Ended { number, result });
             }
-            Told::Remember(note) => self.remember(note),
+            Told::Remember(note, receipt) => {
+                // What came shortened is not what was to be kept.
+                let whole = note.value.is_some();
+                let durable = self.remember(note) && whole;
+                if let (Some(receipt), Ok(link)) = (receipt, &self.link) {
+                    // It is told as down in a moment if nobody takes it.
+                    link.send(&ToReplicator::Kept { receipt, durable }).ok();
+                }
+            }
             Told::Endpoint { site, words, offline } => {
                 if let Some(known) = self.endpoints.get_mut(site) {
                     *known = Some((words, offline));
@@ -888,9 +896,11 @@ impl Desk {
         self.link.as_ref().map_err(|_| lost())?.send(&frame).map_err(|_| lost())
     }
 
-    fn remember(&mut self, note: Note) {
-        let Some(site) = self.sites.get(note.site) else { return };
-        if let Err(error) = self.journal.note(&site.name, &note.key, note.value.as_deref()) {
+    /// Whether it is on disk.
+    fn remember(&mut self, note: Note) -> bool {
+        let Some(site) = self.sites.get(note.site) else { return false };
+        let kept = self.journal.note(&site.name, &note.key, note.value.as_deref());
+        if let Err(error) = &kept {
             tracing::warn!(%error, site = site.name, "the journal does not take a note of the replicator");
         }
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -898,6 +908,7 @@ impl Desk {
         if note.value.is_some() {
             notes.push(note);
         }
+        kept.is_ok()
     }
 
     fn announce(&mut self, announcement: Announcement, changed: &mut BTreeSet<CredentialId>) {

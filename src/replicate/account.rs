@@ -1,5 +1,5 @@
 //! A client of a service, shared by all sites that use it: one token, kept until half of its life is over or until it
-//! is refused, and one pace for all requests.
+//! is refused, and one pace for all requests, for tokens as well.
 
 use std::{
     collections::HashMap,
@@ -61,19 +61,19 @@ impl Account {
         grant: impl Fn(&Client) -> Result<RequestBuilder, Undelivered>,
         build: impl Fn(&Client) -> RequestBuilder,
     ) -> Result<Answer, Undelivered> {
-        let mut renewed = false;
+        let mut refused: Option<Zeroizing<String>> = None;
         loop {
-            let token = self.token(&grant, renewed).await?;
+            let token = self.token(&grant, refused.as_deref()).await?;
             self.turn().await;
             let text = Zeroizing::new(format!("{}{}", if self.bare { "" } else { "Bearer " }, token.as_str()));
             let mut value = header::HeaderValue::from_str(&text)
                 .map_err(|_| Undelivered::new(Kind::SiteAuth, "the service's token fits no header"))?;
             value.set_sensitive(true);
             let answer = web::ask(build(&self.http).header(header::AUTHORIZATION, value)).await?;
-            if answer.status != 401 || renewed {
+            if answer.status != 401 || refused.is_some() {
                 return Ok(answer);
             }
-            renewed = true;
+            refused = Some(token);
         }
     }
 
@@ -89,19 +89,20 @@ impl Account {
         tokio::time::sleep(wait).await;
     }
 
-    /// The client's own token; `anew`: the one that we have was refused.
+    /// The client's own token, and not the one that was `refused`: of all deliveries that are told so, one asks for another.
     async fn token(
         &self,
         grant: impl Fn(&Client) -> Result<RequestBuilder, Undelivered>,
-        anew: bool,
+        refused: Option<&String>,
     ) -> Result<Zeroizing<String>, Undelivered> {
         let mut held = self.token.lock().await;
         if let Some((until, token)) = &*held
-            && !anew
+            && refused != Some(&**token)
             && Instant::now() < *until
         {
             return Ok(token.clone());
         }
+        self.turn().await;
         let answer = web::ask(grant(&self.http)?).await?;
         if matches!(answer.status, 400..=403) {
             let mut refusal = answer.refusal();
@@ -143,5 +144,77 @@ impl<T> Accounts<T> {
         let account = Arc::new(make().map_err(|why| Undelivered::new(Kind::SiteError, why))?);
         accounts.insert(key, Arc::clone(&account));
         Ok(account)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::{TcpListener, TcpStream},
+        thread,
+    };
+
+    use super::*;
+    use crate::config::tests::sites;
+
+    /// Answers one request: with a new token, or with 401 to whoever brings the first one. Whether a token was given.
+    fn answer(stream: TcpStream, given: u32) -> bool {
+        let mut stream = BufReader::new(stream);
+        let mut lines = Vec::new();
+        for line in stream.by_ref().lines().map(Result::unwrap) {
+            if line.is_empty() {
+                break;
+            }
+            lines.push(line.to_ascii_lowercase());
+        }
+        let grants = lines.first().is_some_and(|line| line.starts_with("get /token "));
+        let (status, body) = if grants {
+            ("200 OK", format!("{{\"access_token\":\"t{}\"}}", given + 1))
+        } else if lines.iter().any(|line| line == "authorization: bearer t1") {
+            ("401 Unauthorized", "{}".to_owned())
+        } else {
+            ("200 OK", "{}".to_owned())
+        };
+        let length = body.len();
+        let text = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.get_mut().write_all(text.as_bytes()).unwrap();
+        grants
+    }
+
+    #[test]
+    fn a_refused_token_is_asked_for_anew_once_for_all_deliveries_and_each_request_takes_its_turn() {
+        const MANY: u32 = 8;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        // The first token, everybody's 401, the second token, everybody's answer.
+        let server = thread::spawn(move || {
+            let requests = 2 * MANY + 2;
+            (0..requests).fold(0, |given, _| given + u32::from(answer(listener.accept().unwrap().0, given)))
+        });
+        let site = "[site.x]\nkind = \"directory\"\nservices = [\"w\"]\ndirectory = \"/x\"\n";
+        let pace = Pace { gap: Duration::from_millis(1), burst: 60_000 };
+        let account = Arc::new(Account::new(&sites(site)[0], pace).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let turns = runtime.block_on(async {
+            // Rested for a while: nobody waits.
+            let rested = Instant::now().checked_sub(Duration::from_secs(30)).unwrap();
+            *account.next.lock().await = rested;
+            let calls: Vec<_> = (0..MANY)
+                .map(|_| {
+                    let (account, base) = (Arc::clone(&account), base.clone());
+                    tokio::spawn(async move {
+                        let grant = |http: &Client| Ok(http.get(format!("{base}/token")));
+                        account.call(grant, |http| http.get(&base)).await.unwrap().status
+                    })
+                })
+                .collect();
+            for call in calls {
+                assert_eq!(call.await.unwrap(), 200);
+            }
+            account.next.lock().await.duration_since(rested)
+        });
+        assert_eq!(server.join().unwrap(), 2, "tokens");
+        assert_eq!(turns, pace.gap * (2 * MANY + 2));
     }
 }

@@ -65,6 +65,13 @@ pub enum ToReplicator {
         /// The bytes of the `.use`, one line of text.
         content: KeyText,
     },
+    /// What became of a note with a receipt.
+    Kept {
+        /// Its number.
+        receipt: u64,
+        /// It is on disk.
+        durable: bool,
+    },
     /// Take away what a site has of a credential that left the spool.
     Withdraw {
         /// Comes back with the end.
@@ -86,7 +93,7 @@ impl Sent for FromReplicator {
         match self {
             Self::Ended { number, .. } => Self::Ended { number, result: Err(Undelivered::new(Kind::SiteError, WHAT)) },
             // What was noted before holds no longer.
-            Self::Remember(note) => Self::Remember(Note { value: None, ..note }),
+            Self::Remember { note, receipt } => Self::Remember { note: Note { value: None, ..note }, receipt },
             Self::Endpoint { site, offline, .. } => Self::Endpoint { site, words: WHAT.to_owned(), offline },
             Self::Ready { .. } | Self::Failed { .. } => Self::Failed { why: WHAT.to_owned() },
         }
@@ -109,7 +116,12 @@ pub enum FromReplicator {
         result: Result<Delivered, Undelivered>,
     },
     /// Keep this.
-    Remember(Note),
+    Remember {
+        /// What.
+        note: Note,
+        /// Say `Kept` with this number when it is on disk.
+        receipt: Option<u64>,
+    },
     /// What a site's service says of its endpoint.
     Endpoint {
         /// Index of the site.

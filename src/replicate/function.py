@@ -8,6 +8,14 @@ def replicate_v1(ct, key_files, max_age):
         more.update(schema=1, ok=code == "WRITTEN", code=code)
         return json.dumps(more)
 
+    def make(directory):
+        if not os.path.isdir(directory):
+            make(os.path.dirname(directory))
+            try:
+                os.mkdir(directory, 0o700)
+            except FileExistsError:
+                pass
+
     keys = []
     for path in key_files:
         try:
@@ -49,7 +57,7 @@ def replicate_v1(ct, key_files, max_age):
     data = envelope["token"].encode("utf-8")
     temporary = None
     try:
-        os.makedirs(parent, 0o700, exist_ok=True)
+        make(parent)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         guard = os.open(os.path.join(parent, "." + name + ".seq"), flags, 0o600)
         try:

@@ -1,7 +1,8 @@
 //! `kind = "globus-compute"`: a token as the argument of a function at the site's endpoint (contract replication, §3–§5).
 //!
 //! The client authenticates as itself; the function is registered once for each site (its source holds the allowed
-//! directory and the site's name) and its UUID kept as a note. A task cannot be cancelled and may run days later, so
+//! directory and the site's name) and its UUID kept as a note. A site may allow that UUID alone, so it is given up only
+//! for the service's word that there is no such function, and then one new one is made. A task cannot be cancelled and may run days later, so
 //! its id is a note, too: while one is pending for a credential, it is asked for and no second one is sent; when it has
 //! ended, what is newer by then goes out. One `batch_status` asks for all tasks of a client, and all requests of a
 //! client keep within the service's 20 in 10 seconds.
@@ -186,6 +187,7 @@ async fn submit(
 ) -> Result<String, Undelivered> {
     let url = format!("{}/v3/endpoints/{}/submit", globus.api.trim_end_matches('/'), globus.endpoint);
     let mut function = account.function(site, globus, notes, None).await?;
+    let first = function.id.clone();
     let answer = loop {
         let body = json!({
             "create_queue": false,
@@ -193,28 +195,61 @@ async fn submit(
             "result_serializers": ["globus_compute_sdk.serialize.JSONData"],
         });
         let answer = account.call(globus, Method::POST, &url, Some(&body)).await?;
-        if answer.status == 403 && function.accepted {
-            // It was good before: anew, once. One that was never accepted stays, so that a site can allow it.
-            function = account.function(site, globus, notes, Some(&function.id)).await?;
-        } else {
+        if !(function.accepted && No::of(&answer) == Some(No::Function)) {
             break answer;
         }
+        // It was good before, and was removed at the service.
+        function = account.function(site, globus, notes, Some(&function.id)).await?;
     };
-    if answer.status == 404 {
-        // The function was removed at the service: the next try registers it anew.
-        notes.put(FUNCTION, None).await;
-        return Err(Undelivered::new(Kind::SiteError, "the service does not know endpoint or function"));
+    if let Some(no) = No::of(&answer) {
+        if let (No::Function, Some(version), true) = (no, &function.version, function.id != first) {
+            // Another one does not help: what was good stays, and no third one is made.
+            notes.put(FUNCTION, Some(&format!("{version}:{first}:new"))).await;
+        }
+        let Undelivered { detail, .. } = answer.refusal();
+        let words = match no {
+            No::Function => format!("the service does not know our function {}", function.id),
+            No::Endpoint => format!("the service does not know the endpoint {}; correct endpoint_id", globus.endpoint),
+            No::Permission => format!("let the endpoint's allowed_functions name our function {}", function.id),
+        };
+        return Err(Undelivered::new(Kind::SiteDenied, format!("{words} ({detail})")));
     }
-    let status = answer.status;
-    let answer = answer.json().map_err(|error| match status {
-        403 => Undelivered { detail: format!("{}; our function is {}", error.detail, function.id), ..error },
-        _ => error,
-    })?;
+    let answer = answer.json()?;
     if let (false, Some(version)) = (function.accepted, &function.version) {
         notes.put(FUNCTION, Some(&format!("{version}:{}", function.id))).await;
     }
     let id = answer.get("tasks").and_then(|tasks| tasks.get(&function.id)?.get(0)?.as_str());
     id.map(str::to_owned).ok_or_else(|| Undelivered::new(Kind::SiteError, "the service names no task"))
+}
+
+/// What the service's no to a submit is about; its other errors are about none of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum No {
+    /// There is no such function.
+    Function,
+    /// There is no such endpoint.
+    Endpoint,
+    /// The endpoint may run others only.
+    Permission,
+}
+
+impl No {
+    /// By the code, or where that is a number, by the words (contract §3.4).
+    fn of(answer: &Answer) -> Option<Self> {
+        let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let code = value.get("code").and_then(Value::as_str).unwrap_or_default();
+        let words = answer.refusal().detail.to_ascii_lowercase();
+        match (answer.status, code) {
+            (403, "FUNCTION_NOT_PERMITTED") => Some(Self::Permission),
+            (403, _) => words.contains("not permitted on endpoint").then_some(Self::Permission),
+            (404, "FUNCTION_NOT_FOUND") => Some(Self::Function),
+            (404, "ENDPOINT_NOT_FOUND") => Some(Self::Endpoint),
+            // Whoever means the endpoint need not say so.
+            (404, _) if words.contains("function") && !words.contains("endpoint") => Some(Self::Function),
+            (404, _) => Some(Self::Endpoint),
+            _ => None,
+        }
+    }
 }
 
 /// What a document of a task that has ended means (contract §3.2: `exception`, then `result`, then neither).
@@ -256,13 +291,14 @@ impl Account {
         self.client.call(|http| Ok(grant(globus, http)), build).await
     }
 
-    /// The site's function: configured, noted, or registered now; not the one that was `refused`.
+    /// The site's function: configured, noted, or registered now; not the one that is `unknown` to the service, if
+    /// it was good before.
     async fn function(
         self: &Arc<Self>,
         site: &Site,
         globus: &GlobusCompute,
         notes: &Notes,
-        refused: Option<&str>,
+        unknown: Option<&str>,
     ) -> Result<Function, Undelivered> {
         if let Some(function) = &globus.function {
             return Ok(Function { id: function.clone(), version: None, accepted: false });
@@ -276,7 +312,7 @@ impl Account {
         let known = notes.value(FUNCTION).and_then(|known| Function::parse(&known));
         if let Some(known) = known
             && known.version.as_ref() == Some(&version)
-            && refused != Some(known.id.as_str())
+            && (unknown != Some(known.id.as_str()) || !known.accepted)
         {
             return Ok(known);
         }
@@ -410,4 +446,32 @@ fn grant(globus: &GlobusCompute, http: &Client) -> RequestBuilder {
 fn is_over(document: &Value) -> bool {
     let status = document.get("status").and_then(Value::as_str).unwrap_or_default();
     status.eq_ignore_ascii_case("success") || status.eq_ignore_ascii_case("failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_no_of_the_service_is_about_what_its_code_or_its_words_name() {
+        let function = "0b1c2d3e-0000-4000-8000-000000000001";
+        for (status, code, words, about) in [
+            (404, json!("FUNCTION_NOT_FOUND"), "gone", Some(No::Function)),
+            (404, json!(3), "Function 0b1c could not be resolved", Some(No::Function)),
+            (404, json!("ENDPOINT_NOT_FOUND"), "gone", Some(No::Endpoint)),
+            (404, json!(4), "Endpoint 9f1a could not be resolved", Some(No::Endpoint)),
+            (404, json!(4), "no endpoint for this function", Some(No::Endpoint)),
+            (404, Value::Null, "Not Found", Some(No::Endpoint)),
+            (403, json!("FUNCTION_NOT_PERMITTED"), "no", Some(No::Permission)),
+            (403, json!(10), &format!("Function {function} not permitted on endpoint 9f1a"), Some(No::Permission)),
+            (403, json!("ENDPOINT_ACCESS_FORBIDDEN"), "no", None),
+            (403, Value::Null, "as ordered", None),
+            (503, json!("FUNCTION_NOT_FOUND"), "no such function", None),
+            (200, Value::Null, "", None),
+        ] {
+            let body = json!({"code": code, "reason": words}).to_string().into_bytes();
+            let answer = Answer { status, retry_after: None, body: Zeroizing::new(body) };
+            assert_eq!(No::of(&answer), about, "{status} {code} {words}");
+        }
+    }
 }

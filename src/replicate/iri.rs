@@ -6,7 +6,7 @@
 //! put there; it gets its mode there, and `mv` puts it in its place, within one file system, as rename(2) does.
 //!
 //! The far end runs nothing of ours and knows no sequence, so order is kept here: for each file one move at a time. What
-//! a move was asked for is a note, made before it is asked for. While it is pending nothing newer is moved; if nobody
+//! a move was asked for is a note, on disk before it is asked for. While it is pending nothing newer is moved; if nobody
 //! can tell what became of it, or if it takes too long, its source is removed first: a move without a source can
 //! replace nothing, however late it runs. Two access points must not feed the same file.
 
@@ -158,7 +158,11 @@ impl Service<'_> {
             return Err(error);
         }
         asked.at = receive::now();
-        notes.put(&file.note(), Some(&asked.text())).await;
+        // On disk first: a move that nobody remembers may run late, over something newer.
+        if let Err(error) = notes.keep(&file.note(), &asked.text()).await {
+            self.remove(&source).await.ok();
+            return Err(error);
+        }
         let body = json!({"path": source, "target_path": file.place()});
         asked.task = match self.ask(Method::POST, "mv", &body).await {
             Ok(task) => task,
@@ -359,7 +363,21 @@ fn ended(document: &Value) -> Option<Result<(), Undelivered>> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpListener,
+        sync::Mutex,
+        thread,
+    };
+
     use super::*;
+    use crate::{
+        config::{site_settings::SiteKind, tests::sites},
+        core::{
+            id::{CredentialId, UserName},
+            secret::KeyText,
+        },
+    };
 
     #[test]
     fn a_task_has_ended_only_as_the_specification_says() {
@@ -379,5 +397,55 @@ mod tests {
         assert!(unknown(&pending().unwrap_err()));
         assert!(unknown(&Undelivered::new(Kind::SiteError, "HTTP 503: no words")));
         assert!(!unknown(&ended(&json!({"status": "failed"})).unwrap().unwrap_err()));
+    }
+
+    /// A facility that does at once whatever it is asked for, and what it was asked for.
+    fn facility() -> (String, Arc<Mutex<Vec<String>>>) {
+        const ANSWER: &str = "{\"access_token\":\"t\",\"task_id\":\"1\",\"status\":\"completed\"}";
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (base, asked) = (format!("http://{}", listener.local_addr().unwrap()), Arc::default());
+        let log = Arc::<Mutex<Vec<String>>>::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let lines = stream.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty());
+                let lines: Vec<_> = lines.map(|line| line.to_ascii_lowercase()).collect();
+                let length = lines.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                std::io::copy(&mut stream.by_ref().take(length.unwrap_or(0)), &mut std::io::sink()).unwrap();
+                log.lock().unwrap().extend(lines.into_iter().take(1));
+                let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", ANSWER.len());
+                stream.get_mut().write_all((head + ANSWER).as_bytes()).unwrap();
+            }
+        });
+        (base, asked)
+    }
+
+    #[tokio::test]
+    async fn no_move_is_asked_for_that_the_journal_does_not_remember() {
+        let (base, asked) = facility();
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "r\n").unwrap();
+        std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let site = sites(&format!(
+            "[site.x]\nkind = \"iri\"\nservices = [\"w\"]\ndirectory = \"/d\"\nresource_id = \"cfs\"\nclient_id = \"c\"\n\
+             refresh_token_file = \"{}\"\napi = \"{base}\"\nauth = \"{base}/token\"\n",
+            token.display()
+        ))
+        .remove(0);
+        let SiteKind::Iri(iri) = &site.kind else { panic!("it is one") };
+        let parcel = Parcel {
+            id: CredentialId::from_base(UserName::parse("alice").unwrap(), "w").unwrap(),
+            generation: 7,
+            expiry: None,
+            content: KeyText::parse("a-token").unwrap(),
+        };
+        // Nobody keeps these notes.
+        let end = deliver(&site, iri, &Accounts::default(), None, &Notes::default(), &parcel).await;
+        assert_eq!(end.map_err(|error| error.kind), Err(Kind::NoSpace));
+        let asked = asked.lock().unwrap();
+        let said = |what: &str| asked.iter().any(|line| line.contains(what));
+        assert!(said("/filesystem/upload/") && said("delete /api/v1/filesystem/rm/"), "{asked:?}");
+        assert!(!said("/filesystem/mv/"), "{asked:?}");
     }
 }

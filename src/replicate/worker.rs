@@ -6,11 +6,17 @@ use std::{
     io,
     os::unix::net::UnixStream,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     account::{Account, Accounts},
@@ -59,6 +65,7 @@ struct Shared {
     globus: Accounts<super::globus::Account>,
     facilities: Accounts<Account>,
     kubernetes: super::kubernetes::Clusters,
+    receipts: Arc<Receipts>,
 }
 
 /// What a site wants to have remembered.
@@ -67,13 +74,36 @@ pub struct Notes {
     site: usize,
     known: Mutex<HashMap<String, String>>,
     to: mpsc::Sender<FromReplicator>,
+    receipts: Arc<Receipts>,
+}
+
+/// Who waits for a note to be on disk.
+#[derive(Debug, Default)]
+struct Receipts {
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<bool>>>,
+}
+
+impl Receipts {
+    fn expect(&self) -> (u64, oneshot::Receiver<bool>) {
+        let (number, (told, kept)) = (self.next.fetch_add(1, Ordering::Relaxed), oneshot::channel());
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(number, told);
+        (number, kept)
+    }
+
+    fn kept(&self, number: u64, durable: bool) {
+        if let Some(told) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&number) {
+            // Whoever waited may have given up.
+            told.send(durable).ok();
+        }
+    }
 }
 
 #[cfg(test)]
 impl Default for Notes {
     /// Nothing is noted, and nobody keeps it.
     fn default() -> Self {
-        Self { site: 0, known: Mutex::default(), to: mpsc::channel(1).0 }
+        Self { site: 0, known: Mutex::default(), to: mpsc::channel(1).0, receipts: Arc::default() }
     }
 }
 
@@ -86,6 +116,25 @@ impl Notes {
 
     /// Note it, here and in the keeper's journal.
     pub async fn put(&self, key: &str, value: Option<&str>) {
+        self.pass_on(key, value, None).await;
+    }
+
+    /// Note what must not be lost: it is in the keeper's journal, on disk, when this is over.
+    ///
+    /// # Errors
+    /// It cannot be, and is not noted here either.
+    pub async fn keep(&self, key: &str, value: &str) -> Result<(), Undelivered> {
+        let (receipt, kept) = self.receipts.expect();
+        self.pass_on(key, Some(value), Some(receipt)).await;
+        if kept.await.unwrap_or(false) {
+            return Ok(());
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let words = "the journal here takes no note of what was to be done, so it was not; see evercred's log";
+        Err(Undelivered::new(Kind::NoSpace, words))
+    }
+
+    async fn pass_on(&self, key: &str, value: Option<&str>, receipt: Option<u64>) {
         {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             match value {
@@ -95,7 +144,11 @@ impl Notes {
         }
         let note = Note { site: self.site, key: key.to_owned(), value: value.map(str::to_owned) };
         // The keeper is gone if nobody takes it.
-        self.to.send(FromReplicator::Remember(note)).await.ok();
+        if self.to.send(FromReplicator::Remember { note, receipt }).await.is_err()
+            && let Some(receipt) = receipt
+        {
+            self.receipts.kept(receipt, false);
+        }
     }
 }
 
@@ -149,7 +202,7 @@ fn place(
     };
     let known = notes.iter().filter(|note| note.site == index);
     let known = known.filter_map(|note| Some((note.key.clone(), note.value.clone()?))).collect();
-    let notes = Notes { site: index, known: Mutex::new(known), to: to.clone() };
+    let notes = Notes { site: index, known: Mutex::new(known), to: to.clone(), receipts: Arc::clone(&shared.receipts) };
     Ok(Place { site, ring, notes, shared: Arc::clone(shared), threads: Threads::default() })
 }
 
@@ -172,6 +225,13 @@ async fn serve(
     while let Some(frame) = requests.next().await? {
         let (number, site, user, base, job) = match frame {
             ToReplicator::Configure { .. } => continue,
+            ToReplicator::Kept { receipt, durable } => {
+                // All sites share them.
+                if let Some(place) = places.first() {
+                    place.shared.receipts.kept(receipt, durable);
+                }
+                continue;
+            }
             ToReplicator::Deliver { number, site, user, base, generation, expiry, content } => {
                 (number, site, user, base, Job::Deliver { generation, expiry, content })
             }
@@ -307,6 +367,32 @@ mod tests {
 
     use super::*;
     use crate::config::tests::sites;
+
+    #[tokio::test]
+    async fn a_note_that_must_not_be_lost_is_kept_when_the_keeper_says_so_and_not_before() {
+        let (to, mut from) = mpsc::channel(1);
+        let notes = Arc::new(Notes { to, ..Notes::default() });
+        for durable in [true, false] {
+            let keeping = tokio::spawn({
+                let notes = Arc::clone(&notes);
+                async move { notes.keep("mv x", "7").await }
+            });
+            let Some(FromReplicator::Remember { note, receipt: Some(receipt) }) = from.recv().await else {
+                panic!("a note with a receipt")
+            };
+            assert_eq!((note.key.as_str(), note.value.as_deref()), ("mv x", Some("7")));
+            // The receipt of another one is none of this.
+            notes.receipts.kept(receipt + 1, true);
+            tokio::task::yield_now().await;
+            assert!(!keeping.is_finished());
+            notes.receipts.kept(receipt, durable);
+            let end = keeping.await.unwrap();
+            assert_eq!(end.map_err(|error| error.kind), if durable { Ok(()) } else { Err(Kind::NoSpace) });
+            assert_eq!(notes.value("mv x").is_some(), durable);
+        }
+        drop(from);
+        assert!(notes.keep("mv x", "7").await.is_err(), "nobody is there to keep it");
+    }
 
     #[test]
     fn a_site_whose_file_system_hangs_holds_few_threads_and_delays_no_other() {

@@ -1,9 +1,10 @@
 """A double of the Globus Compute service (contract replication, 3 and 13). Tasks are run by the real worker code,
 globus_compute_endpoint.engines.helper.execute_task, in a process of its own.
 
-    double.py PORT        PUT /control takes JSON: fail=[[path part, status, retry-after, times], ...], hold, lose,
+    double.py PORT        PUT /control takes JSON: fail=[[path part, status, retry-after, times, body?], ...], hold, lose,
                           offline, deny, revoke (one time), deaf (submits are taken, and answered with 503), release
-                          (what was lost is run after all). GET /control tells what was asked, and what became of these.
+                          (what was lost is run after all), forget (all functions, one time),
+                          unknown=[endpoint, ...]. GET /control tells what was asked, and what became of these.
 """
 import inspect, json, multiprocessing, os, sys, tempfile, threading, time, uuid
 
@@ -29,7 +30,7 @@ class Service:
     def __init__(self):
         self.lock = threading.Lock()
         self.control = {"fail": [], "hold": False, "lose": False, "offline": False, "deny": False, "revoke": False}
-        self.control["deaf"] = False
+        self.control["deaf"], self.control["unknown"] = False, []
         self.functions, self.tasks, self.asked, self.tokens = {}, {}, {}, set()
         self.lost, self.released = [], []
 
@@ -48,10 +49,12 @@ class Service:
         task["document"] = document
 
     def submit(self, endpoint, body):
+        if endpoint in self.control["unknown"]:
+            return 404, {"code": "ENDPOINT_NOT_FOUND", "reason": "Endpoint %s could not be resolved" % endpoint}
         tasks = {}
         for function, payloads in body["tasks"].items():
             if function not in self.functions:
-                return 404, {"reason": "no such function"}
+                return 404, {"code": "FUNCTION_NOT_FOUND", "reason": "Function %s could not be resolved" % function}
             for payload in payloads:
                 task = {"id": str(uuid.uuid4()), "document": None, "started": False}
                 task["run"] = (uuid.UUID(task["id"]), self.functions[function], payload, body.get("result_serializers"))
@@ -78,6 +81,8 @@ class Service:
         if path == "/control":
             if method == "PUT":
                 self.control.update(body)
+            if self.control.pop("forget", False):
+                self.functions = {}
             if self.control.pop("release", False):
                 for task in self.lost:
                     self.execute(task)
@@ -87,7 +92,7 @@ class Service:
         for rule in self.control["fail"]:
             if rule[0] in path and rule[3] > 0:
                 rule[3] -= 1
-                return rule[1], {"reason": "as ordered", "retry": rule[2]}
+                return rule[1], rule[4] if len(rule) > 4 else {"reason": "as ordered", "retry": rule[2]}
         if path == "/v2/oauth2/token":
             token = uuid.uuid4().hex
             self.tokens.add(token)
