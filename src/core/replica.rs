@@ -6,8 +6,8 @@
 //! anything is sent under it; the far end takes it as the sequence number that refuses what is older. A site has a
 //! generation only when it confirmed it. For each (credential, site) at most one delivery is under way; the newest
 //! generation follows when that has ended. Each site has its own queue, budget and circuit, and what is one credential's
-//! own trouble there is no other's: see [`Word`]. A site that has something
-//! newer than we ever made has not what it should have: who wrote that is for people to find out, until the next renewal.
+//! own trouble there is no other's: see `Word`. A site that has something newer than we ever made has not what it should
+//! have: who wrote that is for people to find out, until the next renewal.
 //!
 //! The file is long as the planner's is: the waits of one delivery are read together.
 

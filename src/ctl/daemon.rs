@@ -89,7 +89,7 @@ pub fn status(socket: &Path) -> Result<Status, NotReachable> {
 }
 
 /// The same, once it tells what is looked for or the daemon has looked at everything since its start or last reload.
-/// After [`FIRST_LOOK`] it comes as it is.
+/// After `FIRST_LOOK` it comes as it is.
 ///
 /// # Errors
 /// [`NotReachable`]
