@@ -21,6 +21,8 @@ use crate::{core::delivery::Undelivered, error::Kind};
 
 /// For the shell: become the first argument, with the others as arguments of that.
 const BECOME: &str = r#"exec "$0" "$@""#;
+/// The program that runs, whatever its path is.
+const OURSELVES: &str = "/proc/self/exe";
 /// The most that is read of either output.
 const MAX_OUTPUT: u64 = 64 << 10;
 
@@ -116,10 +118,15 @@ pub fn start(mut command: Command) -> Result<Started, Undelivered> {
 /// A command with an empty environment but for `PATH` and what is given; in a process group of its own.
 #[must_use]
 pub fn command(program: &Path, arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new("/bin/sh");
+    // Our own program is in memory: it keeps nobody waiting, and starts by this name where the way to it is closed to us.
+    let mut command = if program == Path::new(OURSELVES) {
+        Command::new(OURSELVES)
+    } else {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", BECOME]).arg(program);
+        shell
+    };
     command
-        .args(["-c", BECOME])
-        .arg(program)
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
