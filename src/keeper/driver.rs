@@ -361,6 +361,8 @@ pub struct Driver {
     /// What the courier did not take for its readers, told already.
     unshown: BTreeSet<&'static str>,
     stop_by: Option<(Instant, End)>,
+    /// Orders that wait for the first look.
+    early: Vec<(u32, Order, SyncSender<Reply>)>,
     /// Since when there is a reload to come.
     reload_since: Option<Instant>,
     failed: bool,
@@ -419,6 +421,7 @@ impl Driver {
             waiting: HashMap::new(),
             unshown: BTreeSet::new(),
             stop_by: None,
+            early: Vec::new(),
             reload_since: None,
             failed: false,
             moved: Instant::now(),
@@ -651,6 +654,9 @@ impl Driver {
         self.announcer.tally.last_scan = Some(now.wall);
         if self.first_scan.ended(as_of) {
             self.tell_notices(round::Event::Poke);
+            for (uid, order, reply) in std::mem::take(&mut self.early) {
+                self.order(now, uid, &order, &reply);
+            }
         }
     }
 

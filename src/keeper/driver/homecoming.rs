@@ -70,6 +70,7 @@ impl Driver {
     /// had been asked is lost with that one.
     pub fn inherit(&mut self, mut before: Self) {
         self.waiting = std::mem::take(&mut before.waiting);
+        self.early = std::mem::take(&mut before.early);
         self.revocations_lost(self.clock.now());
         self.keep_what_may_be_revoked();
         let now_at = |unkept: Unkept| {

@@ -40,6 +40,9 @@ const REPLICATION_PATIENCE: Duration = Duration::from_millis(500);
 /// Credentials on the status page.
 const ON_PAGE: usize = 500;
 
+/// So many orders wait for the first look at the most.
+const EARLY: usize = 64;
+
 impl Driver {
     pub(super) fn serve(&mut self, now: Now, input: Input) {
         match input {
@@ -75,8 +78,18 @@ impl Driver {
         }
     }
 
-    /// What is refused is audited as what is done.
-    fn order(&mut self, now: Now, uid: u32, order: &Order, reply: &SyncSender<Reply>) {
+    /// What is refused is audited as what is done. What is about a credential that the first look may still find waits
+    /// for the end of that.
+    pub(super) fn order(&mut self, now: Now, uid: u32, order: &Order, reply: &SyncSender<Reply>) {
+        let unknown = match order {
+            Order::Revoke { user, credential } => self.named(now, user, Some(credential)).is_empty(),
+            Order::Renew { user, credential } => self.named(now, user, credential.as_deref()).is_empty(),
+            Order::Replicate { .. } | Order::Imported { .. } => false,
+        };
+        if unknown && !self.first_scan.is_over() && self.early.len() < EARLY {
+            self.early.push((uid, order.clone(), reply.clone()));
+            return;
+        }
         let answer = match order {
             Order::Revoke { user, credential } => match self.order_revocation(now, uid, user, credential, reply) {
                 // The answer comes when the issuer's does.
