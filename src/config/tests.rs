@@ -1,3 +1,6 @@
+//! Every key: what it takes, what it refuses and in which words, and what the files together come to.
+//! The file is long: one table after the other, over the same few lines of configuration.
+
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use tempfile::TempDir;

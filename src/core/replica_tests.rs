@@ -1,3 +1,6 @@
+//! The rules of replication as properties over random histories, and their corners in small beside them.
+//! The file is long: all share one small world of sites, so that they are read together.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -4,6 +4,7 @@
 //! is dropped only when the planner says so. The file is long for [`Input`]: whatever reaches the loop is one variant of it.
 
 mod homecoming;
+mod orders;
 mod serve;
 
 use std::{
