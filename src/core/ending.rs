@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::time::{Tick, Timestamp};
+use super::time::{MaybeTick, MaybeTimestamp, Tick, Timestamp};
 
 /// Ends that are no further apart are the same end.
 const SAME: Duration = Duration::from_secs(60);
@@ -22,27 +22,27 @@ pub fn same_end(one: Timestamp, other: Timestamp) -> bool {
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ending {
-    at: Option<Timestamp>,
+    at: MaybeTimestamp,
     /// Since when it is this one.
     since: Tick,
     rolling: Option<bool>,
     /// The `.top` tells it, not an answer.
     in_top: bool,
     /// When we wrote the `.top`, if nobody has looked into it since.
-    unread: Option<Tick>,
+    unread: MaybeTick,
 }
 
 impl Ending {
     /// A `.top` that is seen for the first time.
     #[must_use]
     pub fn of_top(at: Option<Timestamp>, seen: Tick) -> Self {
-        Self { at, since: seen, rolling: None, in_top: at.is_some(), unread: None }
+        Self { at: at.into(), since: seen, rolling: None, in_top: at.is_some(), unread: MaybeTick::default() }
     }
 
     /// When the refresh token ends, if that is known.
     #[must_use]
     pub fn at(&self) -> Option<Timestamp> {
-        self.at
+        self.at.get()
     }
 
     /// Whether renewals move that end on; none: that has not shown yet.
@@ -56,7 +56,7 @@ impl Ending {
         match at {
             Some(at) => {
                 self.told(at, answered);
-                (self.in_top, self.unread) = (false, None);
+                (self.in_top, self.unread) = (false, MaybeTick::default());
             }
             // The same refresh token, and it tells its end itself.
             None if self.in_top && !rotated => self.rolling = Some(false),
@@ -66,14 +66,14 @@ impl Ending {
 
     /// We wrote a `.top` with another refresh token, whose end only a look into it tells.
     pub fn rotated(&mut self, written: Tick) {
-        self.unread = Some(written);
+        self.unread = Some(written).into();
     }
 
     /// What the `.top` that we know tells.
     pub fn seen(&mut self, at: Option<Timestamp>, as_of: Tick) {
-        let written = self.unread.take();
+        let written = std::mem::take(&mut self.unread).get();
         match at {
-            Some(at) if written.is_some() || self.at.is_none() => {
+            Some(at) if written.is_some() || self.at().is_none() => {
                 self.told(at, written.unwrap_or(as_of));
                 self.in_top = true;
             }
@@ -83,7 +83,7 @@ impl Ending {
     }
 
     fn told(&mut self, at: Timestamp, issued: Tick) {
-        match self.at {
+        match self.at() {
             // What was seen first stays: an end that creeps on moves, too.
             Some(before) if same_end(before, at) => {
                 if issued.since(self.since) >= TELLS {
@@ -92,7 +92,7 @@ impl Ending {
             }
             before => {
                 self.rolling = before.filter(|before| *before < at).map(|_| true);
-                (self.at, self.since) = (Some(at), issued);
+                (self.at, self.since) = (Some(at).into(), issued);
             }
         }
     }

@@ -24,9 +24,9 @@ use super::{
     figures::is_issuers,
     id::{CredentialId, UserName},
     roll_call::{Before, RollCall},
-    roster::{Entry, Home, Place, Roster, Wait},
+    roster::{Entry, Home, Place, Roster, Slots, Wait},
     schedule,
-    time::{Now, Tick, Timestamp},
+    time::{MaybeTick, Now, Tick, Timestamp},
     top::Identity,
 };
 use crate::error::{Class, Kind};
@@ -187,8 +187,11 @@ impl Planner {
         match event {
             Event::Scanned { user, as_of, found } => self.scanned(now, user, as_of, found),
             Event::FullScan { as_of, users } => {
+                // Both in the order of names: one pass over either.
+                let mut listed = users.iter().peekable();
                 let unlisted = |(user, home): (&UserName, &Home)| {
-                    (!users.contains(user) && home.as_of < as_of).then(|| user.clone())
+                    while listed.next_if(|listed| *listed < user).is_some() {}
+                    (listed.peek() != Some(&user) && home.as_of < as_of).then(|| user.clone())
                 };
                 let gone: Vec<UserName> = self.roster.users.iter().filter_map(unlisted).collect();
                 for user in gone {
@@ -324,7 +327,7 @@ impl Planner {
     /// When the credential's access token ends, if it is known.
     #[must_use]
     pub fn expiry(&self, id: &CredentialId) -> Option<Timestamp> {
-        self.roster.get(self.roster.slot_of(id)?)?.expiry
+        self.roster.get(self.roster.slot_of(id)?)?.expiry.get()
     }
 
     /// Whether there is such a credential.
@@ -370,7 +373,7 @@ impl Planner {
         // By name: a user may have thousands.
         let mut known: BTreeMap<CredentialId, usize> =
             before.into_iter().filter_map(|slot| Some((self.roster.get(slot)?.id.clone(), slot))).collect();
-        let mut slots = Vec::with_capacity(found.len());
+        let mut slots = Slots::with_capacity(found.len());
         for found in found {
             match known.remove(&found.id) {
                 Some(slot) => {
@@ -400,7 +403,7 @@ impl Planner {
         let before = self.roll_call.seen(&found.id).filter(|before| before.entry.top == found.top);
         let spread = found.id.spread();
         let mut entry = Entry::new(found.id, found.provider, found.top);
-        entry.expiry = found.use_file.and_then(|told| told.expiry);
+        entry.expiry = found.use_file.and_then(|told| told.expiry).into();
         entry.ending = Ending::of_top(found.refresh_ends, now.tick);
         entry.fresh_top = found.use_file.is_none() || found.top_newer;
         if let (Err(kind), None) = (entry.top, &before) {
@@ -417,7 +420,7 @@ impl Planner {
                 let after = schedule::renew_after(lifetime, spread, self.refresh);
                 let due = issued.plus(after);
                 if let Some(entry) = self.roster.get_mut(slot) {
-                    entry.urgent = schedule::urgent(lifetime, spread, self.refresh);
+                    entry.urgent_with(schedule::urgent(lifetime, spread, self.refresh));
                 }
                 self.roster.wait(slot, Wait::Due { wall: due, tick: now.tick.plus(due.since(now.wall).min(after)) });
             }
@@ -446,7 +449,7 @@ impl Planner {
         };
         let changed = entry.top != found.top;
         // So may what was seen before we wrote.
-        if entry.changed_at.is_some_and(|changed_at| as_of <= changed_at) {
+        if entry.changed_since(as_of) {
             if changed {
                 self.pending.push_back(Action::Look { user: found.id.user.clone() });
             }
@@ -476,7 +479,7 @@ impl Planner {
         match entry.wait() {
             Wait::Flying(number) if is_keeping(&self.flights, number) => entry.look = true,
             Wait::Flying(_) => entry.gone = true,
-            _ if entry.changed_at.is_some_and(|changed_at| as_of <= changed_at) => {
+            _ if entry.changed_since(as_of) => {
                 self.pending.push_back(Action::Look { user: entry.id.user.clone() });
             }
             _ => {
@@ -490,7 +493,7 @@ impl Planner {
     fn forget(&mut self, slot: usize) {
         let Some(entry) = self.roster.remove(slot) else { return };
         if let Some(home) = self.roster.users.get_mut(&entry.id.user) {
-            home.slots.retain(|&other| other != slot);
+            home.slots.retain(|other| *other != slot);
             if home.slots.is_empty() {
                 self.roster.users.remove(&entry.id.user);
             }
@@ -602,7 +605,7 @@ impl Planner {
             }
             entry.top = Ok(identity);
             entry.gone = false;
-            entry.changed_at = Some(now.tick);
+            entry.changed_at = Some(now.tick).into();
             if answer.result.map_or(None, |brought| brought.refresh_lifetime).is_none() {
                 entry.ending.rotated(now.tick);
             }
@@ -666,9 +669,9 @@ impl Planner {
         }
         let Some(entry) = self.roster.get_mut(slot) else { return };
         let lifetime = brought.lifetime.saturating_sub(age);
-        entry.expiry = Some(now.wall.plus(lifetime));
-        entry.urgent = schedule::urgent(brought.lifetime, entry.id.spread(), self.refresh);
-        entry.renewed = Some(now.wall);
+        entry.expiry = Some(now.wall.plus(lifetime)).into();
+        entry.urgent_with(schedule::urgent(brought.lifetime, entry.id.spread(), self.refresh));
+        entry.renewed = Some(now.wall).into();
         entry.flagged = brought.flagged;
         let refresh_ends = brought.refresh_lifetime.map(|lifetime| now.wall.plus(lifetime.saturating_sub(age)));
         entry.ending.renewed(refresh_ends, brought.rotated, answered);
@@ -676,7 +679,7 @@ impl Planner {
         let first = entry.fresh_top;
         entry.forgive();
         entry.generation += 1;
-        entry.changed_at = Some(now.tick);
+        entry.changed_at = Some(now.tick).into();
         self.pending.push_back(Action::Announce(Announcement::Renewed {
             id: entry.id.clone(),
             provider,
@@ -684,7 +687,7 @@ impl Planner {
             rotated: brought.rotated,
             flagged: brought.flagged,
             after_failures,
-            generation: entry.generation,
+            generation: entry.generation.into(),
             first,
         }));
         if entry.top == Ok(identity) {
@@ -709,7 +712,7 @@ impl Planner {
         let Some(entry) = self.roster.get_mut(flight.slot) else { return };
         if entry.top == Ok(flight.identity) {
             // The look that tells of the new `.top` is still to come; ask again soon, should it tell of none.
-            entry.changed_at = None;
+            entry.changed_at = MaybeTick::default();
             self.pending.push_back(Action::Look { user: entry.id.user.clone() });
             self.roster.wait(flight.slot, Wait::Retry(now.tick.plus(SUPERSEDED)));
         } else {
@@ -736,7 +739,7 @@ impl Planner {
     fn fail(&mut self, now: Now, slot: usize, failure: Failure) {
         let Some(entry) = self.roster.get_mut(slot) else { return };
         let (kind, wish) = (failure.kind, failure.retry_after);
-        let left = entry.expiry.unwrap_or_default().since(now.wall);
+        let left = entry.expiry.get().unwrap_or_default().since(now.wall);
         let (id, provider, spread) = (entry.id.clone(), entry.provider, entry.id.spread());
         let trouble = entry.failed(now, kind);
         let times = trouble.times;

@@ -1,17 +1,21 @@
 //! The credentials that the planner knows, and what each of them waits for. A credential is in exactly one [`Wait`];
 //! the indices (by wall time, by tick, the issuers' queues) hold it for that wait and for no other.
+//!
+//! There may be 100,000 of them, so an [`Entry`] is kept small.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{
     ending::Ending,
     id::{CredentialId, UserName},
     roll_call::Before,
     snapshot::State,
-    time::{Now, Tick, Timestamp},
+    time::{MaybeTick, MaybeTimestamp, Now, Tick, Timestamp},
     top::Identity,
 };
 use crate::error::Kind;
@@ -19,7 +23,8 @@ use crate::error::Kind;
 /// Where a credential stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Fresh; due at either of these, whichever comes first (the clock may step).
+    /// Fresh; due at either of these, whichever comes first (the clock may step). The indices have it by the wall clock;
+    /// see [`Roster::wake`].
     Due { wall: Timestamp, tick: Tick },
     /// Failed; try again then.
     Retry(Tick),
@@ -75,23 +80,24 @@ pub(super) struct Entry {
     pub(super) id: CredentialId,
     pub(super) provider: usize,
     pub(super) top: Result<Identity, Kind>,
-    pub(super) expiry: Option<Timestamp>,
-    /// With less than this left of its token, it goes before all new ones.
-    pub(super) urgent: Duration,
+    pub(super) expiry: MaybeTimestamp,
+    /// With less than so many seconds left of its token, it goes before all new ones.
+    urgent: u32,
     /// The end of the refresh token.
     pub(super) ending: Ending,
-    pub(super) renewed: Option<Timestamp>,
+    pub(super) renewed: MaybeTimestamp,
     pub(super) flagged: Option<Kind>,
     wait: Wait,
     /// Apart, because most of 100,000 have none.
     pub(super) trouble: Option<Box<Trouble>>,
-    pub(super) generation: u64,
+    /// How often it has been renewed.
+    pub(super) generation: u32,
     /// When the `.top` was stored that all began with: rotations of ours do not count.
-    pub(super) approved: Option<Timestamp>,
+    approved: MaybeTimestamp,
     /// This `.top` has brought no token yet.
     pub(super) fresh_top: bool,
     /// When a file of ours last went into place.
-    pub(super) changed_at: Option<Tick>,
+    pub(super) changed_at: MaybeTick,
     /// Something was seen while we were writing.
     pub(super) look: bool,
     /// Not there at the last look, and forgotten when its exchange ends.
@@ -105,17 +111,17 @@ impl Entry {
             id,
             provider,
             top,
-            expiry: None,
-            urgent: Duration::ZERO,
+            expiry: MaybeTimestamp::default(),
+            urgent: 0,
             ending: Ending::default(),
-            renewed: None,
+            renewed: MaybeTimestamp::default(),
             flagged: None,
             wait: Wait::Parked,
             trouble: None,
             generation: 0,
-            approved: top.ok().map(Identity::changed),
+            approved: top.ok().map(Identity::changed).into(),
             fresh_top: true,
-            changed_at: None,
+            changed_at: MaybeTick::default(),
             look: false,
             gone: false,
         }
@@ -123,6 +129,16 @@ impl Entry {
 
     pub(super) fn wait(&self) -> Wait {
         self.wait
+    }
+
+    /// With less than this left of its token, it goes before all new ones.
+    pub(super) fn urgent_with(&mut self, left: Duration) {
+        self.urgent = u32::try_from(left.as_secs()).unwrap_or(u32::MAX);
+    }
+
+    /// A file of ours went into place then, so that looks that began before tell nothing new.
+    pub(super) fn changed_since(&self, as_of: Tick) -> bool {
+        self.changed_at.get().is_some_and(|changed_at| as_of <= changed_at)
     }
 
     /// The same `.top` as before a reload. If its provider is the same, too: what it waits for still, unless a new look
@@ -157,7 +173,7 @@ impl Entry {
     /// Another `.top`: what was held against the old one is forgiven.
     pub(super) fn replace_top(&mut self, top: Result<Identity, Kind>) {
         self.top = top;
-        self.approved = top.ok().map(Identity::changed);
+        self.approved = top.ok().map(Identity::changed).into();
         self.fresh_top = true;
         self.forgive();
     }
@@ -178,14 +194,14 @@ impl Entry {
             id: &self.id,
             provider: self.provider,
             state,
-            expires: self.expiry,
+            expires: self.expiry.get(),
             renews,
             refresh_token_expires: self.ending.at(),
             rolling: self.ending.rolling(),
             stored: self.top.ok().map(Identity::changed),
-            approved: self.approved,
-            renewed: self.renewed,
-            generation: self.generation,
+            approved: self.approved.get(),
+            renewed: self.renewed.get(),
+            generation: self.generation.into(),
             error: kind
                 .map(|kind| (kind, trouble.map(|trouble| trouble.since), trouble.map_or(0, |trouble| trouble.times))),
             failed_at: trouble.map(|trouble| trouble.last),
@@ -233,11 +249,14 @@ pub struct Row<'a> {
     pub flagged: Option<Kind>,
 }
 
+/// Most users have one or two credentials.
+pub(super) type Slots = SmallVec<[usize; 2]>;
+
 /// The credentials of a user, and when their directory was last looked at.
 #[derive(Debug, Default)]
 pub(super) struct Home {
     pub(super) as_of: Tick,
-    pub(super) slots: Vec<usize>,
+    pub(super) slots: Slots,
 }
 
 /// All credentials. See the module.
@@ -252,7 +271,12 @@ pub(super) struct Roster {
     /// The next turn of each user who has stored lately. Not in [`Home`]: one that is removed takes none along.
     turns: BTreeMap<UserName, Tick>,
     tidied: Tick,
+    /// How far the wall clock was ahead of the ticks, in ms, when what is due was last entered by it.
+    ahead: i64,
 }
+
+/// A clock that is set back by no more than this delays what is due by no more than this.
+const SET_BACK: i64 = 1000;
 
 impl Roster {
     pub(super) fn new(issuers: usize) -> Self {
@@ -265,6 +289,7 @@ impl Roster {
             queues: vec![BTreeSet::new(); issuers],
             turns: BTreeMap::new(),
             tidied: Tick(0),
+            ahead: i64::MIN,
         }
     }
 
@@ -329,9 +354,8 @@ impl Roster {
     pub(super) fn wait(&mut self, slot: usize, wait: Wait) {
         let Some(Some(entry)) = self.slots.get_mut(slot) else { return };
         match std::mem::replace(&mut entry.wait, wait) {
-            Wait::Due { wall, tick } => {
+            Wait::Due { wall, .. } => {
                 self.by_wall.remove(&(wall, slot));
-                self.by_tick.remove(&(tick, slot));
             }
             Wait::Retry(tick) => {
                 self.by_tick.remove(&(tick, slot));
@@ -344,9 +368,8 @@ impl Roster {
             Wait::Flying(_) | Wait::Parked => {}
         }
         match wait {
-            Wait::Due { wall, tick } => {
+            Wait::Due { wall, .. } => {
                 self.by_wall.insert((wall, slot));
-                self.by_tick.insert((tick, slot));
             }
             Wait::Retry(tick) => {
                 self.by_tick.insert((tick, slot));
@@ -367,7 +390,9 @@ impl Roster {
         let Some(Some(entry)) = self.slots.get(slot) else { return };
         let wait = match entry.wait {
             _ if entry.top.is_err() => Wait::Parked,
-            _ if !entry.fresh_top => Wait::Queued(Place::Renewal { expiry: entry.expiry.unwrap_or_default(), slot }),
+            _ if !entry.fresh_top => {
+                Wait::Queued(Place::Renewal { expiry: entry.expiry.get().unwrap_or_default(), slot })
+            }
             // It has its turn already.
             Wait::Queued(place @ Place::New { .. }) => Wait::Queued(place),
             _ => Wait::Queued(Place::New { turn: take_turn(&mut self.turns, now.tick, &entry.id.user), slot }),
@@ -394,6 +419,7 @@ impl Roster {
 
     /// Move what has become due into the queues.
     pub(super) fn wake(&mut self, now: Now) {
+        self.watch_clock(now);
         if now.tick.since(self.tidied) >= TURNS {
             self.turns.retain(|_, next| *next > now.tick);
             self.tidied = now.tick;
@@ -405,6 +431,22 @@ impl Roster {
                 _ => return,
             };
             self.enqueue(now, slot);
+        }
+    }
+
+    /// Where the wall clock was set back, what is due comes no later for that.
+    fn watch_clock(&mut self, now: Now) {
+        let ahead = now.wall.0.saturating_sub_unsigned(now.tick.0);
+        if ahead >= self.ahead {
+            self.ahead = ahead;
+        } else if self.ahead.saturating_sub(ahead) > SET_BACK {
+            self.ahead = ahead;
+            for slot in 0..self.slots.len() {
+                if let Some(Wait::Due { wall, tick }) = self.get(slot).map(Entry::wait) {
+                    let wall = wall.min(now.wall.plus(tick.since(now.tick)));
+                    self.wait(slot, Wait::Due { wall, tick });
+                }
+            }
         }
     }
 
@@ -421,7 +463,8 @@ impl Roster {
         // What has expired has nothing left to lose.
         let urgent = renewal_from(now.wall.plus(Duration::from_millis(1))).filter(|place| {
             let entry = self.get(place.slot());
-            entry.is_some_and(|entry| entry.expiry.is_some_and(|expiry| expiry.since(now.wall) < entry.urgent))
+            let urgent = |entry: &Entry| Duration::from_secs(entry.urgent.into());
+            entry.is_some_and(|entry| entry.expiry.get().is_some_and(|expiry| expiry.since(now.wall) < urgent(entry)))
         });
         let new = queue.first().copied().filter(|place| matches!(place, Place::New { .. }));
         let in_turn = |place: &Place| matches!(place, Place::New { turn, .. } if turn.since(now.tick) < TURNS);
@@ -454,9 +497,9 @@ impl Roster {
         let (mut due, mut timed, mut queued) = (0, 0, 0);
         for (slot, entry) in there.iter().map(|&slot| (slot, self.get(slot).unwrap())) {
             match entry.wait {
-                Wait::Due { wall, tick } => {
-                    assert!(self.by_wall.contains(&(wall, slot)) && self.by_tick.contains(&(tick, slot)));
-                    (due, timed) = (due + 1, timed + 1);
+                Wait::Due { wall, .. } => {
+                    assert!(self.by_wall.contains(&(wall, slot)));
+                    due += 1;
                 }
                 Wait::Retry(tick) => {
                     assert!(self.by_tick.contains(&(tick, slot)));

@@ -57,6 +57,47 @@ impl Timestamp {
     }
 }
 
+macro_rules! maybe {
+    ($(#[$doc:meta])* $maybe:ident, $time:ident, $none:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $maybe($time);
+
+        impl $maybe {
+            /// The time, if there is one.
+            #[must_use]
+            pub fn get(self) -> Option<$time> {
+                (self != Self::default()).then_some(self.0)
+            }
+        }
+
+        impl Default for $maybe {
+            fn default() -> Self {
+                Self($time($none))
+            }
+        }
+
+        impl From<Option<$time>> for $maybe {
+            fn from(time: Option<$time>) -> Self {
+                time.map_or_else(Self::default, Self)
+            }
+        }
+    };
+}
+
+maybe!(
+    /// `Option<Timestamp>` in eight bytes: several are kept of each of 100,000 credentials.
+    MaybeTimestamp,
+    Timestamp,
+    i64::MIN
+);
+maybe!(
+    /// `Option<Tick>` in eight bytes.
+    MaybeTick,
+    Tick,
+    u64::MAX
+);
+
 impl Tick {
     /// `self + d`, saturating.
     #[must_use]

@@ -19,15 +19,14 @@ use crate::error::Kind;
 /// The largest `.top` that we read.
 pub const MAX_TOP: usize = 256 * 1024;
 
-/// Which `.top` it was: the file and its content. Never a time alone.
+/// Which `.top` it was: the file and its content. Never a time alone. Without the device: all are beneath one directory,
+/// and one with the same content is not another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// Device.
-    pub dev: u64,
     /// Inode.
     pub ino: u64,
-    /// Bytes.
-    pub size: u64,
+    /// Bytes; no more than [`MAX_TOP`] are ever read.
+    pub size: u32,
     /// Time of the last change of content, ns since 1970.
     pub mtime_ns: i64,
     /// The first 16 bytes of the SHA-256 of the bytes on disk.

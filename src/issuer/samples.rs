@@ -109,7 +109,7 @@ pub fn does(error: &ExchangeError) -> Does {
     let found = Found {
         id: CredentialId::from_base(user.clone(), "wlcg").unwrap(),
         provider: 0,
-        top: Ok(Identity { dev: 1, ino: 1, size: 1, mtime_ns: 1, hash: [1; 16] }),
+        top: Ok(Identity { ino: 1, size: 1, mtime_ns: 1, hash: [1; 16] }),
         use_file: None,
         refresh_ends: None,
         top_newer: false,

@@ -131,9 +131,14 @@ pub struct Recipe {
 impl Replication {
     /// Tell it something; without sites nobody listens.
     pub fn tell(&self, told: Told) {
+        self.tell_with(|| told);
+    }
+
+    /// The same of what takes time to put together.
+    pub fn tell_with(&self, told: impl FnOnce() -> Told) {
         if let Some(to) = &*self.to.lock().unwrap_or_else(PoisonError::into_inner) {
             // It ends only when it is told to.
-            drop(to.send(told));
+            drop(to.send(told()));
         }
     }
 

@@ -199,7 +199,7 @@ mod tests {
         Held { provider: "grid".into(), token: RefreshToken::parse(token).unwrap() }
     }
 
-    const TOP: Identity = Identity { dev: 1, ino: 2, size: 3, mtime_ns: 4, hash: [5; 16] };
+    const TOP: Identity = Identity { ino: 2, size: 3, mtime_ns: 4, hash: [5; 16] };
     const WAIT: Duration = Duration::from_secs(600);
     const AFTER: Tick = Tick(600_000);
 

@@ -29,7 +29,7 @@ use crate::{
         time::Tick,
     },
     error::Kind,
-    spool::{Hint, Seen, Spool, SpoolError, Wanted, Watch},
+    spool::{Hint, Listing, Seen, Spool, SpoolError, Wanted, Watch},
 };
 
 /// A full scan that a hint of overflow asks for comes at most this often.
@@ -42,6 +42,8 @@ const IN_PARTS: Duration = Duration::from_secs(300);
 const PARTS: usize = 144;
 /// What was found is remembered on disk at most this often, apart from the stop.
 const BETWEEN_MEMOS: Duration = Duration::from_secs(3600);
+/// So many names are listed before the next message is looked for.
+const LISTED_AT_ONCE: usize = 500;
 /// What credd's rm of one user's directory takes, and more. Only accounts of the configuration are waited for.
 const SWEEPING: Duration = Duration::from_millis(100);
 /// So often a look is begun anew where accounts of the configuration are being swept.
@@ -161,6 +163,7 @@ pub fn run(
     spool.recall(&services(&owners));
     let mut remembered: Option<Instant> = None;
     let mut urgent: BTreeSet<UserName> = BTreeSet::new();
+    let mut listing: Option<(Tick, Listing)> = None;
     let mut sweep: VecDeque<UserName> = VecDeque::new();
     let mut sweeping: Option<(Tick, BTreeSet<UserName>)> = None;
     let mut next = Some(Scope::Anew);
@@ -169,7 +172,7 @@ pub fn run(
     loop {
         // Take every message that is there; sleep only if there is nothing to do.
         loop {
-            let idle = urgent.is_empty() && sweep.is_empty() && sweeping.is_none();
+            let idle = urgent.is_empty() && listing.is_none() && sweep.is_empty() && sweeping.is_none();
             let message = if idle {
                 let blind = watch.is_none() && eye.watch.as_ref().is_none_or(Watch::limited);
                 let wait = if next.is_some() {
@@ -207,12 +210,25 @@ pub fn run(
         }
         if let Some(user) = urgent.pop_first() {
             eye.look(&owners, &user);
+        } else if let Some((as_of, mut listed)) = listing.take() {
+            match eye.list(&owners, as_of, &mut listed) {
+                Ok(None) => listing = Some((as_of, listed)),
+                Ok(Some(users)) => {
+                    sweep = users.iter().cloned().collect();
+                    sweeping = Some((as_of, users));
+                    if scope == Scope::Part {
+                        part = (part + 1) % PARTS;
+                        sweep = one_part(sweep, part, |user| spool.is_sure_of(user));
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot list the credential directory"),
+            }
         } else if let Some(user) = sweep.pop_front() {
             if scope == Scope::Anew || !eye.unchanged(&user) {
                 eye.look(&owners, &user);
             }
         } else if let Some((as_of, users)) = sweeping.take() {
-            replication.tell(replicas::Told::Users(users.clone()));
+            replication.tell_with(|| replicas::Told::Users(users.clone()));
             if inputs.send(Input::FullScan { as_of, users }).is_err() {
                 return;
             }
@@ -235,16 +251,8 @@ pub fn run(
                 return;
             }
             let as_of = clock.now().tick;
-            match eye.users(&owners, as_of) {
-                Ok(users) => {
-                    scope = wanted;
-                    sweep = users.iter().cloned().collect();
-                    sweeping = Some((as_of, users));
-                    if scope == Scope::Part {
-                        part = (part + 1) % PARTS;
-                        sweep = one_part(sweep, part, |user| spool.is_sure_of(user));
-                    }
-                }
+            match eye.begin(&owners, as_of) {
+                Ok(begun) => (scope, listing) = (wanted, Some((as_of, begun))),
                 Err(error) => tracing::error!(%error, "cannot list the credential directory"),
             }
         }
@@ -351,8 +359,8 @@ impl Eye {
         self.names = names.into_inner();
         match scanned {
             Ok(seen) => {
-                let ids = seen.iter().map(|seen| seen.id.clone()).collect();
-                self.replication.tell(replicas::Told::Look(user.clone(), ids));
+                let ids = || seen.iter().map(|seen| seen.id.clone()).collect();
+                self.replication.tell_with(|| replicas::Told::Look(user.clone(), ids()));
                 self.told.retain(|(other, _)| other != user);
                 let looked = Input::Looked { user: user.clone(), as_of, seen, ticket: Ticket::take(&self.behind) };
                 drop(self.inputs.send(looked));
@@ -368,12 +376,24 @@ impl Eye {
         }
     }
 
+    fn begin(&mut self, owners: &[Arc<Owner>], now: Tick) -> Result<Listing, SpoolError> {
+        self.stewards.provide_all(&self.spool, owners, now);
+        self.spool.listing()
+    }
+
     /// Everybody who has a directory, and whom the configuration names: those who are swept just now are not gone.
-    fn users(&mut self, owners: &[Arc<Owner>], now: Tick) -> Result<BTreeSet<UserName>, SpoolError> {
+    fn list(
+        &mut self,
+        owners: &[Arc<Owner>],
+        now: Tick,
+        listing: &mut Listing,
+    ) -> Result<Option<BTreeSet<UserName>>, SpoolError> {
         let spool = Arc::clone(&self.spool);
-        self.stewards.provide_all(&spool, owners, now);
-        let users = spool.users(|name, kind| self.stray(now, name, kind))?;
-        Ok(users.into_iter().chain(Stewards::users(owners)).collect())
+        let mut users = spool.list(listing, LISTED_AT_ONCE, |name, kind| self.stray(now, name, kind))?;
+        if let Some(users) = &mut users {
+            users.extend(Stewards::users(owners));
+        }
+        Ok(users)
     }
 
     /// What is there, with what the configuration names, also while it is being swept.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use nix::{
-    dir::Type,
+    dir::{OwningIter, Type},
     errno::Errno,
     fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat},
     sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, lstat},
@@ -109,26 +109,28 @@ impl Dir {
         Ok(entries(&self.fd)?.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// What is in this directory, each with its type.
-    pub(super) fn typed(&self) -> Result<Vec<(String, Type)>, Errno> {
-        let typed = |(name, kind): (String, Option<Type>)| {
-            let kind = kind.or_else(|| {
-                let stat = fstatat(&self.fd, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
-                match kind_of(&stat) {
-                    SFlag::S_IFDIR => Some(Type::Directory),
-                    SFlag::S_IFLNK => Some(Type::Symlink),
-                    _ => Some(Type::File),
-                }
-            });
-            Some((name, kind?))
-        };
-        Ok(entries(&self.fd)?.into_iter().filter_map(typed).collect())
+    /// What is in this directory, one after the other, with `.` and `..`.
+    pub(super) fn list(&self) -> Result<OwningIter, Errno> {
+        opened(&self.fd).map(IntoIterator::into_iter)
+    }
+
+    /// The type of what has this name, where the listing does not tell; none: it is gone.
+    pub(super) fn kind(&self, name: &str, listed: Option<Type>) -> Option<Type> {
+        listed.or_else(|| {
+            let stat = fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+            match kind_of(&stat) {
+                SFlag::S_IFDIR => Some(Type::Directory),
+                SFlag::S_IFLNK => Some(Type::Symlink),
+                _ => Some(Type::File),
+            }
+        })
     }
 
     /// The directories in this directory.
     pub(super) fn directories(&self) -> Result<Vec<String>, Errno> {
-        let all = self.typed()?.into_iter();
-        Ok(all.filter(|(_, kind)| *kind == Type::Directory).map(|(name, _)| name).collect())
+        let all = entries(&self.fd)?.into_iter();
+        let is_directory = |(name, kind): &(String, _)| self.kind(name, *kind) == Some(Type::Directory);
+        Ok(all.filter(is_directory).map(|(name, _)| name).collect())
     }
 
     /// A new file, mode 0600, not there before.
@@ -175,12 +177,15 @@ pub(super) fn stepwise(dir: impl AsFd, path: &str, flags: OFlag) -> Result<Owned
     at.ok_or(Errno::ENOENT)
 }
 
+fn opened(dir: impl AsFd) -> Result<nix::dir::Dir, Errno> {
+    nix::dir::Dir::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
 /// Names, with their type where the file system tells; without `.` and `..`. What is not text in a name is replaced: no
 /// name that we act on has any of that.
 pub(super) fn entries(dir: impl AsFd) -> Result<Vec<(String, Option<Type>)>, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut found = Vec::new();
-    for entry in nix::dir::Dir::openat(dir, ".", flags, Mode::empty())?.iter() {
+    for entry in opened(dir)?.iter() {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy();
         if name != "." && name != ".." {
@@ -226,17 +231,16 @@ pub(super) fn hash(content: &[u8]) -> [u8; 16] {
     hash
 }
 
-pub(super) fn identity(stat: &FileStat, content: &[u8]) -> Identity {
-    let size = u64::try_from(stat.st_size).unwrap_or(0);
-    Identity { dev: stat.st_dev, ino: stat.st_ino, size, mtime_ns: mtime_ns(stat), hash: hash(content) }
+pub(super) fn identity(stat: &FileStat, hash: [u8; 16]) -> Identity {
+    let size = u32::try_from(stat.st_size).unwrap_or(0);
+    Identity { ino: stat.st_ino, size, mtime_ns: mtime_ns(stat), hash }
 }
 
 /// Whether the metadata are still those of `expected`.
 pub(super) fn is(stat: &FileStat, expected: &Identity) -> bool {
     kind_of(stat) == SFlag::S_IFREG
-        && stat.st_dev == expected.dev
         && stat.st_ino == expected.ino
-        && u64::try_from(stat.st_size) == Ok(expected.size)
+        && u32::try_from(stat.st_size) == Ok(expected.size)
         && mtime_ns(stat) == expected.mtime_ns
 }
 

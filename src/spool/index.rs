@@ -21,11 +21,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Spool, SpoolError,
+    Cache, Spool, SpoolError,
     dir::kind_of,
     inventory::{Entry, Known},
 };
-use crate::core::{id::UserName, time::Timestamp, top::Identity, use_file::Use};
+use crate::core::{
+    id::UserName,
+    time::{MaybeTimestamp, Timestamp},
+};
 
 const NAME: &str = ".evercred-index";
 /// No user has so many credentials that this would not do.
@@ -43,11 +46,10 @@ struct Stored {
 struct StoredEntry {
     base: String,
     top_key: u64,
-    top: (u64, u64, u64, i64, [u8; 16]),
+    top: [u8; 16],
     refresh_ends: Option<i64>,
     use_key: u64,
     use_file: Option<(Option<i64>, Option<i64>)>,
-    top_newer: bool,
 }
 
 impl Spool {
@@ -82,7 +84,7 @@ impl Spool {
         let mut out = Hashed { inner: BufWriter::new(file), hash: Sha256::new() };
         out.write_all(head(services).as_bytes())?;
         out.write_all(&self.salt())?;
-        for (user, known) in &*self.cache() {
+        for (user, known) in &self.cache().users {
             let entries: Option<Vec<_>> = known.entries.iter().map(stored).collect();
             // A bad file may become good without a change of its own.
             let Some(entries) = entries.filter(|_| known.directory != 0) else { continue };
@@ -99,7 +101,7 @@ impl Spool {
         Ok(())
     }
 
-    fn read_index(&self, services: &str) -> io::Result<Option<([u8; 16], super::Cache)>> {
+    fn read_index(&self, services: &str) -> io::Result<Option<([u8; 16], Cache)>> {
         let fd = self.top.beneath(NAME, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
         let stat = fstat(&fd)?;
         let ours = kind_of(&stat) == SFlag::S_IFREG && stat.st_uid == geteuid().as_raw();
@@ -115,7 +117,7 @@ impl Spool {
         }
         let mut salt = [0; 16];
         from.read_exact(&mut salt)?;
-        let mut cache = super::Cache::default();
+        let mut cache = Cache::default();
         let mut record = Vec::new();
         loop {
             let mut length = [0; 4];
@@ -129,8 +131,8 @@ impl Spool {
             from.read_exact(&mut record)?;
             let stored: Stored = postcard::from_bytes(&record).map_err(io::Error::other)?;
             let user = UserName::parse(&stored.user).map_err(io::Error::other)?;
-            let entries = stored.entries.into_iter().map(entry).collect();
-            cache.insert(user, Known { directory: stored.directory, entries });
+            let entries = stored.entries.iter().map(|stored| entry(&mut cache, stored)).collect();
+            cache.users.insert(user, Known { directory: stored.directory, entries });
         }
         let expected = from.digest();
         let mut digest = [0; 16];
@@ -144,30 +146,29 @@ fn head(services: &str) -> String {
 }
 
 fn stored(entry: &Entry) -> Option<StoredEntry> {
-    let top = entry.top.ok()?;
+    let millis = |at: MaybeTimestamp| at.get().map(|at| at.0);
     Some(StoredEntry {
         base: entry.base.to_string(),
         top_key: entry.top_key,
-        top: (top.dev, top.ino, top.size, top.mtime_ns, top.hash),
-        refresh_ends: entry.refresh_ends.map(|at| at.0),
+        top: entry.top.ok()?,
+        refresh_ends: millis(entry.refresh_ends),
         use_key: entry.use_key,
-        use_file: entry.use_file.map(|told| (told.issued.map(|at| at.0), told.expiry.map(|at| at.0))),
-        top_newer: entry.top_newer,
+        use_file: entry.use_good.then(|| (millis(entry.use_issued), millis(entry.use_expiry))),
     })
 }
 
-fn entry(stored: StoredEntry) -> Entry {
-    let (dev, ino, size, mtime_ns, hash) = stored.top;
+fn entry(cache: &mut Cache, stored: &StoredEntry) -> Entry {
+    let at = |millis: Option<i64>| millis.map(Timestamp).into();
+    let (issued, expiry) = stored.use_file.unwrap_or_default();
     Entry {
-        base: stored.base.into(),
+        base: cache.base(&stored.base),
         top_key: stored.top_key,
-        top: Ok(Identity { dev, ino, size, mtime_ns, hash }),
-        refresh_ends: stored.refresh_ends.map(Timestamp),
+        top: Ok(stored.top),
+        refresh_ends: at(stored.refresh_ends),
         use_key: stored.use_key,
-        use_file: stored
-            .use_file
-            .map(|(issued, expiry)| Use { issued: issued.map(Timestamp), expiry: expiry.map(Timestamp) }),
-        top_newer: stored.top_newer,
+        use_good: stored.use_file.is_some(),
+        use_issued: at(issued),
+        use_expiry: at(expiry),
     }
 }
 

@@ -5,27 +5,27 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use nix::{
-    dir::Type,
     errno::Errno,
     fcntl::AtFlags,
     sys::stat::{FileStat, fstatat},
 };
+use smallvec::SmallVec;
 use zeroize::Zeroizing;
 
 use super::{
-    Seal, Spool, SpoolError,
+    Cache, Seal, Spool, SpoolError,
     dir::{self, Refusal},
 };
 use crate::{
     core::{
         id::{CredentialId, Handle, Service, UserName},
         stand_in,
-        time::Timestamp,
+        time::{MaybeTimestamp, Timestamp},
         top::{Identity, Top},
         use_file::{self, Use},
     },
@@ -61,86 +61,94 @@ pub(super) struct Known {
     pub(super) entries: Box<[Entry]>,
 }
 
-/// What the last look read of a credential. Small, because there may be 100,000 of them.
+/// What the last look read of a credential; what its files' metadata tell is not kept, as each look asks for these.
+/// Small, because there may be 100,000 of them.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) base: Box<str>,
+    pub(super) base: Arc<str>,
     pub(super) top_key: u64,
-    pub(super) top: Result<Identity, Kind>,
-    pub(super) refresh_ends: Option<Timestamp>,
+    /// The hash of its content.
+    pub(super) top: Result<[u8; 16], Kind>,
+    pub(super) refresh_ends: MaybeTimestamp,
     /// 0: there is no `.use`.
     pub(super) use_key: u64,
-    pub(super) use_file: Option<Use>,
-    pub(super) top_newer: bool,
+    /// There is a token in it.
+    pub(super) use_good: bool,
+    pub(super) use_issued: MaybeTimestamp,
+    pub(super) use_expiry: MaybeTimestamp,
+}
+
+impl Entry {
+    pub(super) fn use_file(&self) -> Option<Use> {
+        self.use_good.then(|| Use { issued: self.use_issued.get(), expiry: self.use_expiry.get() })
+    }
+}
+
+/// The metadata of a credential's two files, as one look sees them.
+struct Stats {
+    top: FileStat,
+    use_file: Option<FileStat>,
+}
+
+impl Cache {
+    /// The one text of a base name.
+    pub(super) fn base(&mut self, base: &str) -> Arc<str> {
+        if let Some(known) = self.bases.get(base) {
+            return Arc::clone(known);
+        }
+        let base: Arc<str> = base.into();
+        self.bases.insert(Arc::clone(&base));
+        base
+    }
 }
 
 /// A directory that changed less than this before it was listed may change again in the same instant of its clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
 impl Spool {
-    /// The users: directories, no symbolic links, names as credd allows them. Others go to `stray`: links in a user's
-    /// place, and directories by a name that HTCondor does not have.
-    ///
-    /// # Errors
-    /// The credential directory cannot be listed.
-    pub fn users(&self, mut stray: impl FnMut(&str, Kind)) -> Result<Vec<UserName>, SpoolError> {
-        let mut users = Vec::new();
-        for (name, kind) in self.top.typed().map_err(|e| SpoolError::io(&self.path, "list it", e))? {
-            // One text for each name.
-            let known = self.cache().get_key_value(&*name).map(|(user, _)| user.clone());
-            match (known.map_or_else(|| UserName::parse(&name), Ok), kind) {
-                (Ok(user), Type::Directory) => users.push(user),
-                (Ok(_), Type::Symlink) => stray(&name, Kind::DirectoryUnfit),
-                // Names with a dot in front are legal for credd, and not for us.
-                (Err(_), Type::Directory) if !name.starts_with('.') => stray(&name, Kind::NameRefused),
-                _ => {}
-            }
-        }
-        self.cache().retain(|user, _| users.binary_search(user).is_ok());
-        Ok(users)
-    }
-
     /// The credentials of a user whose base name (`S` or `S_H`) is `wanted`; empty if the user is gone.
     ///
     /// # Errors
     /// The user's directory cannot be read, is a symbolic link, or belongs to somebody who may not have one.
     pub fn scan_user(&self, user: &UserName, wanted: Wanted<'_>) -> Result<Vec<Seen>, SpoolError> {
-        if let Some(known) = self.cache().get(user)
-            && self.same(user, known)
+        if let Some(known) = self.cache().users.get(user)
+            && let Some(stats) = self.same(user, known)
         {
-            return Ok(known.entries.iter().filter_map(|entry| seen(user, entry, wanted)).collect());
+            let both = known.entries.iter().zip(&stats);
+            return Ok(both.filter_map(|(entry, stats)| seen(user, entry, stats, wanted)).collect());
         }
         let error = |e| self.user_error(user, e);
         let (home, stat) = match self.top.judged_user(user.as_str(), &self.owners) {
             Ok(opened) => opened,
             Err(Errno::ENOENT) => {
-                self.cache().remove(user);
+                self.cache().users.remove(user);
                 return Ok(Vec::new());
             }
             Err(e) => {
-                self.cache().remove(user);
+                self.cache().users.remove(user);
                 return Err(error(e));
             }
         };
         let directory = if settled(&stat) { self.key(&stat) } else { 0 };
-        let old = self.cache().remove(user).map(|known| known.entries).unwrap_or_default();
-        let mut entries = Vec::new();
+        let old = self.cache().users.remove(user).map(|known| known.entries).unwrap_or_default();
+        let (mut entries, mut all) = (Vec::new(), Vec::new());
         for (name, _) in dir::entries(&home).map_err(error)? {
             let Some(base) = name.strip_suffix(".top") else { continue };
             if wanted(base).is_some() {
                 let known = old.iter().find(|entry| &*entry.base == base);
-                entries.extend(self.look(&home, base, known));
+                let Some((entry, stats)) = self.look(&home, base, known) else { continue };
+                all.extend(seen(user, &entry, &stats, wanted));
+                entries.push(entry);
             }
         }
-        let seen = entries.iter().filter_map(|entry| seen(user, entry, wanted)).collect();
-        self.cache().insert(user.clone(), Known { directory, entries: entries.into() });
-        Ok(seen)
+        self.cache().users.insert(user.clone(), Known { directory, entries: entries.into() });
+        Ok(all)
     }
 
     /// Whether nothing changed since the last look, as far as metadata tell. Opens nothing.
     #[must_use]
     pub fn unchanged(&self, user: &UserName) -> bool {
-        self.cache().get(user).is_some_and(|known| self.same(user, known))
+        self.cache().users.get(user).is_some_and(|known| self.same(user, known).is_some())
     }
 
     /// Whether the last look found everything good, so that a watch tells of what comes next. What is bad may be mended
@@ -148,28 +156,40 @@ impl Spool {
     #[must_use]
     pub fn is_sure_of(&self, user: &UserName) -> bool {
         let sure = |known: &Known| known.directory != 0 && known.entries.iter().all(|entry| entry.top.is_ok());
-        self.cache().get(user).is_some_and(sure)
+        self.cache().users.get(user).is_some_and(sure)
     }
 
     /// Look at every user anew, as other services are wanted now.
     pub fn relist(&self) {
-        self.cache().values_mut().for_each(|known| known.directory = 0);
+        self.cache().users.values_mut().for_each(|known| known.directory = 0);
     }
 
-    fn same(&self, user: &UserName, known: &Known) -> bool {
-        let key = |path: &str| match fstatat(&*self.top, path, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Some(self.key(&stat)),
-            Err(Errno::ENOENT) => Some(0),
+    /// The metadata of what is known of a user, if they are the same as then.
+    fn same(&self, user: &UserName, known: &Known) -> Option<SmallVec<[Stats; 1]>> {
+        let stat = |path: &str| match fstatat(&*self.top, path, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Some(Some(stat)),
+            Err(Errno::ENOENT) => Some(None),
             Err(_) => None,
         };
-        known.directory != 0
-            && key(user.as_str()) == Some(known.directory)
-            && known.entries.iter().all(|entry| {
-                // An unreadable file may become readable without any change of its own.
-                entry.top != Err(Kind::TopUnreadable)
-                    && key(&format!("{user}/{}.top", entry.base)) == Some(entry.top_key)
-                    && key(&format!("{user}/{}.use", entry.base)) == Some(entry.use_key)
-            })
+        let is = |stat: Option<&FileStat>, key: u64| stat.map_or(0, |stat| self.key(stat)) == key;
+        if known.directory == 0 || !is(stat(user.as_str())?.as_ref(), known.directory) {
+            return None;
+        }
+        let mut path = format!("{user}/");
+        let stats = known.entries.iter().map(|entry| {
+            // An unreadable file may become readable without any change of its own.
+            if entry.top == Err(Kind::TopUnreadable) {
+                return None;
+            }
+            path.truncate(user.as_str().len() + 1);
+            path.extend([&*entry.base, ".top"]);
+            let top = stat(&path)?.filter(|stat| is(Some(stat), entry.top_key))?;
+            path.truncate(path.len() - ".top".len());
+            path.push_str(".use");
+            let use_file = stat(&path)?;
+            is(use_file.as_ref(), entry.use_key).then_some(Stats { top, use_file })
+        });
+        stats.collect()
     }
 
     /// Read a `.top` for an exchange.
@@ -178,7 +198,7 @@ impl Spool {
     /// Why it is bad, or that it is gone (a sweep removes file by file).
     pub fn read_top(&self, id: &CredentialId, keys: Option<&Seal>) -> Result<(Identity, Top), Refusal> {
         let (stat, bytes) = self.top_bytes(id)?;
-        Ok((dir::identity(&stat, &bytes), unseal(&bytes, keys).map_err(Refusal::Bad)?))
+        Ok((dir::identity(&stat, dir::hash(&bytes)), unseal(&bytes, keys).map_err(Refusal::Bad)?))
     }
 
     fn top_bytes(&self, id: &CredentialId) -> Result<(FileStat, Zeroizing<Vec<u8>>), Refusal> {
@@ -197,7 +217,7 @@ impl Spool {
     /// As [`Spool::read_top`].
     pub fn top_identity(&self, id: &CredentialId) -> Result<Identity, Refusal> {
         let (stat, bytes) = self.top_bytes(id)?;
-        Ok(dir::identity(&stat, &bytes))
+        Ok(dir::identity(&stat, dir::hash(&bytes)))
     }
 
     /// Which `.use` it is, by its metadata, and what is in it unless it is the one that `known` tells.
@@ -217,32 +237,42 @@ impl Spool {
         if bytes.len() > MAX_USE { Err(Errno::EFBIG.into()) } else { Ok((key, Some(bytes))) }
     }
 
-    fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<Entry> {
+    fn look(&self, home: &dir::Dir, base: &str, known: Option<&Entry>) -> Option<(Entry, Stats)> {
         let (top_name, use_name) = (format!("{base}.top"), format!("{base}.use"));
-        let top_stat = fstatat(home, top_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+        let mut top_stat = fstatat(home, top_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
         let use_stat = fstatat(home, use_name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok();
         let top_key = self.key(&top_stat);
         let use_key = use_stat.as_ref().map_or(0, |stat| self.key(stat));
         let (top, refresh_ends) = match known {
             // An unreadable file may become readable without any change of its own.
             Some(entry) if entry.top_key == top_key && entry.top != Err(Kind::TopUnreadable) => {
-                (entry.top, entry.refresh_ends)
+                (entry.top, entry.refresh_ends.get())
             }
             _ => match dir::read_top(home, &top_name, &self.owners) {
-                Ok((stat, bytes)) => match judge(&bytes) {
-                    Ok(ends) => (Ok(dir::identity(&stat, &bytes)), ends),
-                    Err(kind) => (Err(kind), None),
-                },
+                Ok((stat, bytes)) => {
+                    // It may be another one by now; the next look finds that the key is not its own.
+                    top_stat = stat;
+                    judge(&bytes).map_or_else(|kind| (Err(kind), None), |ends| (Ok(dir::hash(&bytes)), ends))
+                }
                 Err(Refusal::Missing) => return None,
                 Err(Refusal::Bad(kind)) => (Err(kind), None),
             },
         };
         let use_file = match known {
-            Some(entry) if entry.use_key == use_key => entry.use_file,
+            Some(entry) if entry.use_key == use_key => entry.use_file(),
             _ => use_stat.and_then(|_| read_use(home, &use_name)),
         };
-        let top_newer = use_stat.is_none_or(|stat| dir::ctime_ns(&top_stat) > dir::ctime_ns(&stat));
-        Some(Entry { base: base.into(), top_key, top, refresh_ends, use_key, use_file, top_newer })
+        let entry = Entry {
+            base: self.cache().base(base),
+            top_key,
+            top,
+            refresh_ends: refresh_ends.into(),
+            use_key,
+            use_good: use_file.is_some(),
+            use_issued: use_file.and_then(|told| told.issued).into(),
+            use_expiry: use_file.and_then(|told| told.expiry).into(),
+        };
+        Some((entry, Stats { top: top_stat, use_file: use_stat }))
     }
 
     /// Metadata as one number, never 0.
@@ -254,7 +284,7 @@ impl Spool {
         hasher.finish().max(1)
     }
 
-    pub(super) fn cache(&self) -> MutexGuard<'_, super::Cache> {
+    pub(super) fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -276,14 +306,15 @@ impl Spool {
     }
 }
 
-fn seen(user: &UserName, entry: &Entry, wanted: Wanted<'_>) -> Option<Seen> {
+fn seen(user: &UserName, entry: &Entry, stats: &Stats, wanted: Wanted<'_>) -> Option<Seen> {
     let (service, handle) = wanted(&entry.base)?;
+    let newer = |use_file: &FileStat| dir::ctime_ns(&stats.top) > dir::ctime_ns(use_file);
     Some(Seen {
         id: CredentialId { user: user.clone(), service, handle },
-        top: entry.top,
-        use_file: entry.use_file,
-        refresh_ends: entry.refresh_ends,
-        top_newer: entry.top_newer,
+        top: entry.top.map(|hash| dir::identity(&stats.top, hash)),
+        use_file: entry.use_file(),
+        refresh_ends: entry.refresh_ends.get(),
+        top_newer: stats.use_file.as_ref().is_none_or(newer),
     })
 }
 

@@ -154,7 +154,7 @@ impl Spool {
         }
         let now = fstat(&waiting.temporary.file).map_err(fail)?;
         fsync(&home).map_err(fail)?;
-        Ok(Some(Kept { identity: dir::identity(&now, &waiting.text), stored_anew: found != expected }))
+        Ok(Some(Kept { identity: dir::identity(&now, dir::hash(&waiting.text)), stored_anew: found != expected }))
     }
 
     /// Look at the `.top`, and have the text that is to replace it written: in `reservation.waiting` then, unless the
@@ -178,7 +178,7 @@ impl Spool {
             Refusal::Missing => PublishError::Gone,
             Refusal::Bad(kind) => unjudged(kind),
         })?;
-        let found = dir::identity(&stat, &bytes);
+        let found = dir::identity(&stat, dir::hash(&bytes));
         let top = unseal(&bytes, keys).map_err(unjudged)?;
         if top.refresh_token().expose() == new.expose() {
             if let Some(mut waiting) = reservation.waiting.take() {
@@ -264,7 +264,7 @@ impl Spool {
             return Ok(());
         }
         // A newer `.top` came between check and swap, or nobody knows. It goes back, unless yet another took our place.
-        let ours = fstat(&temporary.file).map(|stat| dir::identity(&stat, text));
+        let ours = fstat(&temporary.file).map(|stat| dir::identity(&stat, dir::hash(text)));
         match (ours, look(home, name)) {
             (Ok(ours), Ok(Some(stat))) if dir::is(&stat, &ours) => {
                 if let Err(e) = exchange(&*self.top, &temporary.name, home, name) {
@@ -284,7 +284,7 @@ impl Spool {
         let mut left: Vec<Left> = names.iter().filter_map(|name| Left::parse(name)).collect();
         let mut recovered = Vec::new();
         if !left.is_empty() {
-            for user in self.users(|_, _| {})? {
+            for user in self.users()? {
                 let home = self.top.user(user.as_str(), &self.owners);
                 let listed = home.and_then(|home| dir::entries(&home).map(|entries| (home, entries)));
                 let (home, entries) = match listed {
@@ -331,7 +331,7 @@ impl Spool {
         };
         let Some((_, text)) = read(&self.top, &left.name)? else { return Ok(false) };
         let Some((stat, bytes)) = read(home, name)? else { return Ok(false) };
-        let found = dir::identity(&stat, &bytes);
+        let found = dir::identity(&stat, dir::hash(&bytes));
         if dir::hash(&text) != left.own || found.hash != left.replaces {
             return Ok(false);
         }

@@ -19,6 +19,7 @@ mod exchange;
 mod index;
 mod inventory;
 mod keep;
+mod listing;
 mod lock;
 mod meta;
 mod pidfile;
@@ -28,7 +29,7 @@ mod stand_in;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     io,
     path::{Path, PathBuf},
@@ -45,6 +46,7 @@ pub use approval::{RequestError, top_text};
 pub use dir::Refusal;
 pub use inventory::{Seen, Wanted};
 pub use keep::{Kept, Recovered, Rotated};
+pub use listing::Listing;
 pub use meta::{Meta, StockCredential, stock_credentials};
 pub use publish::{PublishError, Reservation};
 pub use seal::{Seal, SealError};
@@ -127,8 +129,13 @@ impl SpoolError {
     }
 }
 
-/// What the last look at each user found.
-type Cache = HashMap<UserName, inventory::Known>;
+/// What the last looks found.
+#[derive(Debug, Default)]
+struct Cache {
+    users: HashMap<UserName, inventory::Known>,
+    /// The base names of their credentials: most users have the same few, and share their text.
+    bases: HashSet<Arc<str>>,
+}
 
 /// The credential directory, verified, locked and ours.
 #[derive(Debug)]

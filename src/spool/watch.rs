@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     ffi::OsStr,
+    hash::{BuildHasher, RandomState},
     io::PipeWriter,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -15,6 +16,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use hashbrown::HashTable;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -67,14 +69,32 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Watched {
     users: HashMap<WatchDescriptor, UserName>,
-    descriptors: HashMap<UserName, WatchDescriptor>,
+    /// The same by the hash of the name, without another copy of it.
+    by_name: HashTable<WatchDescriptor>,
+    hasher: RandomState,
 }
 
 impl Watched {
-    fn remove(&mut self, user: &UserName) -> Option<WatchDescriptor> {
-        let descriptor = self.descriptors.remove(user)?;
-        self.users.remove(&descriptor);
-        Some(descriptor)
+    fn of(&self, user: &UserName) -> Option<WatchDescriptor> {
+        let is = |descriptor: &WatchDescriptor| self.users.get(descriptor) == Some(user);
+        self.by_name.find(self.hasher.hash_one(user), is).copied()
+    }
+
+    fn insert(&mut self, user: &UserName, descriptor: WatchDescriptor) {
+        // A directory that was renamed keeps its descriptor.
+        self.remove(descriptor);
+        self.users.insert(descriptor, user.clone());
+        let Self { users, by_name, hasher } = self;
+        let hash = |descriptor: &WatchDescriptor| users.get(descriptor).map_or(0, |user| hasher.hash_one(user));
+        by_name.insert_unique(hasher.hash_one(user), descriptor, hash);
+    }
+
+    fn remove(&mut self, descriptor: WatchDescriptor) {
+        let Some(user) = self.users.remove(&descriptor) else { return };
+        let hash = self.hasher.hash_one(&user);
+        if let Ok(found) = self.by_name.find_entry(hash, |known| *known == descriptor) {
+            found.remove();
+        }
     }
 }
 
@@ -146,13 +166,12 @@ impl Shared {
 
     fn watch(&self, user: &UserName) {
         let mut watched = self.watched();
-        if watched.descriptors.contains_key(user) {
+        if watched.of(user).is_some() {
             return;
         }
         match self.inotify.add_watch(&self.root.join(user.as_str()), USER) {
             Ok(descriptor) => {
-                watched.users.insert(descriptor, user.clone());
-                watched.descriptors.insert(user.clone(), descriptor);
+                watched.insert(user, descriptor);
             }
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
             Err(_) => self.limited.store(true, Ordering::Relaxed),
@@ -193,11 +212,7 @@ impl Shared {
         }
         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
             // The top directory tells that it went; by this name there may be another one already.
-            let mut watched = self.watched();
-            let user = watched.users.remove(&event.wd)?;
-            if watched.descriptors.get(&user) == Some(&event.wd) {
-                watched.descriptors.remove(&user);
-            }
+            self.watched().remove(event.wd);
             return None;
         }
         let user = || self.watched().users.get(&event.wd).cloned().map(Hint::User);
@@ -219,8 +234,9 @@ impl Shared {
             return None;
         }
         let user = UserName::parse(event.name.as_ref()?.to_str()?).ok()?;
-        let before = self.watched().remove(&user);
+        let before = self.watched().of(&user);
         if let Some(descriptor) = before {
+            self.watched().remove(descriptor);
             // Where the directory is gone, so is the watch; where it only moved, it is another's or nobody's now.
             let _gone_already = self.inotify.rm_watch(descriptor);
         }

@@ -119,7 +119,7 @@ fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_ther
     let id = CredentialId::from_base(UserName::parse("alice").unwrap(), "grid").unwrap();
     let top = |ino: u8| {
         let mtime_ns = i64::from(ino) * 1_000_000;
-        Identity { dev: 1, ino: ino.into(), size: 3, mtime_ns, hash: [5; 16] }
+        Identity { ino: ino.into(), size: 3, mtime_ns, hash: [5; 16] }
     };
     let end = |seconds: i64| Timestamp::from_secs(1_700_000_000 + seconds);
     let at = |tick| Now { wall: end(0).plus(Duration::from_millis(tick)), tick: Tick(tick) };
@@ -168,7 +168,7 @@ fn what_was_seen_before_we_wrote_tells_nothing_of_the_refresh_token_that_is_ther
 
 fn seen(base: &str, provider: usize, n: u64) -> Found {
     let id = CredentialId::from_base(UserName::parse("alice").unwrap(), base).unwrap();
-    let top = Ok(Identity { dev: 1, ino: n, size: 1, mtime_ns: 0, hash: [0; 16] });
+    let top = Ok(Identity { ino: n, size: 1, mtime_ns: 0, hash: [0; 16] });
     Found { id, provider, top, use_file: None, refresh_ends: None, top_newer: false }
 }
 
@@ -573,7 +573,7 @@ proptest! {
         let now = |tick| Now { wall: Timestamp(1_000_000_000), tick: Tick(tick) };
         for (n, &past) in lives.iter().enumerate() {
             let id = CredentialId::from_base(UserName::parse(&format!("u{n}")).unwrap(), "a").unwrap();
-            let identity = Identity { dev: 1, ino: n as u64, size: 1, mtime_ns: 0, hash: [0; 16] };
+            let identity = Identity { ino: n as u64, size: 1, mtime_ns: 0, hash: [0; 16] };
             let use_file = past.map(|past| crate::core::use_file::Use {
                 issued: Some(Timestamp(0)),
                 expiry: Some(Timestamp(1_000_000_000 - past)),

@@ -246,7 +246,7 @@ impl World {
         let serial = self.serial();
         let mut hash = [0; 16];
         hash[..8].copy_from_slice(&serial.to_be_bytes());
-        Identity { dev: 1, ino: serial, size: 100, mtime_ns: 7, hash }
+        Identity { ino: serial, size: 100, mtime_ns: 7, hash }
     }
 
     fn who(&self, id: &CredentialId) -> usize {
