@@ -74,6 +74,17 @@ pub struct Held {
     pub rotated: Option<RefreshToken>,
 }
 
+/// What a look at a user's directory found.
+#[derive(Debug)]
+pub struct Looked {
+    /// Whose.
+    pub user: UserName,
+    /// When looking began.
+    pub as_of: Tick,
+    /// What is there. Whose services these are, the loop knows: the scanner may not have heard of a reload yet.
+    pub seen: Vec<Seen>,
+}
+
 /// Everything that reaches the loop.
 #[derive(Debug)]
 pub enum Input {
@@ -81,14 +92,10 @@ pub enum Input {
     Event(Event),
     /// The credential directory is not the one any more that was opened.
     SpoolGone(SpoolError),
-    /// A directory has been looked at.
+    /// Directories have been looked at.
     Looked {
-        /// Whose.
-        user: UserName,
-        /// When looking began.
-        as_of: Tick,
-        /// What is there. Whose services these are, the loop knows: the scanner may not have heard of a reload yet.
-        seen: Vec<Seen>,
+        /// One after the other.
+        looks: Vec<Looked>,
         /// Goes back when this has been taken.
         ticket: Ticket,
     },
@@ -560,10 +567,12 @@ impl Driver {
                 }
                 self.planner.handle(now, event);
             }
-            Input::Looked { user, as_of, seen, ticket } => {
-                let found: Vec<Found> = seen.into_iter().filter_map(|seen| found(&self.owners, seen)).collect();
-                self.learn(&found);
-                self.planner.handle(now, Event::Scanned { user, as_of, found });
+            Input::Looked { looks, ticket } => {
+                for Looked { user, as_of, seen } in looks {
+                    let found: Vec<Found> = seen.into_iter().filter_map(|seen| found(&self.owners, seen)).collect();
+                    self.learn(&found);
+                    self.planner.handle(now, Event::Scanned { user, as_of, found });
+                }
                 if !self.first_scan.is_over() {
                     self.moved = Instant::now();
                 }

@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     accounts::Stewards,
-    driver::{Clock, Input, Owner},
+    driver::{Clock, Input, Looked, Owner},
     replicas::{self, Replication},
     told::Told,
 };
@@ -48,8 +48,10 @@ const LISTED_AT_ONCE: usize = 500;
 const SWEEPING: Duration = Duration::from_millis(100);
 /// So often a look is begun anew where accounts of the configuration are being swept.
 const SWEPT: usize = 4;
-/// The loop is never more than so many looks behind: each waits in memory.
-const AHEAD: usize = 256;
+/// So many looks of a full scan are told at once: the loop wakes up once for all of them.
+const TOLD_AT_ONCE: usize = 32;
+/// The loop is never more than so many times that behind: each waits in memory.
+const AHEAD: usize = 8;
 
 /// Counts what the loop has not taken yet.
 #[derive(Debug)]
@@ -210,6 +212,7 @@ pub fn run(
         }
         if let Some(user) = urgent.pop_first() {
             eye.look(&owners, &user);
+            eye.tell();
         } else if let Some((as_of, mut listed)) = listing.take() {
             match eye.list(&owners, as_of, &mut listed) {
                 Ok(None) => listing = Some((as_of, listed)),
@@ -226,6 +229,9 @@ pub fn run(
         } else if let Some(user) = sweep.pop_front() {
             if scope == Scope::Anew || !eye.unchanged(&user) {
                 eye.look(&owners, &user);
+            }
+            if eye.looks.len() >= TOLD_AT_ONCE || sweep.is_empty() {
+                eye.tell();
             }
         } else if let Some((as_of, users)) = sweeping.take() {
             replication.tell_with(|| replicas::Told::Users(users.clone()));
@@ -271,6 +277,8 @@ struct Eye {
     inputs: Sender<Input>,
     clock: Clock,
     behind: Arc<AtomicUsize>,
+    /// What the loop has not been told yet.
+    looks: Vec<Looked>,
     /// None before the end of the first scan, and where there is none.
     watch: Option<Watch>,
     told: Told<(UserName, String)>,
@@ -318,6 +326,7 @@ impl Eye {
             inputs: inputs.clone(),
             clock,
             behind: Arc::default(),
+            looks: Vec::new(),
             watch: None,
             told: Told::default(),
             replication: replication.clone(),
@@ -362,8 +371,7 @@ impl Eye {
                 let ids = || seen.iter().map(|seen| seen.id.clone()).collect();
                 self.replication.tell_with(|| replicas::Told::Look(user.clone(), ids()));
                 self.told.retain(|(other, _)| other != user);
-                let looked = Input::Looked { user: user.clone(), as_of, seen, ticket: Ticket::take(&self.behind) };
-                drop(self.inputs.send(looked));
+                self.looks.push(Looked { user: user.clone(), as_of, seen });
             }
             Err(error) => {
                 if self.told.tell(as_of, (user.clone(), error.to_string())) {
@@ -376,6 +384,14 @@ impl Eye {
         }
     }
 
+    fn tell(&mut self) {
+        if !self.looks.is_empty() {
+            let (looks, ticket) = (std::mem::take(&mut self.looks), Ticket::take(&self.behind));
+            drop(self.inputs.send(Input::Looked { looks, ticket }));
+        }
+    }
+
+    /// Begin to list the users.
     fn begin(&mut self, owners: &[Arc<Owner>], now: Tick) -> Result<Listing, SpoolError> {
         self.stewards.provide_all(&self.spool, owners, now);
         self.spool.listing()

@@ -277,10 +277,9 @@ impl Spool {
         Err(came_out.map_or_else(Swapped::Failed, |_| Swapped::Done(PublishError::Superseded)))
     }
 
-    /// Go on with what a crash cut: at the start, before anything is read. Says whose tokens were found, and whether
+    /// Go on with what a crash cut: at the start, before anything is read, by the `names` of our own files. Says whose tokens were found, and whether
     /// they are in their `.top` now; those that are not stay for the next start.
-    pub(super) fn recover(&self) -> Result<Vec<Recovered>, SpoolError> {
-        let names = self.top.names().map_err(|e| SpoolError::io(&self.path, "list it", e))?;
+    pub(super) fn recover(&self, names: &[String]) -> Result<Vec<Recovered>, SpoolError> {
         let mut left: Vec<Left> = names.iter().filter_map(|name| Left::parse(name)).collect();
         let mut recovered = Vec::new();
         if !left.is_empty() {

@@ -54,6 +54,8 @@ pub use watch::{Hint, Watch, WatchError};
 
 use crate::{core::id::UserName, error::Kind};
 
+/// The names of our own files in there begin so.
+const OURS: &str = ".evercred-";
 /// Our temporary files' names begin so.
 pub(crate) const TEMPORARY: &str = ".evercred-tmp-";
 
@@ -193,15 +195,14 @@ impl Spool {
         if alone {
             pidfile::write(&spool)?;
         }
-        for name in spool.top.names().map_err(|e| SpoolError::io(path, "list it", e))? {
-            if name.starts_with(TEMPORARY) {
-                spool.remove(&name)?;
-            }
+        let ours = spool.top.beginning_with(OURS).map_err(|e| SpoolError::io(path, "list it", e))?;
+        for name in ours.iter().filter(|name| name.starts_with(TEMPORARY)) {
+            spool.remove(name)?;
         }
         if alone {
             spool.remove(COMPLETE)?;
         }
-        spool.recovered = spool.recover()?;
+        spool.recovered = spool.recover(&ours)?;
         Ok(spool)
     }
 
