@@ -93,7 +93,7 @@ struct World {
 fn identity(n: u64) -> Identity {
     let mut hash = [0; 16];
     hash[..8].copy_from_slice(&n.to_be_bytes());
-    Identity { dev: 1, ino: n, size: 900, mtime_ns: 0, hash }
+    Identity { ino: n, size: 900, mtime_ns: 0, hash }
 }
 
 impl World {

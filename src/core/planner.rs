@@ -184,6 +184,7 @@ impl Planner {
 
     /// Take note of an event.
     pub fn handle(&mut self, now: Now, event: Event) {
+        self.roster.watch_clock(now);
         match event {
             Event::Scanned { user, as_of, found } => self.scanned(now, user, as_of, found),
             Event::FullScan { as_of, users } => {

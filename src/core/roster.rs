@@ -24,7 +24,7 @@ use crate::error::Kind;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     /// Fresh; due at either of these, whichever comes first (the clock may step). The indices have it by the wall clock;
-    /// see [`Roster::wake`].
+    /// see [`Roster::watch_clock`].
     Due { wall: Timestamp, tick: Tick },
     /// Failed; try again then.
     Retry(Tick),
@@ -435,7 +435,7 @@ impl Roster {
     }
 
     /// Where the wall clock was set back, what is due comes no later for that.
-    fn watch_clock(&mut self, now: Now) {
+    pub(super) fn watch_clock(&mut self, now: Now) {
         let ahead = now.wall.0.saturating_sub_unsigned(now.tick.0);
         if ahead >= self.ahead {
             self.ahead = ahead;

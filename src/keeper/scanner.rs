@@ -152,116 +152,173 @@ impl Rounds {
 #[expect(clippy::too_many_arguments, reason = "a thread's body: it takes everything that it owns or tells")]
 pub fn run(
     spool: &Arc<Spool>,
-    mut owners: Vec<Arc<Owner>>,
+    owners: Vec<Arc<Owner>>,
     looks: &Receiver<Look>,
     inputs: &Sender<Input>,
     clock: Clock,
-    mut rounds: Rounds,
-    mut watch: Option<Watch>,
+    rounds: Rounds,
+    watch: Option<Watch>,
     replication: &Replication,
     condor: Option<u32>,
 ) {
-    let mut eye = Eye::new(spool, inputs, clock, replication, Stewards::new(condor));
+    let eye = Eye::new(spool, inputs, clock, replication, Stewards::new(condor));
     spool.recall(&services(&owners));
-    let mut remembered: Option<Instant> = None;
-    let mut urgent: BTreeSet<UserName> = BTreeSet::new();
-    let mut listing: Option<(Tick, Listing)> = None;
-    let mut sweep: VecDeque<UserName> = VecDeque::new();
-    let mut sweeping: Option<(Tick, BTreeSet<UserName>)> = None;
-    let mut next = Some(Scope::Anew);
-    let (mut scope, mut part) = (Scope::Anew, 0);
-    let mut last = Instant::now().checked_sub(BETWEEN_FULL_SCANS).unwrap_or_else(Instant::now);
-    loop {
-        // Take every message that is there; sleep only if there is nothing to do.
+    let mut work = Work::new(eye, owners, rounds, watch);
+    while work.listen(looks) && work.step() {}
+}
+
+/// What there is to look at.
+struct Work {
+    eye: Eye,
+    owners: Vec<Arc<Owner>>,
+    rounds: Rounds,
+    /// Until the first scan is over.
+    watch: Option<Watch>,
+    /// Hinted at.
+    urgent: BTreeSet<UserName>,
+    /// The full scan that is wanted next.
+    next: Option<Scope>,
+    /// When the present one began, or the last one.
+    last: Instant,
+    /// Of the present full scan.
+    scope: Scope,
+    part: usize,
+    /// First the users are listed,
+    listing: Option<(Tick, Listing)>,
+    /// then these are looked at,
+    sweep: VecDeque<UserName>,
+    /// and in the end these were all.
+    sweeping: Option<(Tick, BTreeSet<UserName>)>,
+    remembered: Option<Instant>,
+}
+
+impl Work {
+    fn new(eye: Eye, owners: Vec<Arc<Owner>>, rounds: Rounds, watch: Option<Watch>) -> Self {
+        Self {
+            eye,
+            owners,
+            rounds,
+            watch,
+            urgent: BTreeSet::new(),
+            next: Some(Scope::Anew),
+            last: Instant::now().checked_sub(BETWEEN_FULL_SCANS).unwrap_or_else(Instant::now),
+            scope: Scope::Anew,
+            part: 0,
+            listing: None,
+            sweep: VecDeque::new(),
+            sweeping: None,
+            remembered: None,
+        }
+    }
+
+    /// Take every message that is there; sleep only if there is nothing to do. False: there will be none any more.
+    fn listen(&mut self, looks: &Receiver<Look>) -> bool {
         loop {
-            let idle = urgent.is_empty() && listing.is_none() && sweep.is_empty() && sweeping.is_none();
+            let idle =
+                self.urgent.is_empty() && self.listing.is_none() && self.sweep.is_empty() && self.sweeping.is_none();
             let message = if idle {
-                let blind = watch.is_none() && eye.watch.as_ref().is_none_or(Watch::limited);
-                let wait = if next.is_some() {
-                    BETWEEN_FULL_SCANS.saturating_sub(last.elapsed())
-                } else {
-                    (if blind { rounds.every.min(BLIND_SCAN) } else { rounds.every }).saturating_sub(last.elapsed())
-                };
-                match looks.recv_timeout(wait) {
+                let blind = self.watch.is_none() && self.eye.watch.as_ref().is_none_or(Watch::limited);
+                let every = if blind { self.rounds.every.min(BLIND_SCAN) } else { self.rounds.every };
+                let wait = if self.next.is_some() { BETWEEN_FULL_SCANS } else { every };
+                match looks.recv_timeout(wait.saturating_sub(self.last.elapsed())) {
                     Err(RecvTimeoutError::Timeout) => {
-                        next.get_or_insert(rounds.scope(blind));
-                        break;
+                        self.next.get_or_insert(self.rounds.scope(blind));
+                        return true;
                     }
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => return false,
                     Ok(message) => message,
                 }
             } else {
                 match looks.try_recv() {
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
                     Ok(message) => message,
                 }
             };
             match message {
-                Look::User(user) => {
-                    urgent.insert(user);
-                }
-                Look::All => next = next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
-                Look::Owners(new, other) => {
-                    (owners, rounds) = (new, other);
-                    eye.names = Names::default();
-                    spool.relist();
-                    next = Some(Scope::Anew);
+                Look::User(user) => drop(self.urgent.insert(user)),
+                Look::All => self.next = self.next.filter(|scope| *scope == Scope::Anew).or(Some(Scope::Everybody)),
+                Look::Owners(owners, rounds) => {
+                    (self.owners, self.rounds) = (owners, rounds);
+                    self.eye.names = Names::default();
+                    self.eye.spool.relist();
+                    self.next = Some(Scope::Anew);
                 }
             }
         }
-        if let Some(user) = urgent.pop_first() {
-            eye.look(&owners, &user);
-            eye.tell();
-        } else if let Some((as_of, mut listed)) = listing.take() {
-            match eye.list(&owners, as_of, &mut listed) {
-                Ok(None) => listing = Some((as_of, listed)),
-                Ok(Some(users)) => {
-                    sweep = users.iter().cloned().collect();
-                    sweeping = Some((as_of, users));
-                    if scope == Scope::Part {
-                        part = (part + 1) % PARTS;
-                        sweep = one_part(sweep, part, |user| spool.is_sure_of(user));
-                    }
-                }
-                Err(error) => tracing::error!(%error, "cannot list the credential directory"),
+    }
+
+    /// The most urgent thing. False: nothing can be done any more.
+    fn step(&mut self) -> bool {
+        if let Some(user) = self.urgent.pop_first() {
+            self.eye.look(&self.owners, &user);
+            self.eye.tell();
+        } else if let Some((as_of, listing)) = self.listing.take() {
+            self.list(as_of, listing);
+        } else if let Some(user) = self.sweep.pop_front() {
+            if self.scope == Scope::Anew || !self.eye.unchanged(&user) {
+                self.eye.look(&self.owners, &user);
             }
-        } else if let Some(user) = sweep.pop_front() {
-            if scope == Scope::Anew || !eye.unchanged(&user) {
-                eye.look(&owners, &user);
+            if self.eye.looks.len() >= TOLD_AT_ONCE || self.sweep.is_empty() {
+                self.eye.tell();
             }
-            if eye.looks.len() >= TOLD_AT_ONCE || sweep.is_empty() {
-                eye.tell();
-            }
-        } else if let Some((as_of, users)) = sweeping.take() {
-            replication.tell_with(|| replicas::Told::Users(users.clone()));
-            if inputs.send(Input::FullScan { as_of, users }).is_err() {
-                return;
-            }
-            if let Some(watch) = watch.take() {
-                eye.watch = Some(watch);
-                next.get_or_insert(Scope::Everybody);
-            } else if remembered.is_none_or(|at| at.elapsed() >= BETWEEN_MEMOS) {
-                remembered = Some(Instant::now());
-                if let Err(error) = spool.remember(&services(&owners)) {
-                    tracing::warn!(%error, "the next start will read every file");
-                }
-            }
-        } else if let Some(wanted) = next
-            && last.elapsed() >= BETWEEN_FULL_SCANS
+        } else if let Some((as_of, users)) = self.sweeping.take() {
+            return self.end(as_of, users);
+        } else if let Some(scope) = self.next
+            && self.last.elapsed() >= BETWEEN_FULL_SCANS
         {
-            next = None;
-            last = Instant::now();
-            if let Err(error) = spool.verify() {
-                drop(inputs.send(Input::SpoolGone(error)));
-                return;
+            return self.begin(scope);
+        }
+        true
+    }
+
+    fn begin(&mut self, scope: Scope) -> bool {
+        self.next = None;
+        self.last = Instant::now();
+        if let Err(error) = self.eye.spool.verify() {
+            drop(self.eye.inputs.send(Input::SpoolGone(error)));
+            return false;
+        }
+        let as_of = self.eye.clock.now().tick;
+        match self.eye.begin(&self.owners, as_of) {
+            Ok(begun) => (self.scope, self.listing) = (scope, Some((as_of, begun))),
+            Err(error) => tracing::error!(%error, "cannot list the credential directory"),
+        }
+        true
+    }
+
+    fn list(&mut self, as_of: Tick, mut listing: Listing) {
+        match self.eye.list(&self.owners, as_of, &mut listing) {
+            Ok(None) => self.listing = Some((as_of, listing)),
+            Ok(Some(users)) => {
+                self.sweep = users.iter().cloned().collect();
+                self.sweeping = Some((as_of, users));
+                if self.scope == Scope::Part {
+                    self.part = (self.part + 1) % PARTS;
+                    let (all, spool) = (std::mem::take(&mut self.sweep), &self.eye.spool);
+                    self.sweep = one_part(all, self.part, |user| spool.is_sure_of(user));
+                }
             }
-            let as_of = clock.now().tick;
-            match eye.begin(&owners, as_of) {
-                Ok(begun) => (scope, listing) = (wanted, Some((as_of, begun))),
-                Err(error) => tracing::error!(%error, "cannot list the credential directory"),
+            Err(error) => tracing::error!(%error, "cannot list the credential directory"),
+        }
+    }
+
+    /// A full scan ended.
+    fn end(&mut self, as_of: Tick, users: BTreeSet<UserName>) -> bool {
+        self.eye.replication.tell_with(|| replicas::Told::Users(users.clone()));
+        if self.eye.inputs.send(Input::FullScan { as_of, users }).is_err() {
+            return false;
+        }
+        if let Some(watch) = self.watch.take() {
+            self.eye.watch = Some(watch);
+            self.next.get_or_insert(Scope::Everybody);
+        } else if self.remembered.is_none_or(|at| at.elapsed() >= BETWEEN_MEMOS) {
+            self.remembered = Some(Instant::now());
+            if let Err(error) = self.eye.spool.remember(&services(&self.owners)) {
+                tracing::warn!(%error, "the next start will read every file");
             }
         }
+        true
     }
 }
 
