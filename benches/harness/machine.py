@@ -67,6 +67,8 @@ def wakeups_and_calls(pid, seconds):
     events = ["-e", "sched:sched_switch", "--filter", "prev_state & 255", "-e", "raw_syscalls:sys_enter"]
     counted = subprocess.run(["perf", "stat", "-x", ";", *events, "-p", pids, "--", "sleep", str(seconds)], capture_output=True, text=True)
     found = [line.split(";")[0] for line in counted.stderr.splitlines() if "sched_switch" in line or "sys_enter" in line]
+    # So perf says of what did not run once.
+    found = ["0" if one == "<not counted>" else one for one in found]
     if len(found) != 2 or not all(one.isdigit() for one in found):
         time.sleep(seconds if counted.returncode else 0)
         return None, None

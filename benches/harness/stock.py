@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 from .issuer import PORT
@@ -105,10 +106,9 @@ NETWORK_INTERFACE = 127.0.0.1
         return "x" * 600 + "\n" if self.kind == "vault" else json.dumps({"access_token": "x" * 600, "expires_in": 86400})
 
 
-def available(root):
-    return os.path.exists(root + "/usr/sbin/condor_credmon_oauth")
-
-
-def version(root):
-    asked = subprocess.run(["chroot", root, "dpkg-query", "-W", "-f", "${Version}", "condor"], capture_output=True, text=True)
-    return asked.stdout
+def complete(root):
+    """LocalCredmon signs with a library that Debian does not have; without it the program goes on, but without LocalCredmon."""
+    where = root + "/usr/lib/python3/dist-packages"
+    if not os.path.exists(where + "/scitokens"):
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-deps", "--target", where,
+                        "scitokens==1.9.7"], check=True)
