@@ -6,7 +6,7 @@ import re
 import subprocess
 
 from .machine import BINARIES, HERE, Failed
-from .report import Row
+from .report import Row, at_most
 
 
 def figure(pattern, text):
@@ -30,9 +30,9 @@ def rows(place, quick):
 
     wall = figure(r"^on top of condor_store_cred +(-?[\d.]+)", asked.stdout)
     theirs = figure(r"^HTCondor's storer, on top of it +(-?[\d.]+)", asked.stdout)
-    yield Row("B10", "a submit with a good credential: the storer on top of condor_store_cred, median", "ms", wall, "≤ 30", wall <= 30,
+    yield Row("B10", "a submit with a good credential: the storer on top of condor_store_cred, median", "ms", wall, at_most(30),
               [("HTCondor's storer", theirs)], more={"report": asked.stdout})
     # Each of them is itself one on top of what condor_store_cred starts.
     alone = processes("condor_store_cred")
     more, theirs = (processes(program) - alone for program in ("evercred_storer", "condor_credential_storer"))
-    yield Row("B10", "the same: processes on top of condor_store_cred", "", more, "≤ 1", more <= 1, [("HTCondor's storer", theirs)])
+    yield Row("B10", "the same: processes on top of condor_store_cred", "", more, at_most(1), [("HTCondor's storer", theirs)])

@@ -11,7 +11,7 @@ from . import spool
 from .issuer import Issuer
 from .machine import BINARIES, Failed
 from .ours import Ours
-from .report import Row, median, percentile
+from .report import Row, at_most, median, percentile
 from .watch import Watch
 
 TRIP = 0.1
@@ -93,8 +93,8 @@ def rows(place, quick):
         finally:
             ours.stop()
             shutil.rmtree(directory, ignore_errors=True)
-    p99, goal = percentile(found, 99), 2 + TRIP
-    yield Row("B12", f"one token to {2 * HALF} sites (50 directory, 50 exec of {TRIP * 1000:.0f} ms), p99", "s", p99, f"≤ 2 + {TRIP:.1f}",
-              p99 <= goal, [("one site's round trip", TRIP)],
+    p99 = percentile(found, 99)
+    yield Row("B12", f"one token to {2 * HALF} sites (50 directory, 50 exec of {TRIP * 1000:.0f} ms), p99", "s", p99,
+              at_most(2 + TRIP, f"2 + {TRIP:.1f}"), [("one site's round trip", TRIP)],
               note=f"p50 {median(found):.2f} s; the last of all, median {median(last):.2f} s, worst {max(last):.2f} s",
               more={"last": [round(one, 3) for one in last]})

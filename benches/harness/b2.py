@@ -8,7 +8,7 @@ from . import spool
 from .issuer import Issuer
 from .machine import Failed
 from .ours import Ours
-from .report import Row, median, percentile
+from .report import Row, at_most, median, no_goal, percentile
 from .stock import Stock
 from .watch import Watch
 
@@ -81,10 +81,10 @@ def rows(place, quick):
             beside = []
             if peer and what == "with SIGHUP":
                 beside = [("VaultCredmon p50", median(peer) * 1000), ("its slowest", max(peer) * 1000)]
-            yield Row("B2", f"new .top → .use, {present:,} present, disk, {what}: p50", "ms", half, "≤ 5", half <= 5, beside,
+            yield Row("B2", f"new .top → .use, {present:,} present, disk, {what}: p50", "ms", half, at_most(5), beside,
                       more={"ms": [round(one * 1000, 3) for one in found], "peer_ms": [one * 1000 for one in peer]})
-            yield Row("B2", f"… p99", "ms", most, "≤ 20", most <= 20)
+            yield Row("B2", "… p99", "ms", most, at_most(20))
     if place.stock and not quick:
         unasked = stock(place, place.disk, 0, 2, signal=False)
-        yield Row("B2", "VaultCredmon without a signal looks once a minute", "ms", None, "", None,
+        yield Row("B2", "VaultCredmon without a signal looks once a minute", "ms", None, no_goal(),
                   [("VaultCredmon, mean of 2", sum(unasked) / 2 * 1000)])

@@ -65,7 +65,7 @@ class Issuer:
     def stats(self):
         """Counters; connections are those of others."""
         stats = self.ask("stats")
-        return stats | {"connections": stats["connections"] - 1}
+        return stats | {name: stats[name] - 1 for name in ("connections", "peak_open")}
 
     def cpu(self):
         return cpu_seconds(self.process.pid)

@@ -30,6 +30,16 @@ def stop(process, patience=10.0):
             process.wait()
 
 
+def cpu_of_stop(process):
+    """End a process that we started; the processor time that it and its children took for that."""
+    before = cpu_seconds(process.pid)
+    process.terminate()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    # What children that ended earlier took is in it, too.
+    return usage.ru_utime + usage.ru_stime - before
+
+
 def family(pid):
     """A process and all that came from it."""
     found, todo = [], [pid]
@@ -46,22 +56,23 @@ def family(pid):
 
 
 def cpu_seconds(pid):
-    total = 0
-    for one in family(pid):
-        for task in os.listdir(f"/proc/{one}/task"):
-            with open(f"/proc/{one}/task/{task}/schedstat") as f:
-                total += int(f.read().split()[0])
-    return total / 1e9
+    """By each process's own clock: the threads that have ended are in it, as they are not in what `task` tells."""
+    return sum(time.clock_gettime(~one << 3 | 2) for one in family(pid))
 
 
-def wakeups(pid):
-    """How often a thread went to sleep of itself: each is one wake-up."""
-    total = 0
-    for one in family(pid):
-        for task in os.listdir(f"/proc/{one}/task"):
-            with open(f"/proc/{one}/task/{task}/status") as f:
-                total += sum(int(line.split()[1]) for line in f if line.startswith("voluntary_ctxt_switches"))
-    return total
+def wakeups_and_calls(pid, seconds):
+    """How often a thread of any of the processes went to sleep of itself (each is one wake-up), and their system calls,
+    counted by the kernel's tracepoints for so long; none where perf may not count."""
+    pids = ",".join(str(one) for one in family(pid))
+    events = ["-e", "sched:sched_switch", "--filter", "prev_state & 255", "-e", "raw_syscalls:sys_enter"]
+    counted = subprocess.run(["perf", "stat", "-x", ";", *events, "-p", pids, "--", "sleep", str(seconds)], capture_output=True, text=True)
+    found = [line.split(";")[0] for line in counted.stderr.splitlines() if "sched_switch" in line or "sys_enter" in line]
+    # So perf says of what did not run once.
+    found = ["0" if one == "<not counted>" else one for one in found]
+    if len(found) != 2 or not all(one.isdigit() for one in found):
+        time.sleep(seconds if counted.returncode else 0)
+        return None, None
+    return int(found[0]), int(found[1])
 
 
 def memory_mib(pid):

@@ -67,5 +67,11 @@ max_per_second = 100000
     def top(self, _user, token):
         return json.dumps({"refresh_token": token})
 
+    def due_use(self):
+        return None
+
+    def meta(self):
+        return None
+
     def fresh_use(self):
         return fresh_use("x" * 600)

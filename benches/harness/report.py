@@ -3,13 +3,43 @@ import json
 import statistics
 
 
+class Goal:
+    """What is to be reached: a number (none: it cannot be known in this run), its words, and what must hold besides."""
+
+    def __init__(self, sign, bound, words=None, also=True):
+        self.text = " ".join(filter(None, [sign, words if words is not None else number(bound)]))
+        self.sign, self.bound, self.also = sign, bound, also
+
+    def met(self, value):
+        if self.bound is None or value is None:
+            return None
+        return {"≥": value >= self.bound, "≤": value <= self.bound, "": value == self.bound}[self.sign] and self.also
+
+
+def at_least(bound, words=None):
+    return Goal("≥", bound, words)
+
+
+def at_most(bound, words=None, also=True):
+    return Goal("≤", bound, words, also)
+
+
+def exactly(bound):
+    return Goal("", bound)
+
+
+def no_goal(words=""):
+    return Goal("", None, words)
+
+
 class Row:
     """One line: what was measured, the goal, and what stood beside it in the same run."""
 
-    def __init__(self, scenario, what, unit, ours, goal, met, beside=(), note="", more=None):
+    def __init__(self, scenario, what, unit, ours, goal, beside=(), note="", more=None):
         self.data = {
-            "scenario": scenario, "what": what, "unit": unit, "ours": ours, "goal": goal, "met": met,
-            "beside": [dict(name=name, value=value) for name, value in beside], "note": note, **(more or {}),
+            "scenario": scenario, "what": what, "unit": unit, "ours": ours, "goal": goal.text, "bound": goal.bound,
+            "met": goal.met(ours), "beside": [dict(name=name, value=value) for name, value in beside], "note": note,
+            **(more or {}),
         }
 
 
@@ -30,9 +60,20 @@ def number(value):
     return f"{value:.3g}"
 
 
+def distance(row):
+    """How far it is from the goal: the quotient, or the difference from a goal of zero."""
+    if row["ours"] is None or row["bound"] is None:
+        return ""
+    if not row["bound"]:
+        return f"{row['ours']:+g}"
+    quotient = row["ours"] / row["bound"]
+    # Beside one, a digit more: it is not to look reached where it is not.
+    return f"×{quotient:.{4 if 0.99 < quotient < 1.01 else 3}g}"
+
+
 def table(rows):
     """Markdown."""
-    lines = ["| # | what | evercred | goal | reached | beside it, in the same run |", "|---|---|---|---|---|---|"]
+    lines = ["| # | what | evercred | goal | ÷ goal | reached | beside it, in the same run |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         # How many times the value beside it; for times and sizes less is better, and the ratio says the same.
         beside = "; ".join(
@@ -40,7 +81,8 @@ def table(rows):
             for one in row["beside"])
         note = f" {row['note']}" if row["note"] else ""
         reached = {True: "yes", False: "no", None: ""}[row["met"]]
-        lines.append(f"| {row['scenario']} | {row['what']} | {number(row['ours'])} {row['unit']} | {row['goal']} | {reached} | {beside}{note} |")
+        cells = [row["scenario"], row["what"], f"{number(row['ours'])} {row['unit']}", row["goal"], distance(row), reached, beside + note]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -60,9 +102,10 @@ def merge(path, rows, facts):
 BEGIN, END = "<!-- table: written by benches/run --record -->", "<!-- end of the table -->"
 
 
-def into(path, results):
-    """Put the table into the README, with when, where and how it was measured."""
-    with open(path) as f:
+def into(path, results, scenarios):
+    """Put the table into the README, with when, where and how it was measured, and which scenarios were not."""
+    with open(path, "a+") as f:
+        f.seek(0)
         before, _, rest = f.read().partition(BEGIN)
     _, _, after = rest.partition(END)
     runs = {}
@@ -70,8 +113,11 @@ def into(path, results):
         run = row["machine"]
         runs.setdefault((run["date"], run["command"]), (run, []))[1].append(row["scenario"])
     told = "\n".join(
-        f"* {', '.join(dict.fromkeys(scenarios))}: {run['date']}, `{run['command']}`, {run['cpu']}, {run['cores']} cores, "
+        f"* {', '.join(dict.fromkeys(ran))}: {run['date']}, `{run['command']}`, {run['cpu']}, {run['cores']} cores, "
         f"Linux {run['kernel']}, {run['file_system']}, load {run['load_at_start']:.1f} before the run"
-        for run, scenarios in runs.values())
+        for run, ran in runs.values())
+    absent = [name for name in scenarios if not any(row["scenario"] == name for row in results["rows"])]
+    if absent:
+        told += f"\n* {', '.join(absent)}: not recorded yet"
     with open(path, "w") as f:
         f.write(f"{before}{BEGIN}\n{table(results['rows'])}\n\nMeasured:\n\n{told}\n{END}{after}")

@@ -27,18 +27,27 @@ def fresh_use(token):
                        "issued_at": now, "scope": "storage.read:/"}) + "\n"
 
 
-def populate(path, count, service, top, use=None):
-    """COUNT users with one credential each; `use`: the `.use` that they have already."""
+def populate(path, count, service, top, use=None, meta=None):
+    """COUNT users with one credential each; `use`, `meta`: the `.use` and `.meta` that they have already."""
     for n in range(count):
         home = f"{path}/user{n}"
         os.makedirs(home, 0o700, exist_ok=True)
         put(f"{home}/{service}.top", top(n))
-        if use:
-            put(f"{home}/{service}.use", use)
+        for ending, text in (("meta", meta), ("use", use)):
+            if text:
+                put(f"{home}/{service}.{ending}", text)
+
+
+def now():
+    """A time that divides what was written before from what is written after: the kernel stamps files by its last tick."""
+    time.sleep(0.02)
+    divide = time.time()
+    time.sleep(0.02)
+    return divide
 
 
 def changed(path, count, service):
-    """When the youngest `.use` of COUNT users appeared (ctime), and how many there are."""
+    """When the `.use` of each of COUNT users appeared (ctime), of those that have one."""
     times = []
     for n in range(count):
         try:

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 from .issuer import PORT
@@ -10,12 +11,26 @@ from .machine import CREDMON_CORE, Failed, pinned, stop
 from .watch import Watch
 
 
+NAMES = {"vault": "VaultCredmon", "oauth": "OAuthCredmon", "local": "LocalCredmon"}
+
+# Who renews the service; the others of the same program look at the directory too, as in any pool, and find nothing.
+KNOBS = {
+    "vault": "",
+    "oauth": "helmholtz_CLIENT_ID = bench\nOAUTH2_CREDMON_PROVIDER_NAMES = helmholtz\nVAULT_CREDMON_PROVIDER_NAMES = nothing\n",
+    # It signs with a key of its own, which its start makes; its default version of a token wants an audience.
+    "local": "LOCAL_CREDMON_PROVIDER_NAMES = helmholtz\nLOCAL_CREDMON_PRIVATE_KEY = {home}/private.pem\n"
+             "LOCAL_CREDMON_PUBLIC_KEY = {home}/public.pem\nLOCAL_CREDMON_TOKEN_AUDIENCE = https://localhost\n"
+             "OAUTH2_CREDMON_PROVIDER_NAMES = nothing\nVAULT_CREDMON_PROVIDER_NAMES = nothing\n",
+}
+
+
 class Stock:
-    """kind: vault or oauth, both by `condor_credmon_oauth`, which scans when it is signalled and each minute."""
+    """kind: vault, oauth or local, all by `condor_credmon_oauth`, which scans when it is signalled and each minute. Local
+    asks no issuer: it signs the tokens itself."""
 
     def __init__(self, kind, root, directory, home, issuer):
         self.kind, self.root, self.directory, self.home, self.issuer = kind, root, directory, home, issuer
-        self.name = {"vault": "VaultCredmon", "oauth": "OAuthCredmon"}[kind]
+        self.name = NAMES[kind]
         self.service = "helmholtz"
         self.process = None
         with open(home + "/condor_config", "w") as f:
@@ -31,9 +46,7 @@ CREDMON_OAUTH_TOKEN_REFRESH = 1200
 AUTH_SSL_CLIENT_CAFILE = {issuer.ca}
 NETWORK_INTERFACE = 127.0.0.1
 """)
-            if kind == "oauth":
-                f.write("helmholtz_CLIENT_ID = bench\nOAUTH2_CREDMON_PROVIDER_NAMES = helmholtz\n"
-                        "VAULT_CREDMON_PROVIDER_NAMES = nothing\n")
+            f.write(KNOBS[kind].format(home=home))
 
     def start(self, patience=120):
         """Start; the seconds until CREDMON_COMPLETE."""
@@ -76,21 +89,26 @@ NETWORK_INTERFACE = 127.0.0.1
         if self.kind == "vault":
             return json.dumps({"vault_token": token,
                                "vault_url": f"https://localhost:{PORT}/v1/secret/oauth/creds/helmholtz/{user}:default"})
-        return json.dumps({"refresh_token": token})
+        return json.dumps({"refresh_token": token}) if self.kind == "oauth" else user
 
     def meta(self):
         """OAuthCredmon renews only what its web page approved, with a `.meta` and a `.use` there before."""
+        if self.kind != "oauth":
+            return None
         return json.dumps({"client_id": "bench", "client_secret": "s", "token_url": self.issuer.url + "/token",
                            "use_refresh_token": True})
+
+    def due_use(self):
+        """A `.use` past its half-life; VaultCredmon needs none, it renews whenever the `.top` is newer."""
+        return None if self.kind == "vault" else json.dumps({"access_token": "old", "expires_in": 0})
 
     def fresh_use(self):
         return "x" * 600 + "\n" if self.kind == "vault" else json.dumps({"access_token": "x" * 600, "expires_in": 86400})
 
 
-def available(root):
-    return os.path.exists(root + "/usr/sbin/condor_credmon_oauth")
-
-
-def version(root):
-    asked = subprocess.run(["chroot", root, "dpkg-query", "-W", "-f", "${Version}", "condor"], capture_output=True, text=True)
-    return asked.stdout
+def complete(root):
+    """LocalCredmon signs with a library that Debian does not have; without it the program goes on, but without LocalCredmon."""
+    where = root + "/usr/lib/python3/dist-packages"
+    if not os.path.exists(where + "/scitokens"):
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-deps", "--target", where,
+                        "scitokens==1.9.7"], check=True)

@@ -46,6 +46,8 @@ pub struct Stats {
     pub requests: u64,
     /// Connections accepted, those of `/control` too.
     pub connections: u64,
+    /// The most of them open at one time.
+    pub peak_open: u64,
     /// Requests being answered now.
     pub in_flight: u64,
     /// The most requests at one time.
@@ -79,17 +81,28 @@ pub(super) struct Knobs {
     latency_us: AtomicU64,
     outage: AtomicU8,
     requests: AtomicU64,
-    pub(super) connections: AtomicU64,
+    connections: AtomicU64,
+    open: AtomicU64,
+    peak_open: AtomicU64,
     in_flight: AtomicU64,
     peak: AtomicU64,
     clients: Mutex<HashMap<String, Option<String>>>,
 }
 
-pub(super) struct Flight<'a>(&'a Knobs);
+/// One of those that are counted now, until it is dropped.
+pub(super) struct Counted<'a>(&'a AtomicU64);
 
-impl Drop for Flight<'_> {
+impl<'a> Counted<'a> {
+    fn new(all: &AtomicU64, now: &'a AtomicU64, peak: &AtomicU64) -> Self {
+        all.fetch_add(1, Relaxed);
+        peak.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+        Self(now)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -100,6 +113,8 @@ impl Knobs {
             outage: AtomicU8::new(0),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            peak_open: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             clients: Mutex::default(),
@@ -125,11 +140,13 @@ impl Knobs {
     }
 
     /// Count a request until the answer is dropped.
-    pub(super) fn fly(&self) -> Flight<'_> {
-        self.requests.fetch_add(1, Relaxed);
-        let now = self.in_flight.fetch_add(1, Relaxed) + 1;
-        self.peak.fetch_max(now, Relaxed);
-        Flight(self)
+    pub(super) fn fly(&self) -> Counted<'_> {
+        Counted::new(&self.requests, &self.in_flight, &self.peak)
+    }
+
+    /// Count a connection until it is closed.
+    pub(super) fn accept(&self) -> Counted<'_> {
+        Counted::new(&self.connections, &self.open, &self.peak_open)
     }
 
     /// Whether a client may come; until one is registered, all may.
@@ -240,6 +257,7 @@ impl Control {
         let mut stats = Stats {
             requests: knobs.requests.load(Relaxed),
             connections: knobs.connections.load(Relaxed),
+            peak_open: knobs.peak_open.load(Relaxed),
             in_flight: knobs.in_flight.load(Relaxed),
             peak_in_flight: knobs.peak.load(Relaxed),
             ..Stats::default()

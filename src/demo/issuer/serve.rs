@@ -1,13 +1,6 @@
 //! Connections: accept, TLS, HTTP/1.1 and HTTP/2, and the gate that counts, delays and fails requests.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -91,12 +84,12 @@ pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, share
         tokio::spawn(async move {
             // A delayed acknowledgement would cost 40 ms; without it only speed is lost.
             drop(stream.set_nodelay(true));
-            shared.knobs.connections.fetch_add(1, Relaxed);
+            let _open = shared.knobs.accept();
             match tls {
-                None => connection(stream, peer, shared, router).await,
+                None => connection(stream, peer, Arc::clone(&shared), router).await,
                 Some(tls) => {
                     if let Ok(stream) = tls.accept(stream).await {
-                        connection(stream, peer, shared, router).await;
+                        connection(stream, peer, Arc::clone(&shared), router).await;
                     }
                 }
             }
