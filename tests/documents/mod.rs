@@ -39,7 +39,9 @@ pub fn all() -> Vec<(PathBuf, String)> {
         ["README.md", "benches/README.md", "condor-config/README.md", "docs/dashboards/README.md"]
             .map(PathBuf::from)
             .into();
-    found.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| Path::new("docs").join(entry.unwrap().file_name())));
+    found.extend(
+        fs::read_dir(root().join("docs")).unwrap().map(|entry| Path::new("docs").join(entry.unwrap().file_name())),
+    );
     found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     found.sort();
     found.into_iter().map(|path| (path.clone(), read(&path))).collect()
