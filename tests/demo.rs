@@ -115,3 +115,13 @@ fn the_readme_shows_a_tour_as_it_is() {
     let start = readme.split_once("```console test=tests/demo.rs\n$ cargo run --release -- demo --yes\n").unwrap().1;
     check(start.split_once("```").unwrap().0);
 }
+
+#[test]
+fn the_recording_is_of_that_tour() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::File::open(root.join("README.md")).unwrap();
+    let output = Command::new("python3").arg(root.join("tests/pictures/recording")).stdin(readme).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let same = std::fs::read(root.join("docs/pictures/demo.svg")).unwrap() == output.stdout;
+    assert!(same, "it is old: tests/pictures/recording < README.md > docs/pictures/demo.svg");
+}

@@ -186,6 +186,19 @@ fn every_command_in_the_documents_is_one_that_the_programs_take() {
 }
 
 #[test]
+fn every_script_of_the_pool_has_a_line_among_the_versions_of_htcondor() {
+    let page = read(Path::new("docs/htcondor-versions.md"));
+    let scripts = fs::read_dir(root().join("tests/pool")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = scripts.map(|name| name.into_string().unwrap());
+    let mut seen = 0;
+    for name in names.filter(|name| name.starts_with("e2e") && !name.contains('.')) {
+        assert!(page.contains(&format!("\n| `tests/pool/{name}` |")), "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 9, "{seen}");
+}
+
+#[test]
 fn every_key_of_harvesters_token_managers_is_mapped_or_named_as_not_needed() {
     let page = read(Path::new("docs/replication.md"));
     let (_, section) = page.split_once("## From Harvester's token managers").unwrap();
