@@ -85,8 +85,12 @@ fn typed(block: &Block) -> Vec<String> {
 /// What a test that runs this command must hold: its words up to the first that stands for something, and its options.
 fn signature(command: &str) -> Vec<String> {
     let words: Vec<&str> = command.split_whitespace().collect();
-    let stands =
-        |word: &&&str| word.contains(['<', '>', '$', '|', '"', '*', '[']) || word.chars().any(char::is_uppercase);
+    // A submit file has the name that its user gives it.
+    let stands = |word: &&&str| {
+        word.contains(['<', '>', '$', '|', '"', '*', '['])
+            || word.chars().any(char::is_uppercase)
+            || Path::new(word).extension().is_some_and(|extension| extension == "sub")
+    };
     let fixed = words.iter().take_while(|word| !stands(word)).copied().collect::<Vec<_>>().join(" ");
     let options = words.iter().filter(|word| word.starts_with("--") && word.len() > 2).map(|word| (*word).to_owned());
     [fixed].into_iter().chain(options).filter(|part| !part.is_empty()).collect()
