@@ -366,7 +366,8 @@ fn a_six_hour_outage_ends_in_an_orderly_recovery() {
     let tally = simulate("outage", &script);
     assert_eq!(tally.expired_while_healthy, 0, "all are back after the outage");
     assert!(tally.peak <= 100, "the limit holds in every second: {}", tally.peak);
-    assert!(tally.back_after <= 9 * 60_000, "docs/operations.md says within 9 minutes: {} ms", tally.back_after);
+    // Five minutes until the next probe at most, then 100 a second.
+    assert!(tally.back_after <= 14 * 60_000, "docs/operations.md says within 14 minutes: {} ms", tally.back_after);
 }
 
 /// The median that the benchmarks recorded for so many credentials.

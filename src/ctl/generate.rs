@@ -240,7 +240,7 @@ fn see_also(name: &str, subcommands: &[String]) -> String {
     if let Some((parent, _)) = name.rsplit_once("import-").filter(|(before, _)| *before == "evercred-") {
         pages.push(format!("{parent}import(1)"));
     }
-    if name.starts_with("evercred-") || name != "evercred" {
+    if name != "evercred" {
         pages.push("evercred(1)".to_owned());
     }
     pages.extend(subcommands.iter().map(|sub| {
