@@ -2,12 +2,7 @@
 //! either format, and give it to curl (which asks a server that refuses all else), and as it is wanted to programs that
 //! stand in for XRootD's, gfal's and rclone's.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "a test: it may stop at the first thing that is wrong"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test: it may stop at the first thing that is wrong")]
 #![expect(dead_code, reason = "of the documents' module, each test needs a part")]
 
 mod documents;
