@@ -78,6 +78,27 @@ fn promtool_finds_no_fault_with_the_alert_rules_and_their_tests_pass() {
     }
 }
 
+/// Each rule has its line in docs/operations.md, in the same order, with its severity; and says which line it is.
+#[test]
+fn every_alert_is_told_in_the_documentation_with_the_next_command() {
+    let rules = fs::read_to_string(dashboards().join("evercred-alerts.yml")).unwrap();
+    let page = fs::read_to_string(dashboards().join("../operations.md")).unwrap();
+    let section = page.split_once("\n## Alerts\n").unwrap().1.split("\n## ").next().unwrap();
+    let mut lines = section.lines().filter(|line| line.starts_with("| <a "));
+    let mut seen = 0;
+    for rule in rules.split("- alert: ").skip(1) {
+        let name = rule.lines().next().unwrap();
+        let anchor = name.to_lowercase();
+        let severity = rule.split_once("severity: ").unwrap().1.split('}').next().unwrap();
+        let line = lines.next().unwrap_or_else(|| panic!("docs/operations.md says nothing of {name}"));
+        assert!(line.starts_with(&format!("| <a id=\"{anchor}\"></a>`{name}` | {severity} | ")), "{name}: {line}");
+        assert!(line.rsplit(" | ").next().unwrap().contains('`'), "no command: {line}");
+        assert!(rule.contains(&format!("runbook: \"docs/operations.md#{anchor}\"")), "{name}");
+        seen += 1;
+    }
+    assert!(lines.next().is_none() && seen >= 16, "{seen}");
+}
+
 struct Prometheus {
     child: Child,
     address: SocketAddr,

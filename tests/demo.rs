@@ -74,7 +74,10 @@ fn check(transcript: &str) {
 #[test]
 fn the_tour_shows_rotation_an_outage_survived_and_a_revoked_token_parked_in_half_a_minute() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_evercred"));
-    let output = command.args(["demo", "--plain", "--yes", "--for", "30"]).output().unwrap();
+    // As the README says to type it.
+    let typed = include_str!("../README.md").split_once("$ cargo run --release -- ").unwrap().1.lines().next().unwrap();
+    assert_eq!(typed, "demo --yes");
+    let output = command.args(typed.split(' ')).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     check(&text);
@@ -109,6 +112,16 @@ fn ctrl_c_ends_it_at_once_and_leaves_neither_a_process_nor_a_file() {
 #[test]
 fn the_readme_shows_a_tour_as_it_is() {
     let readme = include_str!("../README.md");
-    let start = readme.split_once("```text\n$ cargo run --release -- demo --yes\n").unwrap().1;
+    let start = readme.split_once("```console test=tests/demo.rs\n$ cargo run --release -- demo --yes\n").unwrap().1;
     check(start.split_once("```").unwrap().0);
+}
+
+#[test]
+fn the_recording_is_of_that_tour() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::File::open(root.join("README.md")).unwrap();
+    let output = Command::new("python3").arg(root.join("tests/pictures/recording")).stdin(readme).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let same = std::fs::read(root.join("docs/pictures/demo.svg")).unwrap() == output.stdout;
+    assert!(same, "it is old: tests/pictures/recording < README.md > docs/pictures/demo.svg");
 }

@@ -1,14 +1,22 @@
-//! What the documents say can be typed, can be typed: every command of ours in them is one that the programs take, and
-//! every piece of configuration is one that `evercred check` finds good. (docs/installation.md is run to the letter by
-//! `tests/packages/ten-minutes`; the rsyslog line by `tests/syslog.rs`; the dashboards' YAML by `tests/dashboards.rs`.)
+//! What the documents say can be typed, can be typed: every command of ours in them is one that the programs take, every
+//! block of commands names the test that runs it, and every piece of configuration is one that `evercred check` finds
+//! good.
+//!
+//! Behind the fence of a block of commands (`sh`, `console`, `python`) stands `test=PATH`: a file below tests/ that reads
+//! the commands out of the document, which it then names, or has them itself. What no test here can run stands in
+//! [`NOT_RUN`], with the reason, and says `unrun=WHY` instead. The other languages are no commands: `text` is what is shown,
+//! `toml` goes through `evercred check` here.
 
 #![expect(clippy::unwrap_used, reason = "a test: it may stop at the first thing that is wrong")]
 
+mod documents;
+
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
 };
 
@@ -19,38 +27,113 @@ use evercred::{
     spool::Seal,
 };
 
-/// Every document, with its text.
-fn documents() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found =
-        vec![root.join("README.md"), root.join("condor-config/README.md"), root.join("docs/dashboards/README.md")];
-    found.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
-    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-    found.sort();
-    found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+use self::documents::{Block, all, code, read, root};
+
+/// What no test can run here, and why.
+const NOT_RUN: &[(&str, &str)] = &[
+    ("el", "dnf needs an EL or Fedora host, with HTCondor's packages from its own repository"),
+    ("person", "it waits for a person at a browser; tests/pool/e2e-storer has one, with jobs of its own"),
+    ("self", "tests/run is what runs the tests"),
+];
+
+/// Blocks of pages that other tests read by their fences, which must stay as they are: the page, the language, the first
+/// words, and the mark that would stand there.
+const MARKED_HERE: &[(&str, &str, &str, &str)] = &[
+    ("docs/installation.md", "console", "# dnf install", "unrun=el"),
+    ("docs/installation.md", "console", "$ cat first.sub", "unrun=person"),
+    ("docs/installation.md", "console", "$ evercred status", "test=tests/pool/e2e-storer"),
+    ("docs/installation.md", "sh", "", "test=tests/packages/ten-minutes"),
+];
+
+/// The languages of blocks that hold no commands.
+const NO_COMMANDS: &[&str] = &["text", "json", "toml", "yaml", "ini", "condor", "apache", "nginx", "ssh"];
+
+/// The mark of a block of commands, as `test` or `unrun` and its value.
+fn mark(page: &str, block: &Block) -> Option<(String, String)> {
+    let first = block.lines.first().map_or("", String::as_str);
+    let here = MARKED_HERE
+        .iter()
+        .find(|(p, language, start, _)| *p == page && *language == block.language && first.starts_with(start));
+    let split = |mark: &str| mark.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let own = ["test", "unrun"].iter().find_map(|key| Some(((*key).to_owned(), block.mark(key)?.to_owned())));
+    own.or_else(|| here.and_then(|(.., mark)| split(mark)))
 }
 
-/// A block of code: its language, its lines, and the line it begins at.
-struct Block {
-    language: String,
-    lines: Vec<String>,
-    at: usize,
+/// The lines of a block that are typed, without prompts; what is shown or stands in a here-document is left out.
+fn typed(block: &Block) -> Vec<String> {
+    let mut until = None;
+    let mut found: Vec<String> = Vec::new();
+    for line in &block.lines {
+        if until.as_deref() == Some(line.trim()) {
+            until = None;
+            continue;
+        }
+        if until.is_some() || line.trim().is_empty() {
+            continue;
+        }
+        let line = match (block.language.as_str(), line.strip_prefix("$ ").or(line.strip_prefix("# "))) {
+            ("console", Some(line)) => line,
+            ("console", None) => continue,
+            _ => line,
+        };
+        until = line.split_once("<<").map(|(_, mark)| mark.trim_start_matches('-').trim_matches('\'').to_owned());
+        found.push(line.split(" # ").next().unwrap().trim().to_owned());
+    }
+    found
 }
 
-/// The blocks of code of a document, and the pieces of code within its sentences, each with its line.
-fn code(text: &str) -> (Vec<Block>, Vec<(usize, String)>) {
-    let (mut blocks, mut pieces, mut open): (Vec<Block>, Vec<_>, Option<Block>) = (Vec::new(), Vec::new(), None);
-    for (number, line) in text.lines().enumerate() {
-        match (line.strip_prefix("```"), &mut open) {
-            (Some(_), Some(_)) => blocks.extend(open.take()),
-            (Some(language), None) => {
-                open = Some(Block { language: language.to_owned(), lines: Vec::new(), at: number + 1 });
+/// What a test that runs this command must hold: its words up to the first that stands for something, and its options.
+fn signature(command: &str) -> Vec<String> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    // A submit file has the name that its user gives it.
+    let stands = |word: &&&str| {
+        word.contains(['<', '>', '$', '|', '"', '*', '['])
+            || word.chars().any(char::is_uppercase)
+            || Path::new(word).extension().is_some_and(|extension| extension == "sub")
+    };
+    let fixed = words.iter().take_while(|word| !stands(word)).copied().collect::<Vec<_>>().join(" ");
+    let options = words.iter().filter(|word| word.starts_with("--") && word.len() > 2).map(|word| (*word).to_owned());
+    [fixed].into_iter().chain(options).filter(|part| !part.is_empty()).collect()
+}
+
+#[test]
+fn every_block_of_commands_is_run_by_a_test_or_says_why_not() {
+    let (mut seen, mut unrun) = (0, BTreeSet::new());
+    for (path, text) in all() {
+        let page = path.to_str().unwrap().to_owned();
+        for block in code(&text).0 {
+            let at = format!("{page}:{}", block.at);
+            let is_shown = block.language == "text";
+            assert!(
+                !is_shown || block.lines.iter().all(|line| !line.starts_with("$ ")),
+                "{at}: commands are `console`"
+            );
+            if NO_COMMANDS.contains(&block.language.as_str()) {
+                continue;
             }
-            (None, Some(block)) => block.lines.push(line.to_owned()),
-            (None, None) => pieces.extend(line.split('`').skip(1).step_by(2).map(|code| (number + 1, code.to_owned()))),
+            assert!(["sh", "console", "python"].contains(&block.language.as_str()), "{at}: of which language is it?");
+            let commands = typed(&block);
+            assert!(!commands.is_empty(), "{at}: no command in it");
+            seen += commands.len();
+            let Some((kind, value)) = mark(&page, &block) else { panic!("{at}: no test is named that runs it") };
+            if kind == "unrun" {
+                assert!(NOT_RUN.iter().any(|(name, _)| *name == value), "{at}: {value:?} is no reason");
+                unrun.insert(value);
+                continue;
+            }
+            let test = fs::read_to_string(root().join(&value)).unwrap_or_else(|e| panic!("{at}: {value}: {e}"));
+            if value.starts_with("tests/") && test.contains(&page) {
+                continue;
+            }
+            for command in &commands {
+                for part in signature(command) {
+                    assert!(test.contains(&part), "{at}: {value} does not run {part:?}");
+                }
+            }
         }
     }
-    (blocks, pieces)
+    assert!(seen > 30, "only {seen} commands were found");
+    assert_eq!(unrun.len(), NOT_RUN.len(), "a reason that nothing has any more");
 }
 
 /// The commands of ours in a line of shell, without prompts, pipes and redirections.
@@ -72,12 +155,12 @@ fn ours(program: &str) -> bool {
 #[test]
 fn every_command_in_the_documents_is_one_that_the_programs_take() {
     let mut seen = 0;
-    for (path, text) in documents() {
+    for (path, text) in all() {
         let (blocks, pieces) = code(&text);
-        let shell = blocks.into_iter().filter(|block| matches!(block.language.as_str(), "sh" | "console" | ""));
-        let lines = shell
-            .flat_map(|block| block.lines.into_iter().enumerate().map(move |(n, line)| (block.at + 1 + n, line)))
-            .filter(|(_, line)| !line.contains("   "));
+        let lines = blocks
+            .iter()
+            .filter(|block| ["sh", "console"].contains(&block.language.as_str()))
+            .flat_map(|block| typed(block).into_iter().map(|line| (block.at, line)).collect::<Vec<_>>());
         // In a sentence, `evercred login` is the name of what takes more words.
         let lines = lines.map(|line| (line, false)).chain(pieces.into_iter().map(|piece| (piece, true)));
         for ((number, line), named) in lines {
@@ -107,8 +190,21 @@ fn every_command_in_the_documents_is_one_that_the_programs_take() {
 }
 
 #[test]
+fn every_script_of_the_pool_has_a_line_among_the_versions_of_htcondor() {
+    let page = read(Path::new("docs/htcondor-versions.md"));
+    let scripts = fs::read_dir(root().join("tests/pool")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = scripts.map(|name| name.into_string().unwrap());
+    let mut seen = 0;
+    for name in names.filter(|name| name.starts_with("e2e") && !name.contains('.')) {
+        assert!(page.contains(&format!("\n| `tests/pool/{name}` |")), "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 9, "{seen}");
+}
+
+#[test]
 fn every_key_of_harvesters_token_managers_is_mapped_or_named_as_not_needed() {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/replication.md")).unwrap();
+    let page = read(Path::new("docs/replication.md"));
     let (_, section) = page.split_once("## From Harvester's token managers").unwrap();
     let keys: String =
         section.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.split(" | ").next()).collect();
@@ -161,7 +257,7 @@ fn what_htcondors_snippets_say_of_evercreds_configuration_is_good() {
     let (etc, file) = (dir.path().join("etc"), dir.path().join("evercred.toml"));
     let known = |table: &str, key: &str| KEYS.iter().any(|k| k.table.starts_with(table) && k.key == key);
     let (mut providers, mut keys) = (0, 0);
-    for path in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("condor-config")).unwrap() {
+    for path in fs::read_dir(root().join("condor-config")).unwrap() {
         let path = path.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "conf") {
             continue;
@@ -237,9 +333,9 @@ fn every_piece_of_configuration_in_the_documents_is_good() {
     let dir = tempfile::tempdir().unwrap();
     let etc = dir.path().join("etc");
     let mut seen = String::new();
-    for (path, text) in documents() {
+    for (path, text) in all() {
         for block in code(&text).0.into_iter().filter(|block| block.language == "toml") {
-            let mut text = block.lines.join("\n").replace("/etc/evercred", &etc.display().to_string());
+            let mut text = block.text().replace("/etc/evercred", &etc.display().to_string());
             for named in text.split('"').skip(1).step_by(2).map(Path::new).filter(|named| named.starts_with(&etc)) {
                 secret(named);
             }

@@ -2,6 +2,9 @@
 //! limits, clock steps, a six-hour outage. Prints its seed, the peak requests a second and percentiles.
 //!
 //! `EVERCRED_SEED=n` repeats a run.
+//!
+//! The table of capacity in docs/operations.md is made here, from runs of all its sizes and from `benches/results.json`,
+//! and compared; `EVERCRED_WRITE_DOCS=1` writes it anew.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,12 +12,16 @@
     clippy::print_stdout,
     clippy::cast_possible_wrap,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
     reason = "a test: it may stop at the first thing that is wrong"
 )]
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
+    fmt::Write as _,
+    fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -72,10 +79,13 @@ struct Tally {
     left: Vec<u64>,
     parked: u64,
     first: Vec<u64>,
+    /// How long after the outage the last token that had ended was there again.
+    back_after: u64,
 }
 
 struct World {
     random: Random,
+    count: usize,
     now: u64,
     wall_offset: i64,
     planner: Planner,
@@ -97,17 +107,18 @@ fn identity(n: u64) -> Identity {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let limits = Limits { in_flight: 64, per_second: 100 };
+    fn new(seed: u64, count: usize, per_second: u32) -> Self {
+        let limits = Limits { in_flight: 64, per_second };
         Self {
             random: Random(seed | 1),
+            count,
             now: 1,
             wall_offset: 1_700_000_000_000,
             planner: Planner::new(&[limits], Duration::from_secs(300)),
             index: HashMap::new(),
             identity: Vec::new(),
-            expiry: vec![0; CREDENTIALS + FLOOD],
-            revoked: vec![false; CREDENTIALS + FLOOD],
+            expiry: vec![0; count + FLOOD],
+            revoked: vec![false; count + FLOOD],
             due: BinaryHeap::new(),
             events: HashMap::new(),
             flights: HashMap::new(),
@@ -128,7 +139,7 @@ impl World {
 
     fn run(&mut self, script: &Script) -> Tally {
         let mut tally = Tally::default();
-        for n in 0..CREDENTIALS {
+        for n in 0..self.count {
             let id = CredentialId::from_base(UserName::parse(&format!("user{n:05}")).unwrap(), "helmholtz").unwrap();
             self.identity.push(identity(n as u64));
             self.revoked[n] = self.random.below(100) < script.revoked_percent;
@@ -146,9 +157,9 @@ impl World {
         }
         for n in 0..FLOOD {
             let id = CredentialId::from_base(UserName::parse("mallory").unwrap(), &format!("helmholtz_{n}")).unwrap();
-            self.identity.push(identity((CREDENTIALS + n) as u64));
-            self.revoked[CREDENTIALS + n] = true;
-            self.index.insert(id.clone(), CREDENTIALS + n);
+            self.identity.push(identity((self.count + n) as u64));
+            self.revoked[self.count + n] = true;
+            self.index.insert(id.clone(), self.count + n);
             self.flood.push(id);
         }
         let mut next_flood = script.flood.map_or(u64::MAX, |(from, _)| from);
@@ -218,7 +229,7 @@ impl World {
                 self.planner.handle(self.clock(), event);
             }
         }
-        for n in 0..CREDENTIALS {
+        for n in 0..self.count {
             if !self.revoked[n] && self.expiry[n] < self.now {
                 tally.expired_while_healthy += 1;
             }
@@ -229,12 +240,12 @@ impl World {
     /// Another `.top` of the user who stores without end; the others are as they were.
     fn store_garbage(&mut self) {
         self.serial += 1;
-        let one = CREDENTIALS + self.random.below(FLOOD as u64) as usize;
+        let one = self.count + self.random.below(FLOOD as u64) as usize;
         self.identity[one] = identity(1_000_000 + self.serial);
         let found = self.flood.iter().enumerate().map(|(n, id)| Found {
             id: id.clone(),
             provider: 0,
-            top: Ok(self.identity[CREDENTIALS + n]),
+            top: Ok(self.identity[self.count + n]),
             use_file: None,
             refresh_ends: None,
             top_newer: false,
@@ -247,6 +258,12 @@ impl World {
 
     fn note(&self, tally: &mut Tally, script: &Script, n: usize) {
         let expiry = self.expiry[n];
+        if let Some((_, to)) = script.outage
+            && (1..to).contains(&expiry)
+            && self.now >= to
+        {
+            tally.back_after = tally.back_after.max(self.now - to);
+        }
         if expiry == 0 {
             tally.first.push(self.now);
         } else if expiry >= self.now {
@@ -276,7 +293,7 @@ impl World {
         if script.bursts && (self.now / 60_000).is_multiple_of(10) && self.random.below(100) < 40 {
             return (latency, fail(Kind::ServerError, None));
         }
-        if n >= CREDENTIALS || self.revoked[n] && self.now > HOUR {
+        if n >= self.count || self.revoked[n] && self.now > HOUR {
             return (latency, fail(Kind::Revoked, None));
         }
         let rotated = n.is_multiple_of(3);
@@ -301,7 +318,7 @@ fn simulate(name: &str, script: &Script) -> Tally {
     let seed = seed();
     let started = Instant::now();
     println!("{name}: EVERCRED_SEED={seed}");
-    let mut tally = World::new(seed).run(script);
+    let mut tally = World::new(seed, CREDENTIALS, 100).run(script);
     tally.left.sort_unstable();
     tally.first.sort_unstable();
     println!(
@@ -349,6 +366,84 @@ fn a_six_hour_outage_ends_in_an_orderly_recovery() {
     let tally = simulate("outage", &script);
     assert_eq!(tally.expired_while_healthy, 0, "all are back after the outage");
     assert!(tally.peak <= 100, "the limit holds in every second: {}", tally.peak);
+    // Five minutes until the next probe at most, then 100 a second.
+    assert!(tally.back_after <= 14 * 60_000, "docs/operations.md says within 14 minutes: {} ms", tally.back_after);
+}
+
+/// The median that the benchmarks recorded for so many credentials.
+fn recorded(results: &serde_json::Value, scenario: &str, credentials: usize) -> Option<f64> {
+    let size = format!(", {} credentials", grouped(credentials));
+    let row = results["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["scenario"] == scenario && row["what"].as_str().is_some_and(|what| what.contains(&size)));
+    row.map(|row| row["ours"].as_f64().unwrap())
+}
+
+/// What was recorded, else (with `about`) on the line between what was recorded for none and for 100,000.
+fn figure(results: &serde_json::Value, scenario: &str, credentials: usize, unit: &str) -> String {
+    let rounded = |value: f64| if value < 10.0 { format!("{value:.2} {unit}") } else { format!("{value:.0} {unit}") };
+    if let Some(value) = recorded(results, scenario, credentials) {
+        return rounded(value);
+    }
+    let most = 100_000;
+    let (none, all) = (recorded(results, scenario, 0).unwrap_or(0.0), recorded(results, scenario, most).unwrap());
+    format!("about {}", rounded(none + (all - none) * credentials as f64 / most as f64))
+}
+
+fn grouped(number: usize) -> String {
+    let (thousands, rest) = (number / 1000, number % 1000);
+    if thousands == 0 { rest.to_string() } else { format!("{thousands},{rest:03}") }
+}
+
+#[test]
+fn the_table_of_capacity_is_what_the_simulator_and_the_benchmarks_say() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let results: serde_json::Value =
+        serde_json::from_slice(&fs::read(root.join("benches/results.json")).unwrap()).unwrap();
+    let mut table = String::from(
+        "| credentials | renewals a second | `max_per_second` | after 6 h without the issuer, all are back within | memory | \
+         start | disk |\n|---|---|---|---|---|---|---|\n",
+    );
+    for (credentials, per_second) in [(1_000, 50), (10_000, 50), (50_000, 50), (100_000, 150)] {
+        let script = Script {
+            hours: 8,
+            outage: Some((HOUR, 7 * HOUR)),
+            bursts: false,
+            steps: vec![],
+            revoked_percent: 0,
+            issuer_per_second: 1000,
+            flood: None,
+        };
+        // The same run each time: a table cannot differ from one test to the next.
+        let tally = World::new(77, credentials, per_second).run(&script);
+        assert_eq!(tally.expired_while_healthy, 0, "{credentials}");
+        let limit =
+            if per_second == 50 { "50 (default)".to_owned() } else { format!("{per_second}: 50 is too little") };
+        writeln!(
+            table,
+            "| {} | {:.1} | {limit} | {} min | {} | {} | {} MiB |",
+            grouped(credentials),
+            credentials as f64 / (LIFETIME / 2 / 1000) as f64,
+            tally.back_after.div_ceil(60_000),
+            figure(&results, "B5", credentials, "MiB"),
+            figure(&results, "B6", credentials, "s"),
+            // A directory and two files, each a block of 4 KiB.
+            (credentials * 12).div_ceil(1024),
+        )
+        .unwrap();
+    }
+    let path = root.join("docs/operations.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (mark, end) = ("<!-- Made by tests/simulator.rs, which compares it. -->\n\n", "\n<!-- End. -->");
+    let (before, rest) = page.split_once(mark).unwrap();
+    let (old, after) = rest.split_once(end).unwrap();
+    if std::env::var_os("EVERCRED_WRITE_DOCS").is_some() {
+        fs::write(&path, format!("{before}{mark}{table}{end}{after}")).unwrap();
+    } else {
+        assert_eq!(old, table, "write it anew: EVERCRED_WRITE_DOCS=1 cargo test --test simulator table_of_capacity");
+    }
 }
 
 #[test]

@@ -25,6 +25,9 @@ Exit status: 0 a usable credential is in place for every request; 1 it is not, a
 approve, and there is no terminal; 78 bad configuration; 130 cancelled.";
 
 const LOGIN_EXIT: &str = "\
+Environment: EVERCRED_CONFIG names another configuration file; EVERCRED_PLAIN=1 asks for lines without drawing; \
+NO_COLOR and TERM=dumb are respected.
+
 Exit status: 0 a usable credential is in place; 1 it is not, and one line says why; 3 somebody must approve, and there \
 is no terminal; 78 bad configuration; 130 cancelled.";
 
@@ -42,11 +45,16 @@ Exit status: 0 a usable credential is in place, this token or a better one, and 
 or the token is dead, or its server cannot be asked: nothing was stored, and one line says why; 78 bad configuration.";
 
 const IMPORT_EXIT: &str = "\
+Without --apply it is a dry run: it tells what it would take, and changes nothing.
+
 Each credential is stored through credd as its user; one that the user has here already stays. Nothing is deleted.
 
 Exit status: 0 told, or taken; 1 a file could not be read or stored, and the report says which; 78 bad configuration.";
 
 const IMPORT_STOCK_EXIT: &str = "\
+Without --write it is a dry run: it tells what becomes of each service and credential, shows what it would write, and \
+changes nothing.
+
 Each service with a <SERVICE>_CLIENT_ID in HTCondor's configuration becomes a provider of kind \"htcondor\". A user's \
 token is renewed only if it was approved for the client and token endpoint that are configured now. Nothing is deleted, \
 and no file is replaced.
@@ -62,8 +70,9 @@ advice.
 Exit status: 0 nothing failed (there may be warnings); 1 something did. It changes nothing.";
 
 const STATUS_EXIT: &str = "\
-On a terminal the table is made as narrow as it can be; in a pipe it has every column and no colours. NO_COLOR and \
-TERM=dumb are respected.
+On a terminal the table is made as narrow as it can be; in a pipe it has every column and no colours.
+
+Environment: NO_COLOR and TERM=dumb are respected.
 
 --json: one object with \"schema\": 1; members are added, never renamed, and times are RFC 3339. With --watch it is told \
 anew every 2 seconds, until it is interrupted or the daemon is gone.

@@ -24,8 +24,21 @@ enum Kind {
     Mytoken,
 }
 
-/// As they are written.
-const KINDS: &str = r#""oauth2", "token-exchange", "client-credentials", "htcondor" or "mytoken""#;
+/// As they are written, in the order in which they are named.
+const KINDS: [(&str, Kind); 5] = [
+    ("oauth2", Kind::OAuth2),
+    ("token-exchange", Kind::Exchange),
+    ("client-credentials", Kind::Client),
+    ("htcondor", Kind::HTCondor),
+    ("mytoken", Kind::Mytoken),
+];
+
+/// All kinds, for a sentence.
+pub(super) fn kinds() -> String {
+    let names = KINDS.map(|(name, _)| format!("{name:?}"));
+    let [first @ .., last] = &names;
+    format!("{} or {last}", first.join(", "))
+}
 
 /// Keys of `kind = "oauth2"` alone.
 const OAUTH2_KEYS: [&str; 9] = [
@@ -49,7 +62,7 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
             "write it to a file of mode 0600, name that with `client_secret_file` (or `fernet_key_file`)",
         );
     }
-    let kind = section.require("kind", &format!("set it to {KINDS}"), kind);
+    let kind = section.require("kind", &format!("set it to {}", kinds()), kind);
     let Some(kind) = kind else {
         section.abandon();
         return None;
@@ -128,25 +141,19 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
 }
 
 fn kind(value: &Value) -> Result<Kind, Wrong> {
-    match input::text(value)?.as_str() {
-        "oauth2" => Ok(Kind::OAuth2),
-        "token-exchange" => Ok(Kind::Exchange),
-        "htcondor" => Ok(Kind::HTCondor),
-        "mytoken" => Ok(Kind::Mytoken),
-        "client-credentials" => Ok(Kind::Client),
-        later @ ("vault" | "local") => Err(wrong(
-            format!("the kind {later:?} is not part of this version"),
-            format!("use {KINDS}, or remove this provider"),
-        )),
-        other => {
-            let kinds = ["oauth2", "token-exchange", "client-credentials", "htcondor", "mytoken"];
-            let advice = match input::nearest(other, &kinds) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None => format!("use {KINDS}"),
-            };
-            Err(wrong(format!("{other:?} is not a kind"), advice))
-        }
+    let text = input::text(value)?;
+    if let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == text) {
+        return Ok(*kind);
     }
+    if ["vault", "local"].contains(&text.as_str()) {
+        let what = format!("the kind {text:?} is not part of this version");
+        return Err(wrong(what, format!("use {}, or remove this provider", kinds())));
+    }
+    let advice = match input::nearest(&text, &KINDS.map(|(name, _)| name)) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => format!("use {}", kinds()),
+    };
+    Err(wrong(format!("{text:?} is not a kind"), advice))
 }
 
 fn services(name: &str, section: &mut Section<'_>) -> Vec<String> {

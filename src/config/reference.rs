@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use super::provider;
+
 /// One key.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -14,6 +16,27 @@ pub struct Key {
     pub default: &'static str,
     /// What it means, with its unit or its values.
     pub meaning: &'static str,
+}
+
+impl Key {
+    /// `meaning`, with the kinds of provider that there are.
+    #[must_use]
+    pub fn meaning(&self) -> String {
+        let kinds = provider::kinds().replace(", \"", "`, `\"").replace(" or \"", "` or `\"");
+        self.meaning.replace("{kinds}", &format!("`{kinds}`"))
+    }
+}
+
+/// Every table once, in the order in which people meet them.
+#[must_use]
+pub fn tables() -> Vec<&'static str> {
+    let mut tables: Vec<&str> = Vec::new();
+    for key in KEYS {
+        if !tables.contains(&key.table) {
+            tables.push(key.table);
+        }
+    }
+    tables
 }
 
 const fn key(table: &'static str, key: &'static str, default: &'static str, meaning: &'static str) -> Key {
@@ -61,6 +84,12 @@ pub const KEYS: &[Key] = &[
         "courier_user",
         "`\"evercred\"`",
         "Who the network process becomes when the credmon is started as root. Never root.",
+    ),
+    key(
+        DAEMON,
+        "replicate_user",
+        "`\"evercred-replicate\"`",
+        "Who the process that replicates becomes when the credmon is started as root. Never root, nor `courier_user`.",
     ),
     key(
         DAEMON,
@@ -178,18 +207,7 @@ pub const KEYS: &[Key] = &[
         "the system's certificates",
         "PEM certificates in addition to the system's; read at the start and at a reload.",
     ),
-    key(
-        DAEMON,
-        "replicate_user",
-        "`evercred-replicate`",
-        "Who the process that replicates becomes when the credmon is started as root. Never root, nor `courier_user`.",
-    ),
-    key(
-        PROVIDER,
-        "kind",
-        "",
-        "`\"oauth2\"`, `\"token-exchange\"`, `\"htcondor\"` (the client is in HTCondor's knobs) or `\"mytoken\"`.",
-    ),
+    key(PROVIDER, "kind", "", "{kinds}. With `\"htcondor\"` the client is in HTCondor's knobs."),
     key(PROVIDER, "services", "the service called NAME", "The services that this provider owns; names without `_`."),
     key(
         PROVIDER,
@@ -457,25 +475,29 @@ pub const KEYS: &[Key] = &[
     key(KUBERNETES, "secret_name", "`evercred-{user}`", "Name of the Secret; `{user}` and the like may stand in it."),
 ];
 
+/// What is true of all keys, in paragraphs of Markdown.
+pub const INTRODUCTION: [&str; 2] = [
+    "`/etc/evercred/evercred.toml`, then `/etc/evercred/conf.d/*.toml` in the order of their names; a key given twice keeps \
+     the\nlater value. Durations are written like `\"20s\"`, `\"10m\"`, `\"2h\"` or `\"7d\"`. `http://` is accepted only \
+     for loopback\naddresses. Secrets are files, never values.",
+    "`evercred check` tells every problem at once, as `file:line: key: what; what to do`.",
+];
+
 /// docs/configuration.md.
 #[must_use]
 pub fn page() -> String {
-    let mut text = String::from(
-        "# Configuration keys\n\n<!-- Made by `evercred generate`; a test compares it with the program. -->\n\n\
-         `/etc/evercred/evercred.toml`, then `/etc/evercred/conf.d/*.toml` in the order of their names; a key given twice \
-         keeps the\nlater value. Durations are written like `\"20s\"`, `\"10m\"`, `\"2h\"` or `\"7d\"`. `http://` is \
-         accepted only for loopback\naddresses. Secrets are files, never values. `evercred check` tells every problem at \
-         once, as\n`file:line: key: what; what to do`. A commented example: [evercred.toml](examples/evercred.toml).\n",
+    let mut text = format!(
+        "# Configuration keys\n\n<!-- Made by `evercred generate`; a test compares it with the program. -->\n\n{}\n\n\
+         A commented example: [evercred.toml](examples/evercred.toml). The same as a man page: `man evercred.toml`.\n",
+        INTRODUCTION.join("\n\n")
     );
-    let mut table = "";
-    for key in KEYS {
-        if key.table != table {
-            table = key.table;
-            // Writing to a string does not fail.
-            write!(text, "\n## `{table}`\n\n| key | default | meaning |\n|---|---|---|\n").ok();
+    for table in tables() {
+        // Writing to a string does not fail.
+        write!(text, "\n## `{table}`\n\n| key | default | meaning |\n|---|---|---|\n").ok();
+        for key in KEYS.iter().filter(|key| key.table == table) {
+            let default = if key.default.is_empty() { "**required**" } else { key.default };
+            writeln!(text, "| `{}` | {default} | {} |", key.key, key.meaning()).ok();
         }
-        let default = if key.default.is_empty() { "**required**" } else { key.default };
-        writeln!(text, "| `{}` | {default} | {} |", key.key, key.meaning).ok();
     }
     text
 }
