@@ -417,7 +417,7 @@ EOF"#,
     #[test]
     fn of_the_environment_little_is_passed_on() {
         let (_dir, program) = fake(r#"test -z "$USER$CARGO_MANIFEST_DIR" && echo "CREDMON_OAUTH_LOG = $HOME/clean""#);
-        let home = std::env::home_dir().unwrap();
-        assert_eq!(ask_program(&program).unwrap().log, Some(home.join("clean")));
+        let home = std::env::var("HOME").unwrap_or_default();
+        assert_eq!(ask_program(&program).unwrap().log, Some(format!("{home}/clean").into()));
     }
 }
