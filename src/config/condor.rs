@@ -1,8 +1,8 @@
 //! HTCondor's own knobs, asked of `condor_config_val`.
 //!
-//! The program is found at absolute paths only, runs with an empty environment (but `CONDOR_CONFIG`), and has a minute: a
-//! host may be busy, at boot most of all. No HTCondor is not an error: then its knobs are absent. A program that is there
-//! and does not answer is one ([`NoAnswer`]): nobody knows then what is defined.
+//! The program is found at absolute paths only, runs with an empty environment (but `CONDOR_CONFIG` and `HOME`), and has
+//! a minute: a host may be busy, at boot most of all. No HTCondor is not an error: then its knobs are absent. A program
+//! that is there and does not answer is one ([`NoAnswer`]): nobody knows then what is defined.
 
 use std::{
     collections::BTreeMap,
@@ -209,8 +209,11 @@ impl<'a> Asked<'a> {
         let fail = |e: &std::io::Error| NoAnswer { program: program.to_owned(), why: format!("does not start: {e}") };
         let mut command = Command::new(program);
         command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if let Some(value) = std::env::var_os("CONDOR_CONFIG") {
-            command.env("CONDOR_CONFIG", value);
+        // A personal HTCondor's files say $ENV(HOME).
+        for name in ["CONDOR_CONFIG", "HOME"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
         }
         let mut child = command.spawn().map_err(|e| fail(&e))?;
         let texts = [child.stdout.take().map(read_all), child.stderr.take().map(read_all)];
@@ -412,8 +415,9 @@ EOF"#,
     }
 
     #[test]
-    fn the_environment_is_not_passed_on() {
-        let (_dir, program) = fake(r#"test -z "$HOME$USER$CARGO_MANIFEST_DIR" && echo "CREDMON_OAUTH_LOG = /clean""#);
-        assert_eq!(ask_program(&program).unwrap().log, Some("/clean".into()));
+    fn of_the_environment_little_is_passed_on() {
+        let (_dir, program) = fake(r#"test -z "$USER$CARGO_MANIFEST_DIR" && echo "CREDMON_OAUTH_LOG = $HOME/clean""#);
+        let home = std::env::var("HOME").unwrap_or_default();
+        assert_eq!(ask_program(&program).unwrap().log, Some(format!("{home}/clean").into()));
     }
 }
