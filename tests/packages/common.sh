@@ -9,6 +9,12 @@ check()  { local what=$1; shift; if "$@" > /dev/null 2>&1; then log "ok    $what
 not()    { ! "$@"; }
 finish() { if [ "$fail" = 0 ]; then log 'all passed'; else log "$fail failed"; exit 1; fi; }
 
+# blocks KIND: the blocks of docs/installation.md of that kind, each ended by a NUL.
+blocks() {
+    awk -v kind="$1" '$0 == "```" && on { on = 0; printf "%c", 0; next } on; $0 == "```" kind { on = 1 }' \
+        "$LAB_SCRIPTS/../../docs/installation.md"
+}
+
 # fresh_root LAB: a copy of the pool's chroot, without a trace of an earlier run, as LAB/root.
 fresh_root() {
     local lab=$1 suite=${LAB_SUITE:-forky} pool
