@@ -18,9 +18,10 @@ no_ghosts() {
         [ -e "$1$value" ] || { echo "$knob = $value"; return 1; }
     done
 }
-# inert ROOT: the packages alone change nothing for HTCondor there.
+# inert ROOT: HTCondor there runs nothing of ours (the knobs have defaults of its own).
 inert() {
-    ! chroot "$1" condor_config_val CREDMON_OAUTH > /dev/null 2>&1 && ! chroot "$1" condor_config_val SEC_CREDENTIAL_STORER > /dev/null 2>&1
+    chroot "$1" condor_config_val -summary > /dev/null 2>&1 &&
+        ! chroot "$1" condor_config_val CREDMON_OAUTH SEC_CREDENTIAL_STORER 2> /dev/null | grep evercred
 }
 # enable ROOT: the admin's own file, from docs/installation.md, without another word.
 enable() {
