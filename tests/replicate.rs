@@ -211,6 +211,32 @@ fn without_a_journal_nothing_is_replicated_and_renewals_go_on() {
 }
 
 #[test]
+fn without_its_account_nothing_is_replicated_and_renewals_go_on() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root becomes another user");
+        return;
+    }
+    let mut site = Site::new(600, Rotation::Strict);
+    let dest = place(&site, "dest");
+    configure(&site, DIRECTORY);
+    let path = site.home.path().join("evercred.toml");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace("\"nobody\"", "\"evercred-nobody-has-this\"")).unwrap();
+    site.grid("alice");
+    site.start();
+    site.wait("renewed", 20, |s| s.file("alice", "grid.use").is_some());
+    site.wait("told", 20, |s| s.log().contains("nothing is replicated until this is corrected"));
+    let status = shown(&evercred(&site, &["status"]));
+    assert!(status.contains("Nothing is replicated to the site shared"), "{status}");
+    assert!(status.contains("evercred-nobody-has-this") && status.contains("useradd --system"), "{status}");
+    assert!(evercred(&site, &["renew", "alice/grid"]).status.success(), "{}", site.log());
+    assert!(!dest.join("alice_grid").exists());
+    fs::write(&path, whole).unwrap();
+    site.signal("-HUP");
+    site.wait("replicated", 20, |s| holds(&dest.join("alice_grid"), &token(s, "alice")));
+}
+
+#[test]
 fn rules_say_whose_tokens_go_where() {
     let mut site = Site::new(600, Rotation::Strict);
     let dest = place(&site, "dest");

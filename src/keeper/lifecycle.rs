@@ -33,7 +33,7 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Outward, Provider, STATUS_SOCKET, Settings},
+        settings::{Daemon, Outward, Provider, STATUS_SOCKET, Settings},
     },
     core::{budget::Limits, planner::Planner},
     error::{Report, exit},
@@ -136,7 +136,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
     let mut before: Option<Driver> = None;
     let mut scan_from = clock.now().tick;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock, condor)?;
-    let fits = |settings: &Settings| self::owners(settings).and_then(|_| become_ids(settings)).map(drop);
+    let fits = |settings: &Settings| self::owners(settings).and_then(|_| become_ids(&settings.daemon)).map(drop);
     reload::start(sources, log.clone(), reload::fingerprint(&settings), hung_up, inputs.clone(), fits)
         .map_err(failed)?;
     let mut notices = None;
@@ -253,7 +253,7 @@ fn tell_people(
     notices: &mut Option<Sender<round::Event>>,
     inputs: &Sender<Input>,
 ) -> Result<(), Report> {
-    let recipe = round::Recipe::of(settings, become_ids(settings)?);
+    let recipe = round::Recipe::of(settings, become_ids(&settings.daemon)?);
     match (notices.as_ref(), recipe) {
         // It ends only with the process.
         (Some(events), recipe) => drop(events.send(round::Event::Configure(recipe.map(Box::new)))),
@@ -328,7 +328,7 @@ pub fn courier(
     generation: u64,
     inputs: &Sender<Input>,
 ) -> Result<Link, Report> {
-    let become_ids = become_ids(settings)?;
+    let become_ids = become_ids(&settings.daemon)?;
     let recipe = Recipe {
         args: args.iter().map(ToString::to_string).collect(),
         become_ids,
@@ -341,11 +341,11 @@ pub fn courier(
 }
 
 /// Who the network process, and programs that we start, become; none if we are not root.
-fn become_ids(settings: &Settings) -> Result<Option<(u32, u32)>, Report> {
+fn become_ids(daemon: &Daemon) -> Result<Option<(u32, u32)>, Report> {
     if !geteuid().is_root() {
         return Ok(None);
     }
-    let name = &settings.daemon.courier_user;
+    let name = &daemon.courier_user;
     let user = User::from_name(name).ok().flatten().ok_or_else(|| {
         Report::new(format!("courier_user: there is no user {name:?}"), config_exit())
             .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
@@ -366,32 +366,36 @@ fn replicate(
     clock: Clock,
     ears: Ears,
 ) -> Result<(), Report> {
-    let ids = if geteuid().is_root() && !settings.sites.is_empty() {
-        let name = &settings.daemon.replicate_user;
-        let user = User::from_name(name).ok().flatten().ok_or_else(|| {
-            Report::new(format!("replicate_user: there is no user {name:?}"), config_exit())
-                .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
-        })?;
-        if user.uid.is_root() {
-            return Err(Report::new("replicate_user: the process that replicates must not be root", config_exit())
-                .advise("name another user in [daemon]"));
-        }
-        // By other names than each other's, they may still be one user.
-        if become_ids(settings)?.is_some_and(|(uid, _)| uid == user.uid.as_raw()) {
-            let what = format!(
-                "replicate_user: {name:?} and courier_user have the same uid, so that they could read each other's memory"
-            );
-            return Err(Report::new(what, config_exit()).advise("let each have a user of its own"));
-        }
-        let ids = groups::ids(&user).unwrap_or_else(|| vec![user.gid]);
-        let groups = ids.into_iter().map(nix::unistd::Gid::as_raw).collect();
-        Some(Become { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups })
-    } else {
-        None
-    };
     let args = courier_args.iter().map(|arg| if *arg == "--courier" { "--replicator" } else { arg });
-    let recipe = replicas::Recipe { args: args.map(str::to_owned).collect(), ids, sites: settings.sites.clone() };
-    replication.start(recipe, &settings.daemon.state_directory, spool, clock, ears).map_err(failed)
+    let recipe = replicas::Recipe { args: args.map(str::to_owned).collect(), ids: None, sites: settings.sites.clone() };
+    // Without that account nobody's renewals may stop: what is wrong stops replication alone.
+    let daemon = settings.daemon.clone();
+    let who = Box::new(move || replicate_ids(&daemon));
+    replication.start(recipe, who, &settings.daemon.state_directory, spool, clock, ears).map_err(failed)
+}
+
+/// Who the process that replicates becomes; none if we are not root.
+fn replicate_ids(daemon: &Daemon) -> Result<Option<Become>, Report> {
+    let Some((courier, _)) = become_ids(daemon)? else { return Ok(None) };
+    let name = &daemon.replicate_user;
+    let user = User::from_name(name).ok().flatten().ok_or_else(|| {
+        Report::new(format!("replicate_user: there is no user {name:?}"), config_exit())
+            .advise(format!("create it (useradd --system {name}), or name another in [daemon]"))
+    })?;
+    if user.uid.is_root() {
+        return Err(Report::new("replicate_user: the process that replicates must not be root", config_exit())
+            .advise("name another user in [daemon]"));
+    }
+    // By other names than each other's, they may still be one user.
+    if courier == user.uid.as_raw() {
+        let what = format!(
+            "replicate_user: {name:?} and courier_user have the same uid, so that they could read each other's memory"
+        );
+        return Err(Report::new(what, config_exit()).advise("let each have a user of its own"));
+    }
+    let ids = groups::ids(&user).unwrap_or_else(|| vec![user.gid]);
+    let groups = ids.into_iter().map(nix::unistd::Gid::as_raw).collect();
+    Ok(Some(Become { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups }))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the scanner takes everything that it tells")]

@@ -45,7 +45,7 @@ use crate::{
         use_file,
         withdrawal::Withdrawals,
     },
-    error::Kind,
+    error::{Kind, Report},
     replicate::frame::{Become, FromReplicator, Note, ToReplicator},
     spool::Spool,
 };
@@ -55,8 +55,8 @@ const TOLD: u32 = 3;
 /// How old what the board shows of sites may be.
 const SHOWN: Duration = Duration::from_secs(1);
 
-/// A journal that cannot be used is looked at again after this.
-const JOURNAL_AGAIN: Duration = Duration::from_secs(60);
+/// What keeps replication from beginning is looked at again after this.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// A note: to be withdrawn there, up to the generation that is its value.
 const WITHDRAW: &str = "withdraw ";
@@ -128,6 +128,9 @@ pub struct Recipe {
     pub sites: Vec<Site>,
 }
 
+/// Who the replicator becomes, looked up: the account may be made, or its name service come up, later than we start.
+pub type Who = Box<dyn Fn() -> Result<Option<Become>, Report> + Send>;
+
 impl Replication {
     /// Tell it something; without sites nobody listens.
     pub fn tell(&self, told: Told) {
@@ -152,14 +155,15 @@ impl Replication {
         }
     }
 
-    /// Replicate to these sites from now on, instead of what was before. While the journal cannot be used, nothing is
-    /// replicated; that is told, and tried again.
+    /// Replicate to these sites from now on, instead of what was before. While the journal cannot be used, or nobody is
+    /// there to become, nothing is replicated; that is told, and tried again.
     ///
     /// # Errors
     /// The system refuses a thread.
     pub fn start(
         &self,
-        recipe: Recipe,
+        mut recipe: Recipe,
+        who: Who,
         directory: &std::path::Path,
         spool: &Arc<Spool>,
         clock: Clock,
@@ -173,7 +177,12 @@ impl Replication {
         let (directory, spool, board, own) = (directory.to_owned(), Arc::clone(spool), self.board.clone(), to.clone());
         std::thread::Builder::new().name("replicas".into()).spawn(move || {
             let mut waiting = Waiting::default();
-            let Some(journal) = waiting.journal(&directory, &recipe.sites, &board, &told) else { return };
+            let open = || {
+                let ids = who().map_err(|report| report.line())?;
+                open_journal(&directory).map(|journal| (ids, journal)).map_err(|error| error.to_string())
+            };
+            let Some((ids, journal)) = waiting.wait(open, &recipe.sites, &board, &told) else { return };
+            recipe.ids = ids;
             let mut desk = Desk::new(recipe, journal, spool, clock, board, own, ears);
             for told in waiting.all() {
                 desk.take(told);
@@ -205,7 +214,7 @@ fn open_journal(directory: &std::path::Path) -> Result<Journal, JournalError> {
     }
 }
 
-/// What was told before the journal could be opened: the newest of each.
+/// What was told before replication could begin: the newest of each.
 #[derive(Default)]
 struct Waiting {
     looks: BTreeMap<UserName, Vec<CredentialId>>,
@@ -214,31 +223,31 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Open it, as soon as that can be; `None`: nobody wants it any more.
-    fn journal(
+    /// What `open` gives, as soon as it does; `None`: nobody wants it any more.
+    fn wait<T>(
         &mut self,
-        directory: &std::path::Path,
+        open: impl Fn() -> Result<T, String>,
         sites: &[Site],
         board: &Board,
         told: &Receiver<Told>,
-    ) -> Option<Journal> {
+    ) -> Option<T> {
         let mut before = String::new();
         loop {
-            let error = match open_journal(directory) {
-                Ok(journal) => {
+            let error = match open() {
+                Ok(opened) => {
                     if !before.is_empty() {
-                        tracing::info!("the journal can be used again; replication goes on");
+                        tracing::info!("what was wrong is corrected; replication goes on");
                     }
-                    return Some(journal);
+                    return Some(opened);
                 }
-                Err(error) => error.to_string(),
+                Err(error) => error,
             };
             if error != before {
                 tracing::error!(error, "nothing is replicated until this is corrected; renewals go on");
                 board.put_sites(sites.iter().map(|site| refused(site, &error)).collect());
                 before = error;
             }
-            let until = Instant::now() + JOURNAL_AGAIN;
+            let until = Instant::now() + AGAIN;
             loop {
                 match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => return None,

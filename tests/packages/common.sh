@@ -9,6 +9,35 @@ check()  { local what=$1; shift; if "$@" > /dev/null 2>&1; then log "ok    $what
 not()    { ! "$@"; }
 finish() { if [ "$fail" = 0 ]; then log 'all passed'; else log "$fail failed"; exit 1; fi; }
 
+# no_ghosts ROOT: HTCondor there takes its configuration, and none of the knobs by which it runs us names a missing file.
+no_ghosts() {
+    local knob value
+    chroot "$1" condor_config_val -summary > /dev/null 2>&1 || return 1
+    for knob in CREDMON_OAUTH SEC_CREDENTIAL_STORER; do
+        value=$(chroot "$1" condor_config_val "$knob" 2> /dev/null) || continue
+        [ -e "$1$value" ] || { echo "$knob = $value"; return 1; }
+    done
+}
+# inert ROOT: HTCondor there runs nothing of ours (the knobs have defaults of its own).
+inert() {
+    chroot "$1" condor_config_val -summary > /dev/null 2>&1 &&
+        ! chroot "$1" condor_config_val CREDMON_OAUTH SEC_CREDENTIAL_STORER 2> /dev/null | grep evercred
+}
+# enable ROOT: the admin's own file, from docs/installation.md, without another word.
+enable() {
+    local block
+    while IFS= read -r -d '' block; do
+        case $block in *config.d/50-evercred.conf*) chroot "$1" sh -ec "$block"; return;; esac
+    done < <(blocks sh)
+    return 1
+}
+
+# blocks KIND: the blocks of docs/installation.md of that kind, each ended by a NUL.
+blocks() {
+    awk -v kind="$1" '$0 == "```" && on { on = 0; printf "%c", 0; next } on; $0 == "```" kind { on = 1 }' \
+        "$LAB_SCRIPTS/../../docs/installation.md"
+}
+
 # fresh_root LAB: a copy of the pool's chroot, without a trace of an earlier run, as LAB/root.
 fresh_root() {
     local lab=$1 suite=${LAB_SUITE:-forky} pool
@@ -25,7 +54,10 @@ fresh_root() {
     # What the pool's own tests leave.
     rm -rf "$lab"/root/usr/local/{bin,sbin}/* "$lab/root/etc/evercred" "$lab"/root/var/log/condor/* \
         "$lab/root/var/lib/condor/oauth_credentials" "$lab"/root/etc/condor/config.d/*.conf
-    ! chroot "$lab/root" id evercred > /dev/null 2>&1 || chroot "$lab/root" userdel evercred
+    local account
+    for account in evercred evercred-replicate; do
+        ! chroot "$lab/root" id "$account" > /dev/null 2>&1 || chroot "$lab/root" userdel "$account"
+    done
 }
 
 # in_root LAB PACKAGE...: Debian's packages, into that root. The machine's network, not the lab's.
