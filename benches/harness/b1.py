@@ -33,9 +33,9 @@ def storms(place, where, count, latency, in_flight, runs, rotation="none", betwe
                 time.sleep(max(0, frozen + lifetime * 0.55 + 1.5 - time.time()))
                 issuer.latency(latency)
                 before, cpu, issuer_cpu = issuer.stats(), cpu_seconds(ours.process.pid), issuer.cpu()
-                begin = time.time()
+                begin = spool.now()
                 ours.thaw()
-                settle(ours, issuer, directory, count, before["exchanges"] + count, 300)
+                settle(ours, issuer, directory, count, before["exchanges"] + count, 300, begin)
                 took = max(spool.changed(directory, count, ours.service)) - begin
                 after = issuer.stats()
                 found.append({
@@ -52,10 +52,10 @@ def storms(place, where, count, latency, in_flight, runs, rotation="none", betwe
     return found
 
 
-def settle(ours, issuer, directory, count, exchanges, patience):
-    """Until the issuer has answered so often and every `.use` is there."""
+def settle(ours, issuer, directory, count, exchanges, patience, since=0):
+    """Until the issuer has answered so often and every `.use` is there and younger than that."""
     end = time.monotonic() + patience
-    while issuer.stats()["exchanges"] < exchanges or len(spool.changed(directory, count, ours.service)) < count:
+    while issuer.stats()["exchanges"] < exchanges or sum(at > since for at in spool.changed(directory, count, ours.service)) < count:
         if time.monotonic() > end:
             raise Failed(f"{issuer.stats()} of {exchanges} in {patience} s: {ours.tail()}")
         time.sleep(0.05)
@@ -143,11 +143,11 @@ def rows(place, quick):
     beside = [(f"raw publish, {limit['threads']} threads", best), ("raw TLS", tls)]
     if vault:
         beside.append(("VaultCredmon", vault.rate()))
-    yield Row("B1", f"{count} due, disk, 0 ms", "/s", rate, at_least(0.8 * best, "0.8 × raw publish"), beside,
+    yield Row("B1", f"{count:,} due, disk, 0 ms", "/s", rate, at_least(0.8 * best, "0.8 × raw publish"), beside,
               more={"runs": disk, "limits": limits, "peer_runs": vault.found if vault else []})
     rotating = storms(place, place.disk, count, 0, 64, runs, rotation="strict", between=again)
     rate = median([one["per_second"] for one in rotating])
-    yield Row("B1", f"{count} due, disk, 0 ms, issuer rotates", "/s", rate, no_goal("none: two durable files each"),
+    yield Row("B1", f"{count:,} due, disk, 0 ms, issuer rotates", "/s", rate, no_goal("none: two durable files each"),
               [("raw publish", median(limits))], more={"runs": rotating})
     # tmpfs: what the processor allows. Alternating with the peer.
     ours, vault = [], Peer(place, "vault", place.tmpfs, count) if place.stock else None
@@ -163,7 +163,7 @@ def rows(place, quick):
                   ("LocalCredmon (asks nobody, signs itself)", local.rate())]
     beside.append(("raw TLS", tls))
     goal = at_least(2 * vault.rate() if vault else None, "2 × VaultCredmon")
-    yield Row("B1", f"{count} due, tmpfs, 0 ms", "/s", rate, goal, beside,
+    yield Row("B1", f"{count:,} due, tmpfs, 0 ms", "/s", rate, goal, beside,
               more={"runs": ours, "peer_runs": vault.found if vault else []})
     # Latency: what in-flight ÷ latency allows.
     serial = Peer(place, "vault", place.disk, 100, 50).run() if place.stock else None

@@ -102,7 +102,7 @@ def facts(disk):
         for line in f:
             if line.startswith("model name"):
                 model = line.split(":")[1].strip()
-    kind = subprocess.run(["stat", "-f", "-c", "%T", disk], capture_output=True, text=True).stdout.strip()
+    kind = subprocess.run(["findmnt", "-n", "-o", "FSTYPE", "-T", disk], capture_output=True, text=True).stdout.strip()
     return {
         "cpu": model,
         "cores": os.cpu_count(),
