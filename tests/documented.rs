@@ -7,6 +7,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    io::Write as _,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process::Command,
@@ -41,7 +42,8 @@ struct Block {
 fn code(text: &str) -> (Vec<Block>, Vec<(usize, String)>) {
     let (mut blocks, mut pieces, mut open): (Vec<Block>, Vec<_>, Option<Block>) = (Vec::new(), Vec::new(), None);
     for (number, line) in text.lines().enumerate() {
-        match (line.strip_prefix("```"), &mut open) {
+        // Within a list a block stands further in.
+        match (line.trim_start().strip_prefix("```"), &mut open) {
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (Some(language), None) => {
                 open = Some(Block { language: language.to_owned(), lines: Vec::new(), at: number + 1 });
@@ -77,7 +79,7 @@ fn every_command_in_the_documents_is_one_that_the_programs_take() {
         let shell = blocks.into_iter().filter(|block| matches!(block.language.as_str(), "sh" | "console" | ""));
         let lines = shell
             .flat_map(|block| block.lines.into_iter().enumerate().map(move |(n, line)| (block.at + 1 + n, line)))
-            .filter(|(_, line)| !line.contains("   "));
+            .filter(|(_, line)| !line.trim_start().contains("   "));
         // In a sentence, `evercred login` is the name of what takes more words.
         let lines = lines.map(|line| (line, false)).chain(pieces.into_iter().map(|piece| (piece, true)));
         for ((number, line), named) in lines {
@@ -231,6 +233,16 @@ fn secret(path: &Path) {
     std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
 }
 
+/// As certbot leaves them.
+fn certificate(dir: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let signed = rcgen::CertificateParams::new(vec!["submit.example.org".into()]).unwrap().self_signed(&key).unwrap();
+    fs::write(dir.join("fullchain.pem"), signed.pem()).unwrap();
+    let path = dir.join("privkey.pem");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+    file.write_all(key.serialize_pem().as_bytes()).unwrap();
+}
+
 #[test]
 fn every_piece_of_configuration_in_the_documents_is_good() {
     const PROVIDER: &str = "\n[provider.of-the-test]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\nissuer = \"https://a.example.org/\"\n";
@@ -239,7 +251,12 @@ fn every_piece_of_configuration_in_the_documents_is_good() {
     let mut seen = String::new();
     for (path, text) in documents() {
         for block in code(&text).0.into_iter().filter(|block| block.language == "toml") {
-            let mut text = block.lines.join("\n").replace("/etc/evercred", &etc.display().to_string());
+            let mut text = block.lines.iter().map(|line| format!("{}\n", line.trim_start())).collect::<String>();
+            text = text.replace("/etc/evercred", &etc.display().to_string());
+            if text.contains("/etc/letsencrypt/live/submit.example.org") {
+                text = text.replace("/etc/letsencrypt/live/submit.example.org", &dir.path().display().to_string());
+                certificate(dir.path());
+            }
             for named in text.split('"').skip(1).step_by(2).map(Path::new).filter(|named| named.starts_with(&etc)) {
                 secret(named);
             }
