@@ -675,7 +675,9 @@ fn approves_in_chromium(visited: &Visited, link: &str, name: &str, path: &str) {
 #[test]
 #[ignore = "needs Node and Chromium: `tests/run web`"]
 fn in_chromium_the_page_is_visited_over_tls_of_its_own() {
-    let mut visited = Visited::with_tls("").issued(600);
+    let mut visited = Visited::with_tls("");
+    visited.page = "https://submit.example.org".into();
+    let mut visited = visited.issued(600);
     let link = visited.request('a', &[""], |text| text);
     visited.start();
     approves_in_chromium(&visited, &link, "__Host-evercred-approval", "/");

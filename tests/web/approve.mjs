@@ -105,7 +105,9 @@ try {
     complaints,
   })}\n`);
 } catch (error) {
-  process.stderr.write(`approve.mjs: ${error.message}\n`);
+  const [page] = (await browser.pages()).slice(-1);
+  const seen = await page?.evaluate(() => document.body.innerText).catch(() => '');
+  process.stderr.write(`approve.mjs: ${error.message}\nat ${page && new URL(page.url()).origin}: ${seen}\n`);
 } finally {
   await browser.close();
 }
