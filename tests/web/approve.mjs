@@ -42,7 +42,7 @@ const complaints = [];
 let ok = false;
 try {
   const page = await browser.newPage();
-  await page.setViewport({ width: args.narrow ? 400 : 900, height: 760, deviceScaleFactor: 1 });
+  await page.setViewport({ width: args.narrow ? 400 : 720, height: 760, deviceScaleFactor: 1 });
   if (args.dark) await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'dark' }]);
   const ours = new URL(args.url).origin;
   page.on('console', (message) => {
