@@ -47,7 +47,7 @@ use self::{
 pub use self::{door::Door, keeper::Desk};
 use super::{frame::FromCourier, http::Caller};
 use crate::{
-    config::settings::{WebApproval, WebListen},
+    config::settings::{TlsFiles, WebApproval, WebListen},
     core::{
         approval::{Ask, Refusal, Told},
         key_file::{self, Item},
@@ -146,7 +146,7 @@ impl Site {
     }
 
     async fn listen(self: Arc<Self>, door: io::Result<Door>) {
-        let tls = match self.web.tls.as_ref().map(|files| files.server()).transpose() {
+        let tls = match self.web.tls.as_ref().map(TlsFiles::server).transpose() {
             Ok(config) => config.map(|config| TlsAcceptor::from(Arc::new(config))),
             Err(why) => return self.desk.tell(true, format!("web_approval_tls_cert cannot be used: {why:?}")).await,
         };
@@ -173,10 +173,11 @@ impl Site {
                 let served = async {
                     match tls {
                         None => site.serve(stream, shows).await,
-                        Some(tls) => match tokio::time::timeout(HEAD, tls.accept(stream)).await {
-                            Ok(Ok(stream)) => site.serve(stream, shows).await,
-                            _ => {}
-                        },
+                        Some(tls) => {
+                            if let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(stream)).await {
+                                site.serve(stream, shows).await;
+                            }
+                        }
                     }
                 };
                 tokio::time::timeout(LIFE, served).await.ok();
