@@ -164,6 +164,7 @@ mod tests {
             assert!(wrong.what.contains(expected), "{expected}: {}", wrong.what);
             assert!(!format!("{wrong:?}").contains("BEGIN PRIVATE KEY-----\nM"), "no secret is told");
         }
+        fs::write(&certificate, &mine).unwrap();
         fs::remove_file(&key).unwrap();
         assert!(TlsFiles::read(&certificate, &key).unwrap_err().what.contains("page.key cannot be read"));
     }

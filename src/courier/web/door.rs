@@ -207,6 +207,13 @@ mod tests {
         }
     }
 
+    /// Until every task that was aborted has ended.
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn of_too_many_connections_the_oldest_that_has_shown_nothing_ends() {
         let mut guests = Guests::default();
@@ -221,7 +228,7 @@ mod tests {
         for _ in 0..CONNECTIONS * 3 {
             tasks.push(enter(&mut guests, false));
         }
-        tokio::task::yield_now().await;
+        settle().await;
         assert!(!tasks[0].is_finished(), "the one with a visit");
         let ended = tasks.iter().filter(|task| task.is_finished()).count();
         assert_eq!(ended, tasks.len() - CONNECTIONS);
@@ -229,7 +236,7 @@ mod tests {
         // Where all have shown one, the oldest goes.
         let mut full = Guests::default();
         let known: Vec<_> = (0..=CONNECTIONS).map(|_| enter(&mut full, true)).collect();
-        tokio::task::yield_now().await;
+        settle().await;
         assert_eq!(known.iter().map(tokio::task::JoinHandle::is_finished).position(|ended| ended), Some(0));
     }
 }
