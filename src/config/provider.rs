@@ -246,7 +246,7 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
         login_client: None,
         accounts: None,
         authorization_endpoint,
-        return_path,
+        return_path: return_path.map(Into::into),
         user_claim: user_claim(section),
     })
 }
@@ -261,8 +261,8 @@ fn exchange(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) ->
 }
 
 /// Which claim says who approved on the page.
-pub(super) fn user_claim(section: &mut Section<'_>) -> Option<String> {
-    section.take("user_claim", input::text)
+pub(super) fn user_claim(section: &mut Section<'_>) -> Option<Box<str>> {
+    section.take("user_claim", input::text).map(Into::into)
 }
 
 pub(super) fn client_auth(section: &mut Section<'_>) -> Option<ClientAuth> {

@@ -354,17 +354,17 @@ pub struct OAuth2 {
     /// `authorization_endpoint`; absent: discovery at `issuer`.
     pub authorization_endpoint: Option<String>,
     /// `return_path`: where the issuer sends the browser back to, below the page's URL; absent: `/return/SERVICE`.
-    pub return_path: Option<String>,
+    pub return_path: Option<Box<str>>,
     /// `user_claim`: this claim of the ID token must be the user's name on the access point, or what was approved on the
     /// page is not stored; absent: whoever has the link may approve.
-    pub user_claim: Option<String>,
+    pub user_claim: Option<Box<str>>,
 }
 
 impl OAuth2 {
     /// Where the issuer sends the browser back to, below the page's URL.
     #[must_use]
     pub fn return_path_of(&self, service: &str) -> String {
-        self.return_path.clone().unwrap_or_else(|| format!("/return/{service}"))
+        self.return_path.as_deref().map_or_else(|| format!("/return/{service}"), str::to_owned)
     }
 }
 

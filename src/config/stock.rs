@@ -120,7 +120,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
         login_client: None,
         accounts: None,
         authorization_endpoint,
-        return_path,
+        return_path: return_path.map(Into::into),
         user_claim,
     })
 }
