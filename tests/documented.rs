@@ -15,6 +15,7 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     fs,
+    io::Write as _,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     process::Command,
@@ -327,6 +328,16 @@ fn secret(path: &Path) {
     std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
 }
 
+/// As certbot leaves them.
+fn certificate(dir: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let signed = rcgen::CertificateParams::new(vec!["submit.example.org".into()]).unwrap().self_signed(&key).unwrap();
+    fs::write(dir.join("fullchain.pem"), signed.pem()).unwrap();
+    let path = dir.join("privkey.pem");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+    file.write_all(key.serialize_pem().as_bytes()).unwrap();
+}
+
 #[test]
 fn every_piece_of_configuration_in_the_documents_is_good() {
     const PROVIDER: &str = "\n[provider.of-the-test]\nkind = \"mytoken\"\nserver = \"https://mytok.eu\"\nissuer = \"https://a.example.org/\"\n";
@@ -336,6 +347,10 @@ fn every_piece_of_configuration_in_the_documents_is_good() {
     for (path, text) in all() {
         for block in code(&text).0.into_iter().filter(|block| block.language == "toml") {
             let mut text = block.text().replace("/etc/evercred", &etc.display().to_string());
+            if text.contains("/etc/letsencrypt/live/submit.example.org") {
+                text = text.replace("/etc/letsencrypt/live/submit.example.org", &dir.path().display().to_string());
+                certificate(dir.path());
+            }
             for named in text.split('"').skip(1).step_by(2).map(Path::new).filter(|named| named.starts_with(&etc)) {
                 secret(named);
             }

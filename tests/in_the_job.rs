@@ -1,6 +1,6 @@
 //! docs/in-the-job.md, run as it stands: its lines, taken out of it, find the token in a `.use` as evercred writes it, in
 //! either format, and give it to curl (which asks a server that refuses all else), and as it is wanted to programs that
-//! stand in for XRootD's, gfal's and rclone's.
+//! stand in for `XRootD`'s, gfal's and rclone's.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test: it may stop at the first thing that is wrong")]
 #![expect(dead_code, reason = "of the documents' module, each test needs a part")]

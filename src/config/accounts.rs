@@ -62,7 +62,7 @@ pub(super) fn read(
     secrets: Secrets,
 ) -> Option<OAuth2> {
     section.refuse("server", r#"belongs to kind = "mytoken""#, "remove it, or set `issuer` or `token_endpoint`");
-    for key in ["login_client_id", "revocation_endpoint", "authorization_endpoint", "return_path"] {
+    for key in ["login_client_id", "revocation_endpoint", "authorization_endpoint", "return_path", "user_claim"] {
         section.refuse(key, r#"belongs to approvals of kind = "oauth2""#, "remove it");
     }
     let token_endpoint = provider::token_endpoint(section, issuer_usable);
@@ -96,6 +96,7 @@ pub(super) fn read(
         accounts: Some(Accounts { users: users?, audiences }),
         authorization_endpoint: None,
         return_path: None,
+        user_claim: None,
     })
 }
 

@@ -97,7 +97,8 @@ pub(super) fn take(secrets: Secrets) -> impl FnOnce(&Value) -> Result<CaFile, Wr
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Wrong> {
+/// What is in a file that anybody may read.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Wrong> {
     in_time(path, read_now)
 }
 
@@ -124,7 +125,8 @@ fn read_now(path: &Path) -> Result<Vec<u8>, Wrong> {
     Ok(pem)
 }
 
-fn parse(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
+/// The certificates in such a file.
+pub(super) fn parse(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
     let shown = path.display();
     let advice = "name a file of PEM certificates (-----BEGIN CERTIFICATE-----)";
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)

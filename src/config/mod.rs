@@ -18,6 +18,7 @@ mod site;
 mod site_facility;
 pub mod site_settings;
 mod stock;
+pub mod tls_files;
 
 use std::{
     collections::BTreeMap,
@@ -336,7 +337,7 @@ fn read_daemon(mut section: Section<'_>, sources: &Sources, knobs: &Knobs, stock
         log_keep: knobs.log_keep.unwrap_or(1),
         otlp: section.take("otlp", otlp),
         audit_log: section.take("audit_log", input::path),
-        web_approval: stock::web_approval(&mut section, stock),
+        web_approval: stock::web_approval(&mut section, sources.secrets, stock),
         state_directory: section.take("state_directory", input::path).unwrap_or_else(|| STATE.into()),
     };
     if daemon.status_page && daemon.metrics_listen.is_none() && !section.took_wrongly("metrics_listen") {

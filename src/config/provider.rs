@@ -41,7 +41,7 @@ pub(super) fn kinds() -> String {
 }
 
 /// Keys of `kind = "oauth2"` alone.
-const OAUTH2_KEYS: [&str; 9] = [
+const OAUTH2_KEYS: [&str; 10] = [
     "login_client_id",
     "token_endpoint",
     "revocation_endpoint",
@@ -51,6 +51,7 @@ const OAUTH2_KEYS: [&str; 9] = [
     "audience_style",
     "authorization_endpoint",
     "return_path",
+    "user_claim",
 ];
 
 /// Read one provider; `None` if it cannot be used. Problems are in the section's list.
@@ -118,6 +119,10 @@ pub fn read(name: &str, mut section: Section<'_>, secrets: Secrets, stock: &Stoc
         Kind::HTCondor => stock::read(&services, &mut section, secrets, stock).map(ProviderKind::OAuth2),
         Kind::Mytoken => mytoken(&mut section),
     };
+    let by_claim = matches!(&kind, Some(ProviderKind::OAuth2(OAuth2 { user_claim: Some(_), .. })));
+    if by_claim && issuer.is_none() && !section.took_wrongly("issuer") {
+        section.complain("user_claim", "is of no use without `issuer`, whose word it is", "set `issuer`, too");
+    }
     section.finish();
     Some(Provider {
         name: name.to_owned(),
@@ -248,7 +253,8 @@ fn oauth2(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) -> O
         login_client: None,
         accounts: None,
         authorization_endpoint,
-        return_path,
+        return_path: return_path.map(Into::into),
+        user_claim: user_claim(section),
     })
 }
 
@@ -259,6 +265,11 @@ fn exchange(section: &mut Section<'_>, issuer_usable: bool, secrets: Secrets) ->
     refuse_accounts(section);
     let oauth2 = oauth2(section, issuer_usable, secrets)?;
     Some(OAuth2 { login_client: Some(login_client?), ..oauth2 })
+}
+
+/// Which claim says who approved on the page.
+pub(super) fn user_claim(section: &mut Section<'_>) -> Option<Box<str>> {
+    section.take("user_claim", input::text).map(Into::into)
 }
 
 pub(super) fn client_auth(section: &mut Section<'_>) -> Option<ClientAuth> {

@@ -140,7 +140,8 @@ pub const KEYS: &[Key] = &[
         DAEMON,
         "web_approval_listen",
         "no page",
-        "A loopback address and port: the page where users approve, for the web server of this host to pass on to.",
+        "The page where users approve: `unix:/run/evercred/approval.sock` or a loopback address and port, for the web \
+         server of this host to pass on to; with `web_approval_tls_cert` any address, and no web server is needed.",
     ),
     key(
         DAEMON,
@@ -148,6 +149,14 @@ pub const KEYS: &[Key] = &[
         "HTCondor's `CREDMON_WEB_PREFIX`",
         "How browsers reach that page. credd tells users this URL.",
     ),
+    key(
+        DAEMON,
+        "web_approval_tls_cert",
+        "no TLS",
+        "The certificate of that page, with those that it is signed by behind it, as PEM. A new pair of files is taken \
+         into use within seconds.",
+    ),
+    key(DAEMON, "web_approval_tls_key", "no TLS", "Its key, as PEM: root's, mode 0600."),
     key(
         DAEMON,
         "otlp",
@@ -306,6 +315,14 @@ pub const KEYS: &[Key] = &[
         "`/return/SERVICE`",
         "Where the issuer sends the browser back to, below the page's URL: HTCondor's `<S>_RETURN_URL_SUFFIX`.",
     ),
+    key(
+        OAUTH2,
+        "user_claim",
+        "whoever has the link",
+        "On the page, only the user may approve: this claim of the issuer's ID token, like `\"preferred_username\"`, must \
+         be the user's name on the access point. Asks for the scope `openid`, and needs `issuer`.",
+    ),
+    key(HTCONDOR, "user_claim", "whoever has the link", "As for `\"oauth2\"`."),
     key(HTCONDOR, "revocation_endpoint", "by discovery at `issuer`", "Where refresh tokens are given back."),
     key(
         EXCHANGE,

@@ -1,6 +1,6 @@
 //! Settings: typed and valid. Nothing downstream checks them again.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,7 @@ pub use super::{
     accounts::Accounts,
     approval::{Approval, Restrictions},
     ca_file::CaFile,
+    tls_files::TlsFiles,
 };
 use crate::core::{
     id::Handle,
@@ -193,10 +194,30 @@ pub enum LogFormat {
 /// Where the page for approvals is served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebApproval {
-    /// `web_approval_listen`: a loopback address.
-    pub listen: SocketAddr,
+    /// `web_approval_listen`
+    pub listen: WebListen,
     /// `web_approval_url`, how browsers reach it; default `CREDMON_WEB_PREFIX`. Without a slash at its end.
     pub url: String,
+    /// `web_approval_tls_cert` and `web_approval_tls_key`; absent: plain HTTP, for the web server of this host.
+    pub tls: Option<TlsFiles>,
+}
+
+/// `web_approval_listen`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WebListen {
+    /// An address and port; without TLS one of loopback.
+    Address(SocketAddr),
+    /// `unix:PATH`
+    Unix(PathBuf),
+}
+
+impl fmt::Display for WebListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// `[provider.NAME]`
@@ -333,14 +354,17 @@ pub struct OAuth2 {
     /// `authorization_endpoint`; absent: discovery at `issuer`.
     pub authorization_endpoint: Option<String>,
     /// `return_path`: where the issuer sends the browser back to, below the page's URL; absent: `/return/SERVICE`.
-    pub return_path: Option<String>,
+    pub return_path: Option<Box<str>>,
+    /// `user_claim`: this claim of the ID token must be the user's name on the access point, or what was approved on the
+    /// page is not stored; absent: whoever has the link may approve.
+    pub user_claim: Option<Box<str>>,
 }
 
 impl OAuth2 {
     /// Where the issuer sends the browser back to, below the page's URL.
     #[must_use]
     pub fn return_path_of(&self, service: &str) -> String {
-        self.return_path.clone().unwrap_or_else(|| format!("/return/{service}"))
+        self.return_path.as_deref().map_or_else(|| format!("/return/{service}"), str::to_owned)
     }
 }
 

@@ -4,7 +4,10 @@
 //! The knobs are asked as credd sees them, so that both always mean the same client. A secret stays in HTCondor's
 //! file (`<S>_CLIENT_SECRET_FILE`), and is judged as our own are.
 
-use std::{cell::OnceCell, net::SocketAddr, path::Path};
+use std::{
+    cell::OnceCell,
+    path::{Path, PathBuf},
+};
 
 use super::{
     Secrets,
@@ -12,7 +15,7 @@ use super::{
     fragment::Value,
     input::{self, Section, Wrong, wrong},
     provider, secret_file,
-    settings::{AudienceStyle, ClientAuth, OAuth2, WebApproval},
+    settings::{AudienceStyle, ClientAuth, OAuth2, TlsFiles, WebApproval, WebListen},
 };
 use crate::core::secret::ClientSecret;
 
@@ -50,6 +53,7 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
     let revocation_endpoint = section.take("revocation_endpoint", input::url);
     let client_auth = provider::client_auth(section);
     let audience_style = provider::audience_style(section);
+    let user_claim = provider::user_claim(section);
     let [service] = services else {
         if services.len() > 1 {
             let what = r#"kind = "htcondor" is one service each, because HTCondor's knobs are"#;
@@ -116,7 +120,8 @@ pub fn read(services: &[String], section: &mut Section<'_>, secrets: Secrets, st
         login_client: None,
         accounts: None,
         authorization_endpoint,
-        return_path,
+        return_path: return_path.map(Into::into),
+        user_claim,
     })
 }
 
@@ -128,23 +133,85 @@ fn secret(path: &Path) -> Result<ClientSecret, Wrong> {
     })
 }
 
-/// `web_approval_listen` and `web_approval_url`.
-pub fn web_approval(section: &mut Section<'_>, stock: &Stock<'_>) -> Option<WebApproval> {
+/// `web_approval_listen` and the keys that go with it.
+pub fn web_approval(section: &mut Section<'_>, secrets: Secrets, stock: &Stock<'_>) -> Option<WebApproval> {
     let wanted = section.has("web_approval_listen");
-    let listen = section.take("web_approval_listen", loopback);
-    let given = section.has("web_approval_url");
+    let companions = ["web_approval_url", "web_approval_tls_cert", "web_approval_tls_key"];
+    let given @ [url_given, ..] = companions.map(|key| section.has(key));
+    let listen = section.take("web_approval_listen", web_listen);
     let url = section.take("web_approval_url", |value| page_url(&input::text(value)?));
+    let certificate = section.take("web_approval_tls_cert", input::path);
+    let key = section.take("web_approval_tls_key", input::path);
     if !wanted {
-        if given {
-            let advice = r#"set web_approval_listen = "127.0.0.1:9742", or remove it"#;
-            section.complain("web_approval_url", "is of no use without web_approval_listen", advice);
+        for (name, _) in companions.into_iter().zip(given).filter(|(_, given)| *given) {
+            let advice = format!("set web_approval_listen = {UNIX_EXAMPLE:?}, or remove it");
+            section.complain(name, "is of no use without web_approval_listen", &advice);
         }
         return None;
     }
     let listen = listen?;
-    if given {
-        return Some(WebApproval { listen, url: url? });
+    let tls = match given {
+        [_, false, false] => None,
+        [_, true, false] => {
+            section.complain("web_approval_tls_cert", "is set, and its key is not", "set web_approval_tls_key, too");
+            return None;
+        }
+        [_, false, true] => {
+            section.complain(
+                "web_approval_tls_key",
+                "is set, and its certificate is not",
+                "set web_approval_tls_cert, too",
+            );
+            return None;
+        }
+        [_, true, true] => Some(tls_files(section, secrets, &certificate?, &key?)?),
+    };
+    suits(section, &listen, tls.is_some())?;
+    let url = if url_given { url? } else { stock_url(section, stock)? };
+    if tls.is_some() && !url.starts_with("https://") {
+        let advice = "give the URL (web_approval_url, else HTCondor's CREDMON_WEB_PREFIX) with https://";
+        section.complain("web_approval_listen", &format!("has TLS, and browsers are told {url}"), advice);
+        return None;
     }
+    Some(WebApproval { listen, url, tls })
+}
+
+/// Where a web server of the same host finds the page.
+const UNIX_EXAMPLE: &str = "unix:/run/evercred/approval.sock";
+
+fn tls_files(section: &mut Section<'_>, secrets: Secrets, certificate: &Path, key: &Path) -> Option<TlsFiles> {
+    match secrets {
+        Secrets::LeaveAlone => Some(TlsFiles::default()),
+        Secrets::Read => TlsFiles::read(certificate, key)
+            .inspect_err(|wrong| section.complain("web_approval_tls_cert", &wrong.what, &wrong.advice))
+            .ok(),
+    }
+}
+
+/// In the clear only where nobody else listens in.
+fn suits(section: &mut Section<'_>, listen: &WebListen, tls: bool) -> Option<()> {
+    let (what, advice) = match listen {
+        WebListen::Address(address) if !tls && !address.ip().is_loopback() => (
+            "is not on loopback: approvals would travel in the clear",
+            format!(
+                "set web_approval_tls_cert and web_approval_tls_key; or use {UNIX_EXAMPLE:?}, and let the web server of \
+                 this host pass https requests on to it"
+            ),
+        ),
+        WebListen::Unix(_) if tls => (
+            "is a Unix socket, which has no TLS",
+            "remove web_approval_tls_cert and web_approval_tls_key (they are the web server's matter), or name an \
+             address and port"
+                .to_owned(),
+        ),
+        _ => return Some(()),
+    };
+    section.complain("web_approval_listen", what, &advice);
+    None
+}
+
+/// The URL that credd tells users.
+fn stock_url(section: &mut Section<'_>, stock: &Stock<'_>) -> Option<String> {
     let knobs = match stock.knobs() {
         Ok(knobs) => knobs,
         Err(no_answer) => {
@@ -153,7 +220,7 @@ pub fn web_approval(section: &mut Section<'_>, stock: &Stock<'_>) -> Option<WebA
         }
     };
     match knobs.prefix.as_deref().map(page_url) {
-        Some(Ok(url)) => Some(WebApproval { listen, url }),
+        Some(Ok(url)) => Some(url),
         Some(Err(Wrong { what, advice, .. })) => {
             section.complain("web_approval_listen", &format!("HTCondor's CREDMON_WEB_PREFIX {what}"), &advice);
             None
@@ -167,13 +234,18 @@ pub fn web_approval(section: &mut Section<'_>, stock: &Stock<'_>) -> Option<WebA
     }
 }
 
-fn loopback(value: &Value) -> Result<SocketAddr, Wrong> {
-    let address = input::listen(value)?;
-    if address.ip().is_loopback() {
-        return Ok(address);
+fn web_listen(value: &Value) -> Result<WebListen, Wrong> {
+    let text = input::text(value)?;
+    let Some(path) = text.strip_prefix("unix:") else {
+        let either = |wrong: Wrong| Wrong { advice: format!("{}, or {UNIX_EXAMPLE:?}", wrong.advice), ..wrong };
+        return input::listen(value).map(WebListen::Address).map_err(either);
+    };
+    let path = PathBuf::from(path);
+    // What fits into an address of the kernel, with the zero at its end.
+    if !path.is_absolute() || path.as_os_str().len() > 107 {
+        return Err(wrong("is no absolute path of at most 107 bytes", format!("write it like {UNIX_EXAMPLE:?}")));
     }
-    let what = "is not on loopback: approvals would travel in the clear";
-    Err(wrong(what, "use 127.0.0.1:9742, and let the web server of this host pass https requests on to it"))
+    Ok(WebListen::Unix(path))
 }
 
 /// The page's URL: as for any endpoint, and without query; a slash at its end goes.
@@ -265,7 +337,8 @@ mod tests {
         };
         let dump = format!(
             "plain_TOKEN_URL = http://i.example.org/token\nplain_CLIENT_ID = c\nopen_CLIENT_ID = c\n\
-             open_TOKEN_URL = https://i.example.org/token\nopen_CLIENT_SECRET_FILE = {}",
+             open_TOKEN_URL = https://i.example.org/token\nopen_CLIENT_SECRET_FILE = {}\ngood_CLIENT_ID = c\n\
+             good_TOKEN_URL = https://i.example.org/token",
             open.display()
         );
         let knobs = htcondor_says(dir.path(), &dump);
@@ -280,6 +353,8 @@ mod tests {
         assert!(open.contains("open_CLIENT_SECRET_FILE: ") && open.contains("chmod 600") && !open.contains("canary"));
         let both = told(&format!("{}client_id = \"x\"\n", table("plain")), &knobs);
         assert!(both.contains("HTCondor's <S>_CLIENT_ID says it"), "{both}");
+        let claim = told(&format!("{}user_claim = \"sub\"\n", table("open").replace("open", "good")), &knobs);
+        assert!(claim.contains("user_claim: is of no use without `issuer`"), "{claim}");
         let many = told(&format!("{}services = [\"plain\", \"open\"]\n", table("p")), &knobs);
         assert!(many.contains("one service each"), "{many}");
         assert!(
@@ -287,6 +362,15 @@ mod tests {
                 .contains("condor_config_val is not installed")
         );
         let page = |line: &str| told(&format!("[daemon]\n{line}\n"), &knobs);
+        assert!(page("web_approval_listen = \"unix:approval.sock\"").contains("no absolute path"));
+        assert!(page("web_approval_listen = \"9742\"").contains("unix:/run/evercred/approval.sock"));
+        assert!(page("web_approval_tls_key = \"/k\"").contains("without web_approval_listen"));
+        let tls = "web_approval_url = \"https://ap.example.org\"\nweb_approval_tls_cert = \"/nowhere/c\"\n";
+        let both = format!("{tls}web_approval_tls_key = \"/nowhere/k\"\n");
+        assert!(
+            page(&format!("web_approval_listen = \"0.0.0.0:443\"\n{tls}")).contains("set web_approval_tls_key, too")
+        );
+        assert!(page(&format!("web_approval_listen = \"0.0.0.0:443\"\n{both}")).contains("/nowhere/c cannot be read"));
         assert!(page("web_approval_listen = \"0.0.0.0:9742\"").contains("in the clear"));
         assert!(page("web_approval_listen = \"127.0.0.1:9742\"").contains("CREDMON_WEB_PREFIX is not set"));
         assert!(page("web_approval_url = \"https://ap.example.org\"").contains("without web_approval_listen"));

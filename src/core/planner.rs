@@ -419,11 +419,12 @@ impl Planner {
             (_, Some((issued, expiry))) if usable && expiry > now.wall => {
                 let lifetime = expiry.since(issued);
                 let after = schedule::renew_after(lifetime, spread, self.refresh);
-                let due = issued.plus(after);
+                // One that says that it was issued later than now waits no longer than one of now.
+                let due = issued.plus(after).min(now.wall.plus(after));
                 if let Some(entry) = self.roster.get_mut(slot) {
                     entry.urgent_with(schedule::urgent(lifetime, spread, self.refresh));
                 }
-                self.roster.wait(slot, Wait::Due { wall: due, tick: now.tick.plus(due.since(now.wall).min(after)) });
+                self.roster.wait(slot, Wait::Due { wall: due, tick: now.tick.plus(due.since(now.wall)) });
             }
             _ => self.roster.enqueue(now, slot),
         }

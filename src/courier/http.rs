@@ -217,7 +217,7 @@ impl Caller {
         client::front_door(issuer, &document)
     }
 
-    /// An authorisation code (and the verifier of its challenge) into a refresh token.
+    /// An authorisation code (and the verifier of its challenge) into a refresh token, and who approved if that is told.
     ///
     /// # Errors
     /// [`ExchangeError`], classified.
@@ -226,7 +226,7 @@ impl Caller {
         code: &ClientSecret,
         verifier: &str,
         return_url: &str,
-    ) -> Result<RefreshToken, ExchangeError> {
+    ) -> Result<(RefreshToken, Option<oauth2::IdToken>), ExchangeError> {
         let client = self.oauth2().ok_or_else(|| ExchangeError::new(Kind::RequestRefused, "no OAuth2 provider"))?;
         let endpoint = self.endpoint().await?;
         let answer = self.post(&endpoint, oauth2::code_request(client, code.expose(), verifier, return_url)).await?;

@@ -35,6 +35,8 @@ fn run() -> io::Result<()> {
     let Some(ToCourier::Configure { providers, become_ids, outward }) = frame::read_first(&mut stream)? else {
         return Err(io::Error::other("the first frame is not Configure"));
     };
+    // While we still may: see `web::Door`.
+    let door = outward.web_approval.as_ref().map(|page| web::Door::open(&page.listen));
     let prepared = sandbox::drop_privileges(become_ids, &[]).and_then(|()| {
         let callers: Vec<_> = providers.into_iter().map(Caller::new).collect();
         let mut outward = *outward;
@@ -50,7 +52,7 @@ fn run() -> io::Result<()> {
         }
     };
     frame::write(&mut stream, &FromCourier::Ready { sandbox })?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, parts))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(stream, parts, door))
 }
 
 /// Start the endpoint, and pass on to the keeper what it wants.
@@ -125,7 +127,7 @@ async fn work(parts: &Parts, frame: ToCourier) -> Option<FromCourier> {
     }
 }
 
-async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
+async fn serve(stream: UnixStream, parts: Parts, door: Option<io::Result<web::Door>>) -> io::Result<()> {
     let parts = Arc::new(parts);
     let (done, ended) = mpsc::channel::<FromCourier>(256);
     let (mut requests, sender) = child::frames(stream, ended)?;
@@ -153,8 +155,8 @@ async fn serve(stream: UnixStream, parts: Parts) -> io::Result<()> {
         Some(listen) => Some(open_endpoint(listen, parts.outward.status_page, done.clone())?),
         None => None,
     };
-    let desk =
-        parts.outward.web_approval.clone().map(|page| web::start(page, Arc::clone(&parts.callers), done.clone()));
+    let desk = parts.outward.web_approval.clone().zip(door);
+    let desk = desk.map(|(page, door)| web::start(page, door, Arc::clone(&parts.callers), done.clone()));
     while let Some(frame) = requests.next().await? {
         if let (ToCourier::Approval { .. }, Some(desk)) = (&frame, &desk) {
             if let ToCourier::Approval { number, told } = frame {

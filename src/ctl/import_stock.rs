@@ -190,7 +190,8 @@ fn snippet(knobs: &WebKnobs, services: &[Line]) -> String {
         Some(prefix) => ("", format!("# CREDMON_WEB_PREFIX is {prefix}\n")),
         None => ("# ", "# CREDMON_WEB_PREFIX is not set in HTCondor: set it, then take this into use.\n".to_owned()),
     };
-    write!(text, "\n{page}{note}{mark}[daemon]\n{mark}web_approval_listen = \"127.0.0.1:9742\"\n").ok();
+    write!(text, "\n{page}{note}{mark}[daemon]\n{mark}web_approval_listen = \"unix:/run/evercred/approval.sock\"\n")
+        .ok();
     for line in services.iter().filter(|line| line.taken.is_ok()) {
         write!(text, "\n[provider.{:?}]\nkind = \"htcondor\"\n", line.name).ok();
     }
@@ -262,7 +263,7 @@ alice/plain    not taken: its service is not taken
         let services = services(&knobs());
         let text = snippet(&knobs(), &services);
         let table: toml::Table = text.parse().unwrap();
-        assert_eq!(table["daemon"]["web_approval_listen"].as_str(), Some("127.0.0.1:9742"));
+        assert_eq!(table["daemon"]["web_approval_listen"].as_str(), Some("unix:/run/evercred/approval.sock"));
         let providers = table["provider"].as_table().unwrap();
         assert_eq!(providers.keys().collect::<Vec<_>>(), ["cms"]);
         assert_eq!(providers["cms"]["kind"].as_str(), Some("htcondor"));

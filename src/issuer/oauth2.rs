@@ -9,9 +9,10 @@ use zeroize::Zeroizing;
 
 use super::{TokenAnswer, TokenRequest, client, judge};
 use crate::{
-    config::settings::{AudienceStyle, ClientAuth, OAuth2, Provider},
+    config::settings::{AudienceStyle, ClientAuth, OAuth2, Provider, ProviderKind},
     core::{
         answer::{ExchangeError, Grant, Outcome, Spends},
+        jwt,
         secret::{AccessToken, RefreshToken},
         time::Timestamp,
     },
@@ -74,21 +75,61 @@ pub fn code_request(oauth2: &OAuth2, code: &str, verifier: &str, return_url: &st
 ///
 /// # Errors
 /// [`ExchangeError`]; also if there is no refresh token, without which nothing could be kept alive.
-pub fn code_answer(answer: &TokenAnswer, now: Timestamp) -> Result<RefreshToken, ExchangeError> {
+pub fn code_answer(answer: &TokenAnswer, now: Timestamp) -> Result<(RefreshToken, Option<IdToken>), ExchangeError> {
     #[derive(Deserialize)]
     struct Granted {
         refresh_token: Option<String>,
+        id_token: Option<String>,
     }
     if !(200..300).contains(&answer.status) {
         return Err(refused(answer, now));
     }
     let granted: Granted = serde_json::from_slice(&answer.body).map_err(|_| not_a_token_answer(answer))?;
+    let approver = granted.id_token.and_then(|token| jwt::claims(&token));
     let text = granted.refresh_token.map(Zeroizing::new).filter(|text| !text.is_empty()).ok_or_else(|| {
         let what = "the issuer gave no refresh token, so nothing can be renewed; the administrators of this host may need \
                     to ask for the scope offline_access (`scopes` of the provider)";
         ExchangeError::new(Kind::BadAnswer, what)
     })?;
-    judge::refresh_token(&text, "the refresh token")
+    Ok((judge::refresh_token(&text, "the refresh token")?, approver))
+}
+
+/// What an ID token says. It came from the token endpoint itself over TLS, which stands in for its signature (OpenID
+/// Connect Core §3.1.3.7, 6).
+pub type IdToken = Map<String, Value>;
+
+/// Whether `user` approved, by a claim of the ID token.
+///
+/// # Errors
+/// In words for the page: who else did, or that nobody knows.
+pub fn approver(id_token: Option<&IdToken>, claim: &str, provider: &Provider, user: &str) -> Result<(), String> {
+    let client_id = match &provider.kind {
+        ProviderKind::OAuth2(client) => client.client_id.as_str(),
+        ProviderKind::Mytoken { .. } => "",
+    };
+    let unknown = |why: &str| Err(format!("it is not known who approved ({why}); nothing was stored"));
+    let Some(token) = id_token else { return unknown("the issuer gave no ID token") };
+    let text = |name: &str| token.get(name).and_then(Value::as_str);
+    let issuer = provider.issuer.as_deref().map(client::trimmed);
+    if issuer.is_none() || text("iss").map(client::trimmed) != issuer {
+        return unknown("the ID token is from another issuer than the configured one");
+    }
+    let for_us = match token.get("aud") {
+        Some(Value::String(one)) => one == client_id,
+        Some(Value::Array(all)) => all.iter().any(|one| one.as_str() == Some(client_id)),
+        _ => false,
+    };
+    if !for_us {
+        return unknown("the ID token is for another client");
+    }
+    match text(claim) {
+        Some(name) if name == user => Ok(()),
+        Some(name) => {
+            let name = client::presentable(name);
+            Err(format!("{name} is signed in at the issuer, and the jobs are those of {user}; nothing was stored"))
+        }
+        None => unknown(&format!("the ID token has no {claim}")),
+    }
 }
 
 /// The form with the client's name and, where it has one, secret.
@@ -254,6 +295,38 @@ mod tests {
         let request = issuer::request(&provider(oauth2), grant);
         assert_eq!(request.content_type, "application/x-www-form-urlencoded");
         (request.body.replace(TOKEN, "T"), request.authorization.map(|text| text.to_string()))
+    }
+
+    #[test]
+    fn who_approved_is_whom_the_claim_of_the_configured_issuers_token_for_us_names() {
+        let provider = provider(samples::oauth2());
+        let token = |change: &[(&str, Value)]| {
+            let mut token = json!({"iss": "https://i.example.org", "aud": "the client", "sub": "alice"});
+            for (name, value) in change {
+                token[*name] = value.clone();
+            }
+            token.as_object().unwrap().clone()
+        };
+        let judged = |token: &IdToken, claim: &str| approver(Some(token), claim, &provider, "alice");
+        assert_eq!(judged(&token(&[]), "sub"), Ok(()));
+        assert_eq!(judged(&token(&[("aud", json!(["other", "the client"]))]), "sub"), Ok(()));
+        for (token, claim, expected) in [
+            (token(&[("sub", json!("bob"))]), "sub", "bob is signed in at the issuer, and the jobs are those of alice"),
+            (token(&[("sub", json!("alice2"))]), "sub", "alice2 is signed in"),
+            (token(&[("sub", json!(["alice"]))]), "sub", "no sub"),
+            (token(&[]), "preferred_username", "no preferred_username"),
+            (token(&[("aud", json!("other"))]), "sub", "another client"),
+            (token(&[("iss", json!("https://evil.example.org"))]), "sub", "another issuer"),
+        ] {
+            let why = judged(&token, claim).unwrap_err();
+            assert!(why.contains(expected), "{expected}: {why}");
+        }
+        assert!(approver(None, "sub", &provider, "alice").unwrap_err().contains("no ID token"));
+        let answer = |more: &str| samples::answer(200, &format!("{{\"refresh_token\": \"{TOKEN}\"{more}}}"));
+        let given = jwt(&Value::Object(token(&[])));
+        let (_, approver) = code_answer(&answer(&format!(", \"id_token\": \"{given}\"")), NOW).unwrap();
+        assert_eq!(approver, Some(token(&[])));
+        assert_eq!(code_answer(&answer(""), NOW).unwrap().1, None);
     }
 
     #[test]

@@ -64,6 +64,7 @@ pub fn oauth2() -> OAuth2 {
         accounts: None,
         authorization_endpoint: None,
         return_path: None,
+        user_claim: None,
     }
 }
 

@@ -137,8 +137,7 @@ fn start(args: &cli::Credmon, courier_args: &[&str], logs: &mut Option<log::LogH
     let mut scan_from = clock.now().tick;
     start_scanner(&settings, &spool, &owners, &looks, look_queue, &inputs, &replication, clock, condor)?;
     let fits = |settings: &Settings| self::owners(settings).and_then(|_| become_ids(&settings.daemon)).map(drop);
-    reload::start(sources, log.clone(), reload::fingerprint(&settings), hung_up, inputs.clone(), fits)
-        .map_err(failed)?;
+    reload::start(sources, log.clone(), &settings, hung_up, inputs.clone(), fits).map_err(failed)?;
     let mut notices = None;
     tell_people(&settings, &mut notices, &inputs)?;
     let mut announcer = Announcer::new(audit.audit().clone());

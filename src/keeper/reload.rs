@@ -2,7 +2,7 @@
 //! start. What a change does is up to [`super::lifecycle`].
 
 use std::{
-    sync::mpsc::{Receiver, Sender},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
 
@@ -11,29 +11,42 @@ use crate::{
     cli,
     config::{
         self, Sources,
-        settings::{Daemon, Provider, Settings},
+        settings::{Daemon, Provider, Settings, TlsFiles},
     },
     error::Report,
 };
 
 /// At most one reload in this time.
 const BETWEEN_RELOADS: Duration = Duration::from_secs(1);
+/// How often it is looked whether the page's certificate was replaced: whoever replaces it need not tell us.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
 
 /// Reads the configuration again after hang-ups, at most once a second, and tells the driver only of a valid change.
-/// `before`: the [`fingerprint`] of what runs; `fits`: what only a start would find out.
+/// A certificate that was replaced counts as a hang-up. `now`: what runs; `fits`: what only a start would find out.
 ///
 /// # Errors
 /// No thread.
 pub fn start(
     sources: Sources,
     log: log::LogHandle,
-    mut before: Vec<u8>,
+    now: &Settings,
     hung_up: Receiver<()>,
     inputs: Sender<Input>,
     fits: impl Fn(&Settings) -> Result<(), Report> + Send + 'static,
 ) -> std::io::Result<()> {
+    let mut before = fingerprint(now);
+    let mut certificate = tls_files(now);
+    let mut seen = certificate.as_ref().map(TlsFiles::as_read);
     std::thread::Builder::new().name("reloader".into()).spawn(move || {
-        while hung_up.recv().is_ok() {
+        loop {
+            match hung_up.recv_timeout(BETWEEN_LOOKS) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) if certificate.as_ref().map(TlsFiles::seen) != seen => {}
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // A pair that cannot be used is told once, and not again until it changes.
+            seen = certificate.as_ref().map(TlsFiles::seen);
             while hung_up.try_recv().is_ok() {}
             let started = Instant::now();
             if let Err(error) = log.reopen() {
@@ -47,6 +60,8 @@ pub fn start(
                         tracing::error!(%report, "the configuration cannot be used; keeping the old settings");
                     } else if now != before {
                         before = now;
+                        certificate = tls_files(&settings);
+                        seen = certificate.as_ref().map(TlsFiles::as_read);
                         drop(inputs.send(Input::Reload(Box::new(settings))));
                     }
                 }
@@ -61,6 +76,10 @@ pub fn start(
         }
     })?;
     Ok(())
+}
+
+fn tls_files(settings: &Settings) -> Option<TlsFiles> {
+    settings.daemon.web_approval.as_ref()?.tls.clone()
 }
 
 /// A digest of everything configured, secrets included: equal digests, nothing to do.
@@ -87,6 +106,10 @@ pub fn fingerprint(settings: &Settings) -> Vec<u8> {
             hash.update(&*bytes);
         }
         hash.update(format!("{notices:?}"));
+    }
+    // A certificate is replaced in its place.
+    if let Ok(bytes) = postcard::to_stdvec(&settings.daemon.web_approval).map(zeroize::Zeroizing::new) {
+        hash.update(&*bytes);
     }
     hash.update(format!("{:?}", settings.daemon));
     hash.finalize().to_vec()

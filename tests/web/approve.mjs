@@ -1,10 +1,11 @@
 // A person with a browser (Debian's Chromium, without a window): opens the link that condor_submit printed, approves
 // every service at npm oidc-provider's development pages, and waits until the page says that all is in place.
 //
-//   node approve.mjs --url LINK --user NAME [--shots DIR] [--deny] [--only] [--narrow] [--dark]
+//   node approve.mjs --url LINK --user NAME [--shots DIR] [--deny] [--only] [--narrow] [--dark] [--map 'HOST ADDRESS']
 //
 // --deny   declines at the issuer instead          --shots  pictures of each step go there, as PNG
-// --only   looks at the page and approves nothing
+// --refused  approves, and the page does not take it
+// --only   looks at the page and approves nothing      --map    HOST is at ADDRESS:PORT, whatever names say
 //
 // One line of JSON: what the page said at the end (title, states), its cookies as the browser keeps them, and
 // everything that the browser complained about. Exit 0 if the page came to the end that was asked for.
@@ -20,9 +21,11 @@ const { values: args } = parseArgs({
     user: { type: 'string', default: 'alice' },
     shots: { type: 'string' },
     deny: { type: 'boolean', default: false },
+    refused: { type: 'boolean', default: false },
     only: { type: 'boolean', default: false },
     narrow: { type: 'boolean', default: false },
     dark: { type: 'boolean', default: false },
+    map: { type: 'string' },
     chromium: { type: 'string', default: process.env.CHROMIUM ?? '/usr/bin/chromium' },
   },
 });
@@ -30,13 +33,16 @@ const { values: args } = parseArgs({
 const browser = await puppeteer.launch({
   executablePath: args.chromium,
   // The issuer's certificate is of a CA made for the test. Root has no use of the sandbox.
-  args: ['--ignore-certificate-errors', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
+  args: [
+    '--ignore-certificate-errors', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+    ...(args.map ? [`--host-resolver-rules=MAP ${args.map}`] : []),
+  ],
 });
 const complaints = [];
 let ok = false;
 try {
   const page = await browser.newPage();
-  await page.setViewport({ width: args.narrow ? 360 : 900, height: 760, deviceScaleFactor: 1 });
+  await page.setViewport({ width: args.narrow ? 400 : 720, height: 760, deviceScaleFactor: 1 });
   if (args.dark) await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'dark' }]);
   const ours = new URL(args.url).origin;
   page.on('console', (message) => {
@@ -63,7 +69,7 @@ try {
     if (mine()) {
       const button = await page.$('main form button');
       const failed = await page.$('li.failed form button');
-      if (!button || (args.deny && failed)) break;
+      if (!button || ((args.deny || args.refused) && failed)) break;
       await click('main form button');
     } else if (args.deny) {
       await click('a[href$="/abort"]');
@@ -83,21 +89,25 @@ try {
   await page.waitForSelector('h1');
   await shot('end');
   const text = (selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent.trim()));
-  const cookies = (await browser.cookies()).filter((cookie) => cookie.name === 'evercred-approval');
+  const cookies = (await browser.cookies()).filter((cookie) => cookie.name.endsWith('evercred-approval'));
   const [title] = await text('h1');
   const states = await text('.state');
-  ok = args.deny ? states.some((state) => state.includes('declined')) : args.only || title === 'All approved';
+  const all = args.only || title === 'All approved';
+  ok = args.deny || args.refused ? states.some((state) => state.includes(args.deny ? 'declined' : 'Not approved')) : all;
   process.stdout.write(`${JSON.stringify({
     status: response.status(),
     title,
     states,
     text: (await text('header')).join(' '),
     scripts: (await page.$$('script')).length,
-    cookies: cookies.map(({ path, httpOnly, sameSite, secure }) => ({ path, httpOnly, sameSite, secure })),
+    cookies: cookies.map(({ name, path, httpOnly, sameSite, secure }) => ({ name, path, httpOnly, sameSite, secure })),
+    wide: await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth),
     complaints,
   })}\n`);
 } catch (error) {
-  process.stderr.write(`approve.mjs: ${error.message}\n`);
+  const [page] = (await browser.pages()).slice(-1);
+  const seen = await page?.evaluate(() => document.body.innerText).catch(() => '');
+  process.stderr.write(`approve.mjs: ${error.message}\nat ${page && new URL(page.url()).origin}: ${seen}\n`);
 } finally {
   await browser.close();
 }

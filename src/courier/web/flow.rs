@@ -8,7 +8,7 @@ use url::Url;
 
 use super::session::{Entry, Stage, random, same};
 use crate::{
-    config::settings::{AudienceStyle, OAuth2, Provider},
+    config::settings::{AudienceStyle, OAuth2, Provider, ProviderKind},
     core::{key_file::Item, secret::ClientSecret},
     courier::http::Caller,
     issuer::client,
@@ -95,7 +95,16 @@ fn authorization_url(door: &str, provider: &Provider, client: &OAuth2, item: &It
     Some(url.into())
 }
 
-/// What the job wants, else what the provider says; and `offline_access` where the provider says that it takes it.
+/// Which claim says who approved, if that counts.
+pub fn user_claim(provider: &Provider) -> Option<&str> {
+    match &provider.kind {
+        ProviderKind::OAuth2(client) => client.user_claim.as_deref(),
+        ProviderKind::Mytoken { .. } => None,
+    }
+}
+
+/// What the job wants, else what the provider says; and `openid` and `offline_access` where they
+/// are needed.
 pub fn scopes(provider: &Provider, item: &Item) -> Vec<String> {
     let asked = item.scopes.split([' ', ',', '\t']).filter(|scope| !scope.is_empty()).map(str::to_owned);
     let mut scopes: Vec<String> = asked.collect();
@@ -103,8 +112,11 @@ pub fn scopes(provider: &Provider, item: &Item) -> Vec<String> {
         scopes.clone_from(&provider.scopes);
     }
     let offline = "offline_access";
-    if provider.scopes.iter().any(|scope| scope == offline) && !scopes.iter().any(|scope| scope == offline) {
-        scopes.push(offline.to_owned());
+    let wants_offline = provider.scopes.iter().any(|scope| scope == offline);
+    for (wanted, scope) in [(user_claim(provider).is_some(), "openid"), (wants_offline, offline)] {
+        if wanted && !scopes.iter().any(|asked| asked == scope) {
+            scopes.push(scope.to_owned());
+        }
     }
     scopes
 }
@@ -151,10 +163,7 @@ pub fn judge(caller: &Caller, item: &Item, away: &Away, path: &str, query: &Quer
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::settings::{ClientAuth, ProviderKind},
-        issuer::samples,
-    };
+    use crate::{config::settings::ClientAuth, issuer::samples};
 
     fn provider(issuer: Option<&str>, scopes: &[&str]) -> Provider {
         let oauth2 = OAuth2 {

@@ -1,24 +1,33 @@
 //! The page where users approve in their browser (`web_approval_listen`): HTCondor's web page without a web server of
 //! its own. credd writes a request file and prints `URL/key/KEY`; whoever has the key may approve for that user.
 //!
-//! It listens on loopback, behind the host's own web server, which has TLS. A connection carries one request and lives
-//! at most [`LIFE`]; above [`CONNECTIONS`] the oldest is closed. A key opens a session (a cookie that scripts and other
-//! sites cannot use) and leaves the address bar at once; every answer forbids scripts, frames and referrers; every form
-//! carries the session's token. Redirects lead to our own paths and to the configured issuers' pages, nowhere else.
-//! Sessions live in memory: after a restart the link from `condor_submit` opens another one.
+//! It listens where the host's own web server passes requests on to it (a Unix socket, or loopback), or with TLS of its
+//! own wherever it is told. A connection carries one request and lives at most [`LIFE`]; of too many the oldest that has
+//! shown neither key nor visit is closed. A key opens a session (a cookie that scripts and other sites cannot use) and
+//! leaves the address bar at once; every answer forbids scripts, frames and referrers; every form carries the session's
+//! token. Redirects lead to our own paths and to the configured issuers' pages, nowhere else. Sessions live in memory:
+//! after a restart the link from `condor_submit` opens another one.
+//!
+//! What cannot be told apart is not kept apart: every key is looked up, so that a flood of random ones keeps nobody with
+//! a good one out. The keeper gets [`LOOKUPS`] of them at a time, between its other work.
 //!
 //! PKCE (RFC 7636, S256), `state`, and `iss` (RFC 9207) where the issuer tells it; each provider has a return path of
 //! its own besides. The code is redeemed here, the refresh token goes to the keeper, the access token to nobody: the
 //! first `.use` is made like every other one.
 
+mod bucket;
+mod door;
 mod flow;
 mod keeper;
 mod page;
 mod session;
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,63 +35,76 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    task::AbortHandle,
-};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
 
-pub use self::keeper::Desk;
 use self::{
+    bucket::Bucket,
+    door::{Guests, Known, Listener, Stream},
     page::Page,
     session::{Entry, Session, Sessions, Stage},
 };
+pub use self::{door::Door, keeper::Desk};
 use super::{frame::FromCourier, http::Caller};
 use crate::{
-    config::settings::WebApproval,
+    config::settings::{TlsFiles, WebApproval, WebListen},
     core::{
         approval::{Ask, Refusal, Told},
-        secret::ApprovalKey,
+        key_file::{self, Item},
+        secret::{ApprovalKey, RefreshToken},
     },
+    issuer::oauth2,
 };
 
-/// Connections at one time.
-const CONNECTIONS: usize = 128;
 /// From accepting a connection to the end of its answer.
 const LIFE: Duration = Duration::from_secs(10);
-/// For the head of a request.
+/// For the handshake of TLS, and for the head of a request.
 const HEAD: Duration = Duration::from_secs(5);
 /// The largest form.
 const MAX_FORM: usize = 4096;
-/// Between two tries to listen; the first ones come quicker, because the courier before us may still hold it.
+/// Between two tries to listen.
 const AGAIN: Duration = Duration::from_secs(10);
-const QUICK: Duration = Duration::from_millis(200);
-const QUICK_TRIES: u32 = 10;
-/// Keys tried and approvals begun: so many at once, then so many a second, by all browsers together.
-const BURST: f64 = 40.0;
-const PER_SECOND: f64 = 5.0;
-/// The cookie.
+/// Keys that the keeper looks up at one time.
+const LOOKUPS: usize = 4;
+/// Keys that nobody has: so many at once, then so many a second, are answered as links that have ended; those above are
+/// told to slow down, and the log of it.
+const BURST: u32 = 40;
+const PER_SECOND: u32 = 5;
+/// Between two lines in the log about that.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(600);
+/// The cookie; with TLS, browsers keep a prefix from whoever has none, and from other hosts of the domain.
 const COOKIE: &str = "evercred-approval";
 
 type Answer = Response<Full<Bytes>>;
 
-/// Serve the page until the process ends; what the keeper tells goes to the returned desk.
+/// Serve the page until the process ends; what the keeper tells goes to the returned desk. `door`: where, or why not (yet).
 #[must_use]
-pub fn start(web: WebApproval, callers: Arc<[Caller]>, out: mpsc::Sender<FromCourier>) -> Arc<Desk> {
+pub fn start(
+    web: WebApproval,
+    door: io::Result<Door>,
+    callers: Arc<[Caller]>,
+    out: mpsc::Sender<FromCourier>,
+) -> Arc<Desk> {
     let desk = Arc::new(Desk::new(out));
     // Taken from its parts and with the rules of `web_approval_url`, so it is a URL.
     let path = url::Url::parse(&web.url).map(|url| url.path().trim_end_matches('/').to_owned()).unwrap_or_default();
+    let cookie = match (web.url.starts_with("https://"), path.is_empty()) {
+        (true, true) => format!("__Host-{COOKIE}"),
+        (true, false) => format!("__Secure-{COOKIE}"),
+        (false, _) => COOKIE.to_owned(),
+    };
     let site = Arc::new(Site {
-        secure: web.url.starts_with("https://"),
+        cookie,
         host: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default(),
         path,
         web,
         callers,
         desk: Arc::clone(&desk),
         sessions: Mutex::default(),
-        bucket: Mutex::new((BURST, Instant::now())),
+        lookups: Semaphore::new(LOOKUPS),
+        unknown: Mutex::new((Bucket::new(BURST, PER_SECOND, Instant::now()), None)),
     });
-    tokio::spawn(site.listen());
+    tokio::spawn(site.listen(door));
     desk
 }
 
@@ -90,58 +112,84 @@ struct Site {
     web: WebApproval,
     /// Path of the page's URL, without a slash at its end.
     path: String,
-    secure: bool,
+    /// The cookie's name.
+    cookie: String,
     host: String,
     callers: Arc<[Caller]>,
     desk: Arc<Desk>,
     sessions: Mutex<Sessions>,
-    bucket: Mutex<(f64, Instant)>,
+    lookups: Semaphore,
+    /// Keys that nobody has, and when the log was told last.
+    unknown: Mutex<(Bucket, Option<Instant>)>,
 }
 
 impl Site {
-    async fn listen(self: Arc<Self>) {
-        let (address, mut trouble, mut tries) = (self.web.listen, None, 0);
-        let listener = loop {
-            match TcpListener::bind(address).await {
-                Ok(listener) => break listener,
-                Err(error) => {
-                    tries += 1;
-                    if tries > QUICK_TRIES && trouble.replace(error.kind()) != Some(error.kind()) {
-                        let why = error.kind();
-                        self.desk
-                            .tell(true, format!("web_approval_listen {address} cannot be had ({why}); trying again"))
-                            .await;
-                    }
-                    tokio::time::sleep(if tries > QUICK_TRIES { AGAIN } else { QUICK }).await;
-                }
-            }
-        };
-        let url = &self.web.url;
-        self.desk.tell(false, format!("approvals at {url}/, served at http://{address}{}/", self.path)).await;
-        let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    /// A listener. A port that somebody else has may come free; what only root may open can be had at a start alone.
+    async fn enter(&self, mut door: io::Result<Door>) -> Option<Listener> {
+        let (listen, mut trouble) = (&self.web.listen, None);
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let error = match door.and_then(Door::listener) {
+                Ok(listener) => return Some(listener),
+                Err(error) => error,
+            };
+            let again = matches!(listen, WebListen::Address(_)) && error.kind() != io::ErrorKind::PermissionDenied;
+            if trouble.replace(error.kind()) != Some(error.kind()) {
+                let then = if again { "trying again" } else { "there is no page for approvals until the next start" };
+                self.desk.tell(true, format!("web_approval_listen {listen} cannot be had ({error}); {then}")).await;
+            }
+            if !again {
+                return None;
+            }
+            tokio::time::sleep(AGAIN).await;
+            door = Door::open_once(listen);
+        }
+    }
+
+    async fn listen(self: Arc<Self>, door: io::Result<Door>) {
+        let tls = match self.web.tls.as_ref().map(TlsFiles::server).transpose() {
+            Ok(config) => config.map(|config| TlsAcceptor::from(Arc::new(config))),
+            Err(why) => return self.desk.tell(true, format!("web_approval_tls_cert cannot be used: {why:?}")).await,
+        };
+        let Some(listener) = self.enter(door).await else { return };
+        let (url, path) = (&self.web.url, &self.path);
+        let at = match (&self.web.listen, &tls) {
+            (WebListen::Unix(_), _) => self.web.listen.to_string(),
+            (address, None) => format!("http://{address}{path}/"),
+            (address, Some(_)) => format!("https://{address}{path}/"),
+        };
+        self.desk.tell(false, format!("approvals at {url}/, served at {at}")).await;
+        let mut guests = Guests::default();
+        loop {
+            let Ok(stream) = listener.accept().await else {
                 // Out of descriptors or memory: those that are open end within their lives.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            if open.len() >= CONNECTIONS {
-                open.retain(|one| !one.is_finished());
-            }
-            if open.len() >= CONNECTIONS
-                && let Some(oldest) = open.pop_front()
-            {
-                oldest.abort();
-            }
-            let site = Arc::clone(&self);
-            open.push_back(tokio::spawn(site.serve(stream)).abort_handle());
+            guests.make_room();
+            let (site, tls, known) = (Arc::clone(&self), tls.clone(), Known::default());
+            let shows = Arc::clone(&known);
+            let guest = async move {
+                // A browser that broke off is nobody's business.
+                let served = async {
+                    match tls {
+                        None => site.serve(stream, shows).await,
+                        Some(tls) => {
+                            if let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(stream)).await {
+                                site.serve(stream, shows).await;
+                            }
+                        }
+                    }
+                };
+                tokio::time::timeout(LIFE, served).await.ok();
+            };
+            guests.add(tokio::spawn(guest).abort_handle(), known);
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream) {
+    async fn serve(self: Arc<Self>, stream: impl Stream, known: Known) {
         let service = service_fn(|request: Request<Incoming>| {
-            let site = Arc::clone(&self);
-            async move { Ok::<_, std::convert::Infallible>(site.answer(request).await) }
+            let (site, known) = (Arc::clone(&self), Arc::clone(&known));
+            async move { Ok::<_, std::convert::Infallible>(site.answer(request, &known).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -149,18 +197,18 @@ impl Site {
             .keep_alive(false)
             .max_buf_size(16 * 1024)
             .serve_connection(TokioIo::new(stream), service);
-        // A browser that broke off is nobody's business.
-        drop(tokio::time::timeout(LIFE, connection).await);
+        drop(connection.await);
     }
 
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>, known: &AtomicBool) -> Answer {
+        known.store(self.session_of(&request).is_some(), Ordering::Relaxed);
         let method = request.method().clone();
         let full = request.uri().path().to_owned();
         let Some(path) = full.strip_prefix(self.path.as_str()) else { return self.nothing_here() };
         match (method, path) {
             (Method::GET | Method::HEAD, "" | "/") => self.show(&request).await,
             (Method::GET | Method::HEAD, "/style.css") => page::style(),
-            (Method::GET, _) if path.starts_with("/key/") => self.open(path.trim_start_matches("/key/")).await,
+            (Method::GET, _) if path.starts_with("/key/") => self.open(&request, path, known).await,
             (Method::POST, "/approve") => self.approve(request).await,
             (Method::GET, _) if self.is_return(path) => self.returned(&request, path),
             (Method::GET | Method::HEAD, _) => self.nothing_here(),
@@ -184,13 +232,25 @@ impl Site {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more try is within the limits; takes it.
-    fn within_limits(&self) -> bool {
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let filled = (bucket.0 + now.duration_since(bucket.1).as_secs_f64() * PER_SECOND).min(BURST);
-        *bucket = if filled >= 1.0 { (filled - 1.0, now) } else { (filled, now) };
-        filled >= 1.0
+    /// A key that nobody has.
+    async fn unknown(&self) -> Answer {
+        let (few, tell) = {
+            let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+            let (bucket, told) = &mut *unknown;
+            let now = Instant::now();
+            let few = bucket.take(now);
+            let tell = !few && told.is_none_or(|told| now.duration_since(told) > BETWEEN_WARNINGS);
+            if tell {
+                *told = Some(now);
+            }
+            (few, tell)
+        };
+        if tell {
+            let text = "the page for approvals is asked for keys that nobody has, many times a second; those who have one \
+                        are served all the same (the web server's log says who asks)";
+            self.desk.tell(true, text.to_owned()).await;
+        }
+        if few { self.refused(&Refusal::Unknown) } else { self.too_many() }
     }
 
     fn too_many(&self) -> Answer {
@@ -201,31 +261,38 @@ impl Site {
     }
 
     /// `/key/KEY`: a session, and away from the key.
-    async fn open(&self, key: &str) -> Answer {
-        if !self.within_limits() {
-            return self.too_many();
+    async fn open(&self, request: &Request<Incoming>, path: &str, known: &AtomicBool) -> Answer {
+        // Browsers say what they want a page for; as a picture or in a frame of another page it opens nothing.
+        let wanted = request.headers().get("sec-fetch-dest").map(header::HeaderValue::as_bytes);
+        if wanted.is_some_and(|wanted| wanted != b"document") {
+            return page::plain(StatusCode::FORBIDDEN, "This link opens as a page of its own.");
         }
-        let told = match ApprovalKey::parse(key) {
-            Ok(key) if crate::core::key_file::is_key(key.expose()) => {
-                self.desk.ask(Ask::Open { key: key.clone() }).await.map(|told| (key, told))
-            }
-            _ => return self.refused(&Refusal::Unknown),
+        let key = path.strip_prefix("/key/").and_then(|key| ApprovalKey::parse(key).ok());
+        let Some(key) = key.filter(|key| key_file::is_key(key.expose())) else {
+            return self.unknown().await;
         };
-        match told {
+        let told = {
+            // It is never closed.
+            let _turn = self.lookups.acquire().await;
+            self.desk.ask(Ask::Open { key: key.clone() }).await
+        };
+        match told.map(|told| (key, told)) {
             Some((key, Told::Request(request))) => {
                 if request.items.is_empty() {
                     return self.refused(&Refusal::Unknown);
                 }
+                known.store(true, Ordering::Relaxed);
                 let id = self.sessions().begin(key, request, Instant::now());
                 let mut answer = self.home();
-                let secure = if self.secure { "; Secure" } else { "" };
-                let cookie =
-                    format!("{COOKIE}={id}; Path={}/; HttpOnly; SameSite=Lax; Max-Age=3600{secure}", self.path);
+                let (name, path) = (&self.cookie, &self.path);
+                let secure = if self.web.url.starts_with("https://") { "; Secure" } else { "" };
+                let cookie = format!("{name}={id}; Path={path}/; HttpOnly; SameSite=Lax; Max-Age=3600{secure}");
                 if let Ok(value) = header::HeaderValue::from_str(&cookie) {
                     answer.headers_mut().insert(header::SET_COOKIE, value);
                 }
                 answer
             }
+            Some((_, Told::Refused(Refusal::Unknown))) => self.unknown().await,
             Some((_, Told::Refused(refusal))) => self.refused(&refusal),
             _ => self.message(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -258,7 +325,7 @@ impl Site {
     fn session_of(&self, request: &Request<Incoming>) -> Option<String> {
         let cookies = request.headers().get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
         let ours = cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let id = ours.filter(|(name, _)| *name == COOKIE).map(|(_, id)| id.to_owned()).next()?;
+        let id = ours.filter(|(name, _)| *name == self.cookie).map(|(_, id)| id.to_owned()).next()?;
         self.sessions().find(&id, Instant::now()).map(|_| id)
     }
 
@@ -303,7 +370,7 @@ impl Site {
             return page::plain(StatusCode::FORBIDDEN, "This form stands on another site.");
         }
         let Some(id) = self.session_of(&request) else { return self.no_session() };
-        if !self.within_limits() {
+        if !self.sessions().find(&id, Instant::now()).is_some_and(|session| session.tries.take(Instant::now())) {
             return self.too_many();
         }
         let Ok(body) = Limited::new(request.into_body(), MAX_FORM).collect().await else {
@@ -381,19 +448,15 @@ impl Site {
         session: String,
         key: ApprovalKey,
         user: String,
-        item: crate::core::key_file::Item,
+        item: Item,
         provider: usize,
         code: flow::Code,
         away: flow::Away,
     ) {
         let stage = match self.callers.get(provider) {
             None => Stage::Failed("the configuration has changed".into()),
-            Some(caller) => match caller.redeem(&code, &away.verifier, &item.return_url).await {
-                Err(error) => {
-                    let text = format!("approval of {user}/{}: {}: {}", item.base, error.kind, error.detail);
-                    self.desk.tell(true, text).await;
-                    Stage::Failed(error.detail)
-                }
+            Some(caller) => match self.redeemed(caller, &user, &item, &code, &away.verifier).await {
+                Err(why) => Stage::Failed(why),
                 Ok(refresh_token) => {
                     match self.desk.ask(Ask::Store { key, base: item.base.clone(), refresh_token }).await {
                         Some(Told::Stored) => Stage::Stored(None),
@@ -406,6 +469,35 @@ impl Site {
         if let Some(entry) = self.sessions().find(&session, Instant::now()).and_then(|found| found.entry(&item.base)) {
             entry.stage = stage;
         }
+    }
+
+    /// The refresh token, if it is one of whom it should be; another's is given back.
+    async fn redeemed(
+        &self,
+        caller: &Caller,
+        user: &str,
+        item: &Item,
+        code: &flow::Code,
+        verifier: &str,
+    ) -> Result<RefreshToken, String> {
+        let base = &item.base;
+        let (refresh_token, id_token) = match caller.redeem(code, verifier, &item.return_url).await {
+            Ok(redeemed) => redeemed,
+            Err(error) => {
+                self.desk.tell(true, format!("approval of {user}/{base}: {}: {}", error.kind, error.detail)).await;
+                return Err(error.detail);
+            }
+        };
+        let Some(claim) = flow::user_claim(caller.provider()) else { return Ok(refresh_token) };
+        let Err(why) = oauth2::approver(id_token.as_ref(), claim, caller.provider(), user) else {
+            return Ok(refresh_token);
+        };
+        let back = match caller.revoke(&refresh_token).await {
+            Ok(()) => "given back".to_owned(),
+            Err(error) => format!("not given back: {}: {}", error.kind, error.detail),
+        };
+        self.desk.tell(true, format!("approval of {user}/{base}: {why}; the refresh token was {back}")).await;
+        Err(why)
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::flow::Away;
+use super::{bucket::Bucket, flow::Away};
 use crate::{
     core::{approval::Request, key_file::Item, secret::ApprovalKey, snapshot::State},
     error::Kind,
@@ -18,6 +18,10 @@ const LIFE: Duration = Duration::from_secs(3600);
 const MOST: usize = 2000;
 /// Visits by one key at one time (link checkers of mail and chat open links, too).
 const MOST_BY_KEY: usize = 8;
+
+/// Approvals that a visit may begin: so many at once, then so many a second.
+const TRIES: u32 = 20;
+const TRIES_PER_SECOND: u32 = 1;
 
 /// All visits.
 #[derive(Debug, Default)]
@@ -36,6 +40,8 @@ pub struct Session {
     pub token: String,
     /// What is asked for.
     pub entries: Vec<Entry>,
+    /// What is left of the approvals that it may begin.
+    pub tries: Bucket,
     until: Instant,
     number: u64,
 }
@@ -95,6 +101,7 @@ impl Sessions {
             user: request.user,
             token: random(),
             entries: entries.map(|(item, provider)| Entry { item, provider, stage: Stage::Open }).collect(),
+            tries: Bucket::new(TRIES, TRIES_PER_SECOND, now),
             until: now + LIFE.min(Duration::from_secs(request.seconds_left)),
             number: self.began,
             key,

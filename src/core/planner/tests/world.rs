@@ -377,7 +377,7 @@ impl World {
             assert!(self.now < patience, "a reload ends");
             self.pass(10);
         }
-        self.providers = providers.to_vec();
+        let old = std::mem::replace(&mut self.providers, providers.to_vec());
         let limits: Vec<Limits> =
             providers.iter().map(|&issuer| *self.limits.get(issuer).unwrap_or(&self.limits[0])).collect();
         let mut planner = Planner::new(&limits, Duration::from_millis(self.refresh));
@@ -387,7 +387,10 @@ impl World {
         });
         planner.inherit(self.clock(), &self.planner, unkept.collect::<Vec<_>>());
         let before = std::mem::replace(&mut self.planner, Planner::new(&[], Duration::ZERO));
-        planner.expect(Tick(self.now), before, |id| self.provider_of(self.who(id)).map(|_| true));
+        planner.expect(Tick(self.now), before, |id| {
+            // One that was not configured before is not as it was.
+            self.provider_of(self.who(id)).map(|provider| old.contains(&self.providers[provider]))
+        });
         // What is nobody's any more is not told of either, but for a refresh token that the disk has still to take.
         let shown = std::mem::take(&mut self.shown);
         let is_told_of = |&who: &usize| self.provider_of(who).is_some() || planner.knows(&self.ids[who]);
