@@ -18,6 +18,7 @@ def idle(place, credmon_of, present, seconds):
     with Issuer(place.work) as issuer:
         credmon = credmon_of(directory, issuer)
         spool.populate(directory, present, credmon.service, lambda n: credmon.top("", f"old-{n}"), credmon.fresh_use(), credmon.meta())
+        time.sleep(3)  # Of a directory that changed just now, nobody is sure yet.
         try:
             credmon.start()
             time.sleep(10)
