@@ -610,7 +610,12 @@ fn has_the_page_once_it_is_free(mut visited: Visited, taken: impl Sized) {
 #[test]
 fn what_the_courier_cannot_open_itself_it_has_by_another_start_once_it_is_free() {
     let visited = Visited::at_a_socket();
-    let taken = UnixListener::bind(visited.socket.as_ref().unwrap()).unwrap();
+    let socket = visited.socket.as_ref().unwrap();
+    let taken = UnixListener::bind(socket).unwrap();
+    // Open, as the page's are, so that the courier sees whether it is free.
+    for (path, mode) in [(visited.site.home.path(), 0o755), (socket, 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
     has_the_page_once_it_is_free(visited, taken);
 }
 

@@ -99,7 +99,11 @@ impl Door {
                 std::net::TcpListener::bind((address.ip(), 0)).is_ok()
                     && TcpStream::connect_timeout(address, CONNECT).is_err()
             }
-            WebListen::Unix(path) => look(path).is_ok(),
+            // Where directory or socket are closed to it, it cannot see.
+            WebListen::Unix(path) => match look(path) {
+                Ok(_) => true,
+                Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+            },
         }
     }
 
@@ -145,6 +149,7 @@ fn look(path: &Path) -> io::Result<bool> {
         // Somebody's who listens, else what a courier left.
         Ok(meta) if meta.file_type().is_socket() => match StdUnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
             Ok(_) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
         },
         Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there")),
