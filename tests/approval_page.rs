@@ -14,7 +14,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
-        net::UnixStream,
+        net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -496,6 +496,7 @@ fn no_flood_of_random_keys_and_of_silent_connections_keeps_out_a_user_with_a_goo
     assert!(ended >= 1 && slowed > 100, "{ended} {slowed}");
     let told = visited.site.log().matches("keys that nobody has").count();
     assert_eq!(told, 1, "the log is not flooded");
+    assert!(visited.site.log().contains("many times a second (just now by 127.0.0.1)"), "{}", visited.site.log());
 }
 
 #[test]
@@ -508,6 +509,13 @@ fn one_visit_begins_so_many_approvals_and_no_other_visit_pays_for_it() {
         visited.ask("POST /credmon/approve", &[("Cookie", cookie)], &form).status
     };
     let (greedy, other) = (visited.visit(&link), visited.visit(&link));
+    // Nor is a form waited for that does not come.
+    let mut slow = visited.connect();
+    let head = format!("POST /credmon/approve HTTP/1.1\r\nHost: x\r\nCookie: {}\r\nContent-Length: 9\r\n\r\n", other.0);
+    slow.write_all(head.as_bytes()).unwrap();
+    let (began, mut text) = (Instant::now(), String::new());
+    slow.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 408") && began.elapsed() < Duration::from_secs(8), "{text}");
     let answers: Vec<u16> = (0..40).map(|_| approve(&greedy)).collect();
     assert!(answers.contains(&303) && answers.contains(&429), "{answers:?}");
     assert_eq!(approve(&other), 303);
@@ -585,6 +593,43 @@ fn with_a_certificate_the_page_needs_no_web_server_and_takes_a_new_one_without_a
 /// A port below 1024 that nobody has.
 fn low_port() -> Option<u16> {
     (700..1000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+}
+
+/// Somebody else has the place at the start, and leaves it.
+fn has_the_page_once_it_is_free(mut visited: Visited, taken: impl Sized) {
+    let link = visited.request('a', &[""], |text| text);
+    visited.configure("");
+    visited.site.start();
+    visited.site.wait("the trouble", 30, |site| site.log().contains("cannot be had"));
+    drop(taken);
+    visited.site.wait("the page", 60, |site| site.log().contains(", served at "));
+    visited.visit(&link);
+    assert_eq!(visited.site.log().matches("is free now: starting another courier").count(), 1);
+}
+
+#[test]
+fn what_the_courier_cannot_open_itself_it_has_by_another_start_once_it_is_free() {
+    let visited = Visited::at_a_socket();
+    let socket = visited.socket.as_ref().unwrap();
+    let taken = UnixListener::bind(socket).unwrap();
+    // Open, as the page's are, so that the courier sees whether it is free.
+    for (path, mode) in [(visited.site.home.path(), 0o755), (socket, 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    has_the_page_once_it_is_free(visited, taken);
+}
+
+#[test]
+fn root_has_the_page_at_a_low_port_by_another_start_once_it_is_free() {
+    let Some(port) = low_port().filter(|_| nix::unistd::geteuid().is_root()) else {
+        println!("skipped: only root may listen below 1024");
+        return;
+    };
+    let mut visited = Visited::new();
+    visited.listen = format!("web_approval_listen = \"127.0.0.1:{port}\"");
+    visited.port = port;
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    has_the_page_once_it_is_free(visited, taken);
 }
 
 #[test]

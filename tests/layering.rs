@@ -40,6 +40,7 @@ const ALLOWED: &[&str] = &[
     "secrecy",
     "serde",
     "serde_json",
+    "smallvec",
     "thiserror",
     "zeroize",
     "crate::core",

@@ -147,7 +147,7 @@ pub const KEYS: &[Key] = &[
         DAEMON,
         "web_approval_url",
         "HTCondor's `CREDMON_WEB_PREFIX`",
-        "How browsers reach that page. credd tells users this URL.",
+        "How browsers reach that page. credd tells users `CREDMON_WEB_PREFIX`, so this must say the same.",
     ),
     key(
         DAEMON,

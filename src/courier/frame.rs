@@ -129,6 +129,8 @@ pub enum FromCourier {
     },
     /// A reader wants the status page.
     WantPage,
+    /// Where the page for approvals stands may be free now for a courier that starts anew.
+    WantRestart,
     /// A line for the log.
     Tell {
         /// It is a warning.
@@ -178,12 +180,15 @@ impl Sent for FromCourier {
                 Self::Probed { provider, facts }
             }
             Self::Failed { .. } => Self::Failed { why: "for more reasons than can be told".to_owned() },
-            Self::Ready { .. } | Self::WantFigures | Self::Approval { .. } | Self::WantPage | Self::Tell { .. } => {
-                Self::Tell {
-                    warn: true,
-                    text: "something was larger than what is passed on, and is dropped".to_owned(),
-                }
-            }
+            Self::Ready { .. }
+            | Self::WantFigures
+            | Self::Approval { .. }
+            | Self::WantPage
+            | Self::WantRestart
+            | Self::Tell { .. } => Self::Tell {
+                warn: true,
+                text: "something was larger than what is passed on, and is dropped".to_owned(),
+            },
         }
     }
 }

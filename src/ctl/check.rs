@@ -13,6 +13,7 @@ use crate::{
     config::{
         self, Sources,
         approval::obstacle,
+        condor,
         input::{Wrong, show_duration},
         settings::{Provider, ProviderKind, Settings},
         site_settings::Site,
@@ -25,15 +26,21 @@ pub fn run(args: cli::Check) -> ExitCode {
     match config::load(&Sources::of_user(args.config)) {
         Ok(settings) => {
             // Nobody is left to tell if standard output is closed.
-            io::stdout().lock().write_all(summary(&settings).as_bytes()).ok();
+            io::stdout().lock().write_all(summary(&settings, prefix(&settings).as_deref()).as_bytes()).ok();
             ExitCode::SUCCESS
         }
         Err(problems) => config::report(&problems).print("evercred"),
     }
 }
 
-/// The table; nothing secret is in it.
-fn summary(settings: &Settings) -> String {
+/// HTCondor's `CREDMON_WEB_PREFIX`, if there is a page. That HTCondor answers, the configuration's reading has shown.
+fn prefix(settings: &Settings) -> Option<String> {
+    settings.daemon.web_approval.as_ref()?;
+    condor::web_knobs(&condor::program()?).ok()?.prefix
+}
+
+/// The table; nothing secret is in it. `prefix`: HTCondor's `CREDMON_WEB_PREFIX`.
+fn summary(settings: &Settings, prefix: Option<&str>) -> String {
     let head = ["PROVIDER", "KIND", "SERVICES", "TOKENS FROM", "LIMITS"];
     let mut text = show::table(head, settings.providers.iter().map(row));
     if !settings.sites.is_empty() {
@@ -62,6 +69,17 @@ fn summary(settings: &Settings) -> String {
         if let Some(Wrong { what, advice, .. }) = obstacle(provider, by_page) {
             writeln!(text, "warning: provider.{}: {what}; {advice}", provider.name).ok();
         }
+    }
+    if let Some(page) = &daemon.web_approval
+        && let Some(prefix) = prefix.filter(|prefix| prefix.trim_end_matches('/') != page.url)
+    {
+        writeln!(
+            text,
+            "warning: web_approval_url: is {}, and HTCondor's CREDMON_WEB_PREFIX, which credd tells users and issuers, is \
+             {prefix}: no approval works; make them the same, or remove web_approval_url",
+            page.url
+        )
+        .ok();
     }
     text
 }
@@ -119,7 +137,7 @@ w          oauth2              cms atlas                  https://i.example.org/
 
 Credentials in /creds, a full scan every 10m, log to stderr. The configuration is good.
 ";
-        assert_eq!(summary(&settings), expected);
+        assert_eq!(summary(&settings, None), expected);
     }
 
     #[test]
@@ -130,7 +148,8 @@ Credentials in /creds, a full scan every 10m, log to stderr. The configuration i
             let text = format!("[daemon]\ncredential_directory = \"/c\"\n{daemon}[provider.p]\n{provider}");
             std::fs::write(&file, text).unwrap();
             let sources = Sources { config: Some(file), ..Sources::default() }.without_secrets();
-            let text = summary(&load_with(&sources, &Knobs::default()).unwrap_or_else(|p| panic!("{p:?}")));
+            let settings = load_with(&sources, &Knobs::default()).unwrap_or_else(|p| panic!("{p:?}"));
+            let text = summary(&settings, Some("https://ap.example.org/"));
             text.lines().filter(|line| line.starts_with("warning: ")).collect::<Vec<_>>().join("\n")
         };
         let mytoken = "kind = \"mytoken\"\nserver = \"https://mytok.eu\"\n";
@@ -146,6 +165,10 @@ Credentials in /creds, a full scan every 10m, log to stderr. The configuration i
         assert!(told.contains("register a public client") && told.contains("web_approval_listen"), "{told}");
         let page = "web_approval_listen = \"127.0.0.1:9742\"\nweb_approval_url = \"https://ap.example.org\"\n";
         assert_eq!(warnings(page, &format!("{public}{secret}")), "");
+        let below = page.replace("example.org", "example.org/credmon");
+        let told = warnings(&below, &format!("{public}{secret}"));
+        assert!(told.contains("CREDMON_WEB_PREFIX, which credd tells users and issuers, is https://ap.example.org/: "));
+        assert!(told.contains("web_approval_url: is https://ap.example.org/credmon, "), "{told}");
         let exchange = public.replace("oauth2", "token-exchange") + "login_client_id = \"of-users\"\n";
         assert_eq!(warnings("", &format!("{exchange}{secret}")), "");
         let own = public.replace("oauth2", "client-credentials") + "users = [\"harvester\"]\n";

@@ -212,6 +212,11 @@ pub enum Input {
         /// Of which link.
         generation: u64,
     },
+    /// The courier could open the page for approvals, if it started anew.
+    WantRestart {
+        /// Of which link.
+        generation: u64,
+    },
     /// A reader of metrics waits for figures.
     WantFigures {
         /// Of which link.
@@ -360,6 +365,8 @@ pub struct Driver {
     asked: BTreeMap<u64, Instant>,
     unsent: Vec<(u64, usize, Grant)>,
     courier_up: bool,
+    /// When it was last started anew for the page.
+    for_page: Option<Instant>,
     /// Log, audit and counts; a reload hands it on.
     pub announcer: Announcer,
     /// What is to be given back to issuers; a reload hands it on.
@@ -424,6 +431,7 @@ impl Driver {
             asked: BTreeMap::new(),
             unsent: Vec::new(),
             courier_up: false,
+            for_page: None,
             announcer,
             revoker,
             waiting: HashMap::new(),

@@ -101,6 +101,7 @@ impl Peer for Recipe {
             FromCourier::Revoked { number, result } => Input::Revoked { generation, number, result },
             FromCourier::Delivered { number, result } => Input::Delivered { number, result },
             FromCourier::WantPage => Input::WantPage { generation },
+            FromCourier::WantRestart => Input::WantRestart { generation },
             FromCourier::WantFigures => Input::WantFigures { generation },
             FromCourier::Tell { warn: true, text } => {
                 tracing::warn!("{text}");

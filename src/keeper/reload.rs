@@ -39,7 +39,12 @@ pub fn start(
     let mut seen = certificate.as_ref().map(TlsFiles::as_read);
     std::thread::Builder::new().name("reloader".into()).spawn(move || {
         loop {
-            match hung_up.recv_timeout(BETWEEN_LOOKS) {
+            // Without a certificate there is nothing to wake up for.
+            let woken = match &certificate {
+                Some(_) => hung_up.recv_timeout(BETWEEN_LOOKS),
+                None => hung_up.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match woken {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Timeout) if certificate.as_ref().map(TlsFiles::seen) != seen => {}
                 Err(RecvTimeoutError::Timeout) => continue,

@@ -143,6 +143,12 @@ impl Revoker {
         self.ended.values().filter(|ended| ended.flying.is_some()).count() >= AT_ONCE
     }
 
+    /// Whether an answer is to come.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.ended.values().any(|ended| ended.flying.is_some())
+    }
+
     /// How long there is nothing to ask; none: until something ends.
     #[must_use]
     pub fn wait(&self, now: Tick) -> Option<Duration> {

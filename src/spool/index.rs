@@ -1,6 +1,6 @@
 //! `.evercred-index`: what the last run read, so that a start reads only files whose metadata changed since.
 //!
-//! Format: a line `evercred-index VERSION SERVICES`, 16 bytes of salt, for each user a record (u32 length, big endian,
+//! Format: a line `evercred-index LAYOUT VERSION SERVICES`, 16 bytes of salt, for each user a record (u32 length, big endian,
 //! then postcard of [`Stored`]), a length of zero, and 16 bytes of the SHA-256 of all that. No secret is in it, and
 //! nothing is sent anywhere because of it: before an exchange the `.top` itself is read and compared.
 //!
@@ -31,6 +31,8 @@ use crate::core::{
 };
 
 const NAME: &str = ".evercred-index";
+/// Of what follows the first line; another one with each change of [`Stored`].
+const LAYOUT: u32 = 2;
 /// No user has so many credentials that this would not do.
 const MOST: usize = 1 << 24;
 
@@ -129,7 +131,10 @@ impl Spool {
                 _ => record.resize(length, 0),
             }
             from.read_exact(&mut record)?;
-            let stored: Stored = postcard::from_bytes(&record).map_err(io::Error::other)?;
+            let (stored, rest): (Stored, _) = postcard::take_from_bytes(&record).map_err(io::Error::other)?;
+            if !rest.is_empty() {
+                return Ok(None);
+            }
             let user = UserName::parse(&stored.user).map_err(io::Error::other)?;
             let entries = stored.entries.iter().map(|stored| entry(&mut cache, stored)).collect();
             cache.users.insert(user, Known { directory: stored.directory, entries });
@@ -142,7 +147,7 @@ impl Spool {
 }
 
 fn head(services: &str) -> String {
-    format!("evercred-index {} {services}\n", env!("CARGO_PKG_VERSION"))
+    format!("evercred-index {LAYOUT} {} {services}\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn stored(entry: &Entry) -> Option<StoredEntry> {

@@ -53,7 +53,8 @@ fresh_root() {
     rm -f "$lab/root/etc/dpkg/dpkg.cfg.d/lab"
     # What the pool's own tests leave.
     rm -rf "$lab"/root/usr/local/{bin,sbin}/* "$lab/root/etc/evercred" "$lab"/root/var/log/condor/* \
-        "$lab/root/var/lib/condor/oauth_credentials" "$lab"/root/etc/condor/config.d/*.conf
+        "$lab/root/var/lib/condor/oauth_credentials" "$lab"/root/etc/condor/config.d/*.conf \
+        "$lab"/root/home/*/job.*
     local account
     for account in evercred evercred-replicate; do
         ! chroot "$lab/root" id "$account" > /dev/null 2>&1 || chroot "$lab/root" userdel "$account"

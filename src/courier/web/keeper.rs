@@ -52,6 +52,11 @@ impl Desk {
         self.out.send(FromCourier::Tell { warn, text }).await.ok();
     }
 
+    /// The page's place may be free for a courier that starts anew.
+    pub(super) async fn want_restart(&self) {
+        self.out.send(FromCourier::WantRestart).await.ok();
+    }
+
     /// An answer came.
     pub fn answered(&self, number: u64, told: Told) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);

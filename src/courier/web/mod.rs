@@ -2,8 +2,8 @@
 //! its own. credd writes a request file and prints `URL/key/KEY`; whoever has the key may approve for that user.
 //!
 //! It listens where the host's own web server passes requests on to it (a Unix socket, or loopback), or with TLS of its
-//! own wherever it is told. A connection carries one request and lives at most [`LIFE`]; of too many the oldest that has
-//! shown neither key nor visit is closed. A key opens a session (a cookie that scripts and other sites cannot use) and
+//! own wherever it is told. A connection carries one request and lives at most [`LIFE`]; of too many one that has shown
+//! neither key nor visit is closed. A key opens a session (a cookie that scripts and other sites cannot use) and
 //! leaves the address bar at once; every answer forbids scripts, frames and referrers; every form carries the session's
 //! token. Redirects lead to our own paths and to the configured issuers' pages, nowhere else. Sessions live in memory:
 //! after a restart the link from `condor_submit` opens another one.
@@ -24,6 +24,7 @@ mod session;
 
 use std::{
     io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -60,9 +61,11 @@ use crate::{
 const LIFE: Duration = Duration::from_secs(10);
 /// For the handshake of TLS, and for the head of a request.
 const HEAD: Duration = Duration::from_secs(5);
+/// For a form, which comes with its head or just behind it.
+const FORM: Duration = Duration::from_secs(2);
 /// The largest form.
 const MAX_FORM: usize = 4096;
-/// Between two tries to listen.
+/// Between two tries to listen, or looks whether one may.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Keys that the keeper looks up at one time.
 const LOOKUPS: usize = 4;
@@ -124,7 +127,8 @@ struct Site {
 }
 
 impl Site {
-    /// A listener. A port that somebody else has may come free; what only root may open can be had at a start alone.
+    /// A listener. What somebody else has may come free. A port from 1024 on we take ourselves then; for the rest it
+    /// takes what the courier had at its start (see [`Door`]), so we ask for another start once the way looks free.
     async fn enter(&self, mut door: io::Result<Door>) -> Option<Listener> {
         let (listen, mut trouble) = (&self.web.listen, None);
         loop {
@@ -132,7 +136,8 @@ impl Site {
                 Ok(listener) => return Some(listener),
                 Err(error) => error,
             };
-            let again = matches!(listen, WebListen::Address(_)) && error.kind() != io::ErrorKind::PermissionDenied;
+            // Not even at the start.
+            let again = error.kind() != io::ErrorKind::PermissionDenied;
             if trouble.replace(error.kind()) != Some(error.kind()) {
                 let then = if again { "trying again" } else { "there is no page for approvals until the next start" };
                 self.desk.tell(true, format!("web_approval_listen {listen} cannot be had ({error}); {then}")).await;
@@ -141,6 +146,12 @@ impl Site {
                 return None;
             }
             tokio::time::sleep(AGAIN).await;
+            while !matches!(listen, WebListen::Address(address) if address.port() >= 1024) {
+                if Door::is_free(listen) {
+                    self.desk.want_restart().await;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
             door = Door::open_once(listen);
         }
     }
@@ -160,7 +171,7 @@ impl Site {
         self.desk.tell(false, format!("approvals at {url}/, served at {at}")).await;
         let mut guests = Guests::default();
         loop {
-            let Ok(stream) = listener.accept().await else {
+            let Ok((stream, from)) = listener.accept().await else {
                 // Out of descriptors or memory: those that are open end within their lives.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -172,24 +183,24 @@ impl Site {
                 // A browser that broke off is nobody's business.
                 let served = async {
                     match tls {
-                        None => site.serve(stream, shows).await,
+                        None => site.serve(stream, shows, from).await,
                         Some(tls) => {
                             if let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(stream)).await {
-                                site.serve(stream, shows).await;
+                                site.serve(stream, shows, from).await;
                             }
                         }
                     }
                 };
                 tokio::time::timeout(LIFE, served).await.ok();
             };
-            guests.add(tokio::spawn(guest).abort_handle(), known);
+            guests.add(tokio::spawn(guest).abort_handle(), known, from);
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: impl Stream, known: Known) {
+    async fn serve(self: Arc<Self>, stream: impl Stream, known: Known, from: Option<IpAddr>) {
         let service = service_fn(|request: Request<Incoming>| {
             let (site, known) = (Arc::clone(&self), Arc::clone(&known));
-            async move { Ok::<_, std::convert::Infallible>(site.answer(request, &known).await) }
+            async move { Ok::<_, std::convert::Infallible>(site.answer(request, &known, from).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -200,7 +211,7 @@ impl Site {
         drop(connection.await);
     }
 
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>, known: &AtomicBool) -> Answer {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>, known: &AtomicBool, from: Option<IpAddr>) -> Answer {
         known.store(self.session_of(&request).is_some(), Ordering::Relaxed);
         let method = request.method().clone();
         let full = request.uri().path().to_owned();
@@ -208,7 +219,7 @@ impl Site {
         match (method, path) {
             (Method::GET | Method::HEAD, "" | "/") => self.show(&request).await,
             (Method::GET | Method::HEAD, "/style.css") => page::style(),
-            (Method::GET, _) if path.starts_with("/key/") => self.open(&request, path, known).await,
+            (Method::GET, _) if path.starts_with("/key/") => self.open(&request, path, known, from).await,
             (Method::POST, "/approve") => self.approve(request).await,
             (Method::GET, _) if self.is_return(path) => self.returned(&request, path),
             (Method::GET | Method::HEAD, _) => self.nothing_here(),
@@ -233,7 +244,7 @@ impl Site {
     }
 
     /// A key that nobody has.
-    async fn unknown(&self) -> Answer {
+    async fn unknown(&self, from: Option<IpAddr>) -> Answer {
         let (few, tell) = {
             let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
             let (bucket, told) = &mut *unknown;
@@ -246,9 +257,13 @@ impl Site {
             (few, tell)
         };
         if tell {
-            let text = "the page for approvals is asked for keys that nobody has, many times a second; those who have one \
-                        are served all the same (the web server's log says who asks)";
-            self.desk.tell(true, text.to_owned()).await;
+            // Behind a web server's socket it is not seen.
+            let last = from.map(|from| format!(" (just now by {from})")).unwrap_or_default();
+            let text = format!(
+                "the page for approvals is asked for keys that nobody has, many times a second{last}; those who have one \
+                 are served all the same"
+            );
+            self.desk.tell(true, text).await;
         }
         if few { self.refused(&Refusal::Unknown) } else { self.too_many() }
     }
@@ -261,7 +276,7 @@ impl Site {
     }
 
     /// `/key/KEY`: a session, and away from the key.
-    async fn open(&self, request: &Request<Incoming>, path: &str, known: &AtomicBool) -> Answer {
+    async fn open(&self, request: &Request<Incoming>, path: &str, known: &AtomicBool, from: Option<IpAddr>) -> Answer {
         // Browsers say what they want a page for; as a picture or in a frame of another page it opens nothing.
         let wanted = request.headers().get("sec-fetch-dest").map(header::HeaderValue::as_bytes);
         if wanted.is_some_and(|wanted| wanted != b"document") {
@@ -269,7 +284,7 @@ impl Site {
         }
         let key = path.strip_prefix("/key/").and_then(|key| ApprovalKey::parse(key).ok());
         let Some(key) = key.filter(|key| key_file::is_key(key.expose())) else {
-            return self.unknown().await;
+            return self.unknown(from).await;
         };
         let told = {
             // It is never closed.
@@ -292,7 +307,7 @@ impl Site {
                 }
                 answer
             }
-            Some((_, Told::Refused(Refusal::Unknown))) => self.unknown().await,
+            Some((_, Told::Refused(Refusal::Unknown))) => self.unknown(from).await,
             Some((_, Told::Refused(refusal))) => self.refused(&refusal),
             _ => self.message(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -373,8 +388,10 @@ impl Site {
         if !self.sessions().find(&id, Instant::now()).is_some_and(|session| session.tries.take(Instant::now())) {
             return self.too_many();
         }
-        let Ok(body) = Limited::new(request.into_body(), MAX_FORM).collect().await else {
-            return page::plain(StatusCode::PAYLOAD_TOO_LARGE, "The form is too large.");
+        let body = match tokio::time::timeout(FORM, Limited::new(request.into_body(), MAX_FORM).collect()).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => return page::plain(StatusCode::PAYLOAD_TOO_LARGE, "The form is too large."),
+            Err(_) => return page::plain(StatusCode::REQUEST_TIMEOUT, "The form came too slowly."),
         };
         let form: Vec<(String, String)> = url::form_urlencoded::parse(&body.to_bytes()).into_owned().collect();
         let field = |name: &str| form.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str());

@@ -104,7 +104,8 @@ pub(super) fn examine(program: &Path, services: &[Service<'_>]) -> Result<Vec<Fi
 
 /// Whether what submit runs is ours, and credd knows that there is one.
 fn storer([submit, credd]: [Option<&str>; 2], there: impl Fn(&str) -> Program) -> Vec<Finding> {
-    let ours = "set SEC_CREDENTIAL_STORER = /usr/libexec/condor/evercred_storer (condor-config/50-evercred-login.conf)";
+    let ours =
+        "set SEC_CREDENTIAL_STORER = /usr/libexec/condor/evercred_storer (/usr/share/evercred/50-evercred-login.conf)";
     let Some(path) = submit else {
         return vec![
             Finding::failed(AREA, "storer", "SEC_CREDENTIAL_STORER is not set for condor_submit: nobody asks the user")

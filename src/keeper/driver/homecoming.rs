@@ -14,6 +14,8 @@ use crate::{
 
 /// A reload waits for answers that take longer than this before it waits for all others.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
+/// The courier is started anew for the page no more often than this.
+const BETWEEN_RESTARTS: Duration = Duration::from_secs(60);
 
 impl Driver {
     /// Whether it is time to let nothing more out for a reload. Where an issuer hangs, it alone is asked no more until its
@@ -58,6 +60,18 @@ impl Driver {
         // That it is down comes as an input.
         self.asked.values_mut().for_each(|since| *since = Instant::now());
         patience
+    }
+
+    /// The page's place is free again: a courier that starts now has it. Not while issuers are asked, and not often; it
+    /// is wanted again soon.
+    pub(super) fn restart_for_page(&mut self) {
+        let often = self.for_page.is_some_and(|last| last.elapsed() < BETWEEN_RESTARTS);
+        if often || !self.asked.is_empty() || self.revoker.is_asking() {
+            return;
+        }
+        self.for_page = Some(Instant::now());
+        tracing::info!("where the page for approvals stands is free now: starting another courier, which may open it");
+        self.link.restart();
     }
 
     pub(super) fn is_home(&self) -> bool {

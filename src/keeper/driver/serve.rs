@@ -55,6 +55,7 @@ impl Driver {
             Input::Course(course) => self.trace(*course),
             Input::Delivery(delivery) => self.announcer.told(now, &delivery),
             Input::WantPage { generation } if generation == self.link.generation() => self.tell_page(now),
+            Input::WantRestart { generation } if generation == self.link.generation() => self.restart_for_page(),
             Input::WantFigures { generation } if generation == self.link.generation() => self.tell_figures(now),
             // A reader that gave up meanwhile needs no answer.
             Input::Status { user, reply } => drop(reply.try_send(Box::new(self.status(now, user.as_ref())))),
