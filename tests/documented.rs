@@ -52,6 +52,7 @@ const TAKEN_OUT: &[(&str, &str)] = &[
     ("tests/packages/ten-minutes", "docs/installation.md"),
     ("tests/packages/build", "docs/installation.md"),
     ("tests/in_the_job.rs", "docs/in-the-job.md"),
+    ("tests/pool/e2e-storer", "docs/admin-guide.md"),
 ];
 
 /// The languages of blocks that hold no commands.

@@ -50,6 +50,8 @@ const SWEEPING: Duration = Duration::from_millis(100);
 const SWEPT: usize = 4;
 /// So many looks of a full scan are told at once: the loop wakes up once for all of them.
 const TOLD_AT_ONCE: usize = 32;
+/// After so many looks of a full scan others have the processor.
+const GIVES_WAY: usize = 16;
 /// The loop is never more than so many times that behind: each waits in memory.
 const AHEAD: usize = 8;
 
@@ -262,6 +264,10 @@ impl Work {
             if self.eye.looks.len() >= TOLD_AT_ONCE || self.sweep.is_empty() {
                 self.eye.tell();
             }
+            // On a busy core somebody's new credential waits for its next thread: a full scan has time.
+            if self.sweep.len().is_multiple_of(GIVES_WAY) {
+                std::thread::yield_now();
+            }
         } else if let Some((as_of, users)) = self.sweeping.take() {
             return self.end(as_of, users);
         } else if let Some(scope) = self.next
@@ -289,7 +295,10 @@ impl Work {
 
     fn list(&mut self, as_of: Tick, mut listing: Listing) {
         match self.eye.list(&self.owners, as_of, &mut listing) {
-            Ok(None) => self.listing = Some((as_of, listing)),
+            Ok(None) => {
+                self.listing = Some((as_of, listing));
+                std::thread::yield_now();
+            }
             Ok(Some(users)) => {
                 self.sweep = users.iter().cloned().collect();
                 self.sweeping = Some((as_of, users));

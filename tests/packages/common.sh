@@ -52,9 +52,11 @@ fresh_root() {
     # The pool's chroot leaves out documentation; packages are judged whole.
     rm -f "$lab/root/etc/dpkg/dpkg.cfg.d/lab"
     # What the pool's own tests leave.
-    rm -rf "$lab"/root/usr/local/{bin,sbin}/* "$lab/root/etc/evercred" "$lab"/root/var/log/condor/* \
+    rm -rf "$lab"/root/usr/local/{bin,sbin}/* "$lab/root/etc/evercred" \
         "$lab/root/var/lib/condor/oauth_credentials" "$lab"/root/etc/condor/config.d/*.conf \
-        "$lab"/root/home/*/job.*
+        "$lab"/root/home/*/job.* "$lab"/root/var/{lock/condor,lib/condor/spool,spool/condor}
+    # With the addresses in it, whose names begin with a dot.
+    find "$lab/root/var/log/condor" -mindepth 1 -delete
     local account
     for account in evercred evercred-replicate; do
         ! chroot "$lab/root" id "$account" > /dev/null 2>&1 || chroot "$lab/root" userdel "$account"
