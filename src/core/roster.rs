@@ -2,6 +2,9 @@
 //! the indices (by wall time, by tick, the issuers' queues) hold it for that wait and for no other.
 //!
 //! There may be 100,000 of them, so an [`Entry`] is kept small.
+//!
+//! The file is long: what an entry waits for and the indices that hold it for that are one thing, which `Roster::check`
+//! holds together.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

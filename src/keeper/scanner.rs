@@ -4,6 +4,8 @@
 //! at it again. Where the watch works, later ones that nobody asked for list the users and go through those who are new or
 //! of whom something was bad, and some of the rest: the watch answers for the others, so that such a pass is as complete
 //! and touches `CREDMON_COMPLETE`, too. In a directory that others may write to from elsewhere, every one is whole.
+//!
+//! The file is long: what there is to look at (`Work`) and what it is looked at with (`Eye`) are one thread's, in turns.
 
 use std::{
     cell::RefCell,

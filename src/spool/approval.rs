@@ -55,10 +55,9 @@ impl Spool {
     /// [`RequestError`]
     pub fn request(&self, key: &str) -> Result<(KeyFile, Duration), RequestError> {
         let same = |name: &String| aws_lc_rs::constant_time::verify_slices_are_equal(name.as_bytes(), key.as_bytes());
-        let names = self.top.names().map_err(|_| RequestError::Unknown)?;
+        let names = self.top.names_that(key_file::is_key).map_err(|_| RequestError::Unknown)?;
         let name = names
             .into_iter()
-            .filter(|name| key_file::is_key(name))
             .fold(None, |found, name| if same(&name).is_ok() { Some(name) } else { found })
             .ok_or(RequestError::Unknown)?;
         let (stat, file) = dir::open_regular(&self.top, &name).map_err(|refusal| match refusal {
@@ -116,9 +115,9 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Io`]
     pub fn sweep_requests(&self) -> Result<usize, SpoolError> {
-        let names = self.top.names().map_err(|e| SpoolError::io(&self.path, "list it", e))?;
+        let names = self.top.names_that(key_file::is_key).map_err(|e| SpoolError::io(&self.path, "list it", e))?;
         let mut removed = 0;
-        for name in names.iter().filter(|name| key_file::is_key(name)) {
+        for name in &names {
             let stale = dir::open_regular(&self.top, name)
                 .is_ok_and(|(stat, _)| self.owners.accept(stat.st_uid) && age(&stat) > LIFE);
             if stale {

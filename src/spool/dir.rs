@@ -109,12 +109,12 @@ impl Dir {
         Ok(entries(&self.fd)?.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Names in this directory that begin so: few of 100,000.
-    pub(super) fn beginning_with(&self, start: &str) -> Result<Vec<String>, Errno> {
+    /// The names in this directory that are wanted: few of 100,000, of which the others cost nothing.
+    pub(super) fn names_that(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, Errno> {
         let mut found = Vec::new();
         for entry in self.list()? {
             let entry = entry?;
-            found.extend(entry.file_name().to_str().ok().filter(|name| name.starts_with(start)).map(str::to_owned));
+            found.extend(entry.file_name().to_str().ok().filter(|name| wanted(name)).map(str::to_owned));
         }
         found.sort_unstable();
         Ok(found)

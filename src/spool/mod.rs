@@ -195,7 +195,8 @@ impl Spool {
         if alone {
             pidfile::write(&spool)?;
         }
-        let ours = spool.top.beginning_with(OURS).map_err(|e| SpoolError::io(path, "list it", e))?;
+        let ours =
+            spool.top.names_that(|name| name.starts_with(OURS)).map_err(|e| SpoolError::io(path, "list it", e))?;
         for name in ours.iter().filter(|name| name.starts_with(TEMPORARY)) {
             spool.remove(name)?;
         }

@@ -11,6 +11,9 @@
 //! What cannot be told apart is not kept apart: every key is looked up, so that a flood of random ones keeps nobody with
 //! a good one out. The keeper gets [`LOOKUPS`] of them at a time, between its other work.
 //!
+//! The file is long: each path that a request may take is one function beside the next, and they share one table of visits.
+//! The doors, the pages and the flow of an approval have files of their own.
+//!
 //! PKCE (RFC 7636, S256), `state`, and `iss` (RFC 9207) where the issuer tells it; each provider has a return path of
 //! its own besides. The code is redeemed here, the refresh token goes to the keeper, the access token to nobody: the
 //! first `.use` is made like every other one.
