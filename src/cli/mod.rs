@@ -1,4 +1,6 @@
 //! Command lines, and nothing else: help comes from here.
+//!
+//! The file is long, for that is what people read: every option of the three programs, with its help, in one place.
 
 use std::{path::PathBuf, time::Duration};
 
